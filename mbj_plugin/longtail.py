@@ -1,0 +1,150 @@
+"""Long-tailed data sets as indices and counts only: how many images of each class, which ones, which class is tail."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def class_counts(labels: Sequence[int], num_classes: int | None = None) -> np.ndarray:
+    """(C,) int64 number of images of each class. Negative labels are unlabelled and do not count.
+
+    Args:
+        labels: one integer class per image, < num_classes.
+        num_classes: C; the largest label + 1 by default.
+
+    Raises:
+        ValueError: for a label of num_classes or above.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    labels = labels[labels >= 0]
+    if num_classes is not None and labels.size and labels.max() >= num_classes:
+        raise ValueError(f"label {labels.max()} is out of range: the labels must be 0 to {num_classes - 1}")
+    return np.bincount(labels, minlength=num_classes or 0)
+
+
+def exponential_counts(num_classes: int, max_count: int, imbalance_ratio: float) -> np.ndarray:
+    """Images per class of an exponentially long-tailed set, n_c = int(n_max * (1/rho)^(c / (C - 1))).
+
+    The profile of the long-tailed CIFAR sets (Cao et al., 2019, https://arxiv.org/abs/1906.07413), class 0 the largest.
+
+    Args:
+        num_classes: C >= 1.
+        max_count: n_max, images of the largest class, >= 1.
+        imbalance_ratio: rho = n_max / n_min, >= 1.
+
+    Returns:
+        (C,) int64 counts, not increasing, each at least 1.
+
+    Raises:
+        ValueError: for a value out of range, or where the smallest class would be left without an image.
+    """
+    if num_classes < 1 or max_count < 1:
+        raise ValueError(f"num_classes and max_count must be >= 1, got {num_classes} and {max_count}")
+    if not 1 <= imbalance_ratio < float("inf"):
+        raise ValueError(f"the imbalance ratio is n_max / n_min and must be a number >= 1, got {imbalance_ratio}")
+    exponents = [c / max(num_classes - 1, 1) for c in range(num_classes)]
+    counts = np.array([int(max_count * (1.0 / imbalance_ratio) ** e) for e in exponents], dtype=np.int64)
+    if counts.min() < 1:
+        raise ValueError(
+            f"imbalance ratio {imbalance_ratio} leaves the smallest class without an image: "
+            f"with {max_count} images in the largest class it can be at most {max_count}"
+        )
+    return counts
+
+
+def exponential_subset(labels: Sequence[int], imbalance_ratio: float, seed: int = 0) -> np.ndarray:
+    """Indices of an exponentially long-tailed subset of a labelled set, class 0 the largest.
+
+    The profile is the largest one for which every class has enough images; inside a class the images are drawn
+    without replacement, and the draw of one class does not depend on the others. Sets of a higher ratio are nested.
+
+    Args:
+        labels: one integer class per image.
+        imbalance_ratio: rho = n_max / n_min, >= 1.
+        seed: of the draw.
+
+    Returns:
+        Sorted int64 indices into ``labels``.
+
+    Raises:
+        ValueError: for a ratio below 1, a class without an image, or a ratio that would leave one without.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    available = class_counts(labels)
+    if available.min(initial=1) < 1:
+        raise ValueError(f"class {int(available.argmin())} has no images: every class from 0 to the largest needs some")
+    max_count = int(available.max())
+    while (exponential_counts(len(available), max_count, imbalance_ratio) > available).any():
+        max_count -= 1
+    counts = exponential_counts(len(available), max_count, imbalance_ratio)
+    chosen = []
+    for label, count in enumerate(counts):
+        of_class = np.flatnonzero(labels == label)
+        chosen.append(np.random.default_rng((seed, label)).permutation(of_class)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def head_tail_subset(identities: Sequence[Hashable], num_head: int, tail_size: int, seed: int = 0) -> np.ndarray:
+    """Indices of an <H, S> long-tailed re-ID set: the ``num_head`` most frequent identities whole, the others cut.
+
+    Paper, Section 4.1: "We mark the top H most frequent identities as head classes. The rest are treated as tail
+    classes and the number of samples is reduced to 5". Identities of one size are ranked by name. The draw of one
+    identity depends on the seed and on its name alone.
+
+    Args:
+        identities: one identity per image, int or str; the images in an order that is the same everywhere.
+        num_head: H >= 0, identities that keep all their images.
+        tail_size: S >= 1, images that each other identity keeps (all, where it has fewer).
+        seed: of the draw.
+
+    Returns:
+        Sorted int64 indices into ``identities``.
+
+    Raises:
+        ValueError: for num_head < 0, num_head above the number of identities, or tail_size < 1.
+    """
+    names = np.asarray([str(identity) for identity in identities])
+    unique, inverse, counts = np.unique(names, return_inverse=True, return_counts=True)
+    if not 0 <= num_head <= len(unique):
+        raise ValueError(f"num_head must be between 0 and the {len(unique)} identities of the set, got {num_head}")
+    if tail_size < 1:
+        raise ValueError(f"tail_size must be >= 1, got {tail_size}")
+    by_rank = np.lexsort((unique, -counts))
+    chosen = []
+    for rank, position in enumerate(by_rank):
+        images = np.flatnonzero(inverse == position)
+        if rank >= num_head:
+            key = (seed, *unique[position].encode())
+            images = np.random.default_rng(key).permutation(images)[:tail_size]
+        chosen.append(images)
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def class_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
+    """Classes of each group that long-tailed results are reported by.
+
+    ``head`` / ``medium`` / ``tail`` are the first 20 %, the next 20 % and the last 60 % of the classes by rank, the
+    split that explains the paper's Tables 4 and 5. ``many_shot`` / ``medium_shot`` / ``few_shot`` are the field's
+    > 100, 20 to 100 and < 20 images (Liu et al., 2019, https://arxiv.org/abs/1904.05160). Classes of one size are
+    ranked by index.
+
+    Args:
+        class_counts: (C,) training images per class.
+
+    Returns:
+        Group name to sorted int64 class indices; a group can be empty.
+    """
+    counts = np.asarray(class_counts)
+    if counts.ndim != 1 or counts.size == 0:
+        raise ValueError(f"class_counts must be a list of C counts, got shape {counts.shape}")
+    by_rank = np.argsort(-counts, kind="stable")
+    first, second = round(0.2 * len(counts)), round(0.4 * len(counts))
+    groups = {"head": by_rank[:first], "medium": by_rank[first:second], "tail": by_rank[second:]}
+    groups |= {
+        "many_shot": np.flatnonzero(counts > 100),
+        "medium_shot": np.flatnonzero((counts >= 20) & (counts <= 100)),
+        "few_shot": np.flatnonzero(counts < 20),
+    }
+    return {name: np.sort(classes) for name, classes in groups.items()}

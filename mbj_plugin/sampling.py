@@ -1,0 +1,55 @@
+"""Draws that are the same on every rank and device: a counter-based generator, and one class of a soft label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def counter_uniform(seed: Tensor, step: Tensor, count: int, stream: int = 0) -> Tensor:
+    """(count,) numbers in [0, 1) that depend on (seed, step, position, stream) alone.
+
+    A counter-based generator (Salmon et al., 2011, https://doi.org/10.1145/2063384.2063405) on SplitMix64's mixer: the
+    same numbers on every rank and device, no state beside the step, no host sync.
+
+    Args:
+        seed: 0-dim int64 tensor.
+        step: 0-dim int64 tensor.
+        count: numbers to draw.
+        stream: independent draws of one step have different streams.
+
+    Returns:
+        (count,) fp32 tensor on the device of ``step``, multiples of 2^-24.
+    """
+    position = torch.arange(count, device=step.device)
+    bits = _mix(_mix(_mix(_mix(seed) + stream) + step) + position)
+    return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    # SplitMix64's finalizer (Steele et al., 2014) in wrapping int64; the masks make arithmetic shifts logical ones.
+    x = x + (0x9E3779B97F4A7C15 - 2**64)
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def hard_labels(labels: Tensor, uniform: Tensor) -> Tensor:
+    """Class of each row, where Mixup and CutMix give class probabilities.
+
+    Args:
+        labels: (B,) integer classes, returned as they are; or (B, C) class probabilities, of which one class is drawn.
+        uniform: (B,) numbers in [0, 1), one draw per row.
+
+    Returns:
+        (B,) int64 classes.
+    """
+    if labels.ndim == 1:
+        return labels.long()
+    if labels.shape[1] > 2:
+        # Label smoothing lifts every class by the same amount. Mixup mixes two, so the lowest is that amount; left in,
+        # head images would enter under the name of every tail class.
+        labels = labels - labels.amin(dim=1, keepdim=True)
+    cumulative = labels.float().cumsum(dim=1)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    return (cumulative <= threshold).sum(dim=1).clamp(max=labels.shape[1] - 1)

@@ -1,0 +1,179 @@
+"""Each equation against plain loops written from the paper's formula, in float64; gradients by gradcheck."""
+
+import math
+
+import pytest
+import torch
+
+from mbj_plugin import functional
+from mbj_plugin.functional import cosface_loss, memory_cross_entropy, multi_prototype_loss, sampling_probs
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class TestSamplingProbs:
+    @pytest.mark.parametrize("beta", [0.0, 1.0, 1.5, 7.0])
+    def test_sum_is_equation_1(self, beta):
+        counts = [500, 60, 7, 1]
+        total = sum((1 / n) ** beta for n in counts)
+        expected = [(1 / n) ** beta / total for n in counts]
+        probs = sampling_probs(torch.tensor(counts, dtype=torch.float64), beta=beta)
+        torch.testing.assert_close(probs, torch.tensor(expected, dtype=torch.float64), rtol=1e-13, atol=0)
+
+    def test_max_lets_every_row_of_the_rarest_class_in(self):
+        probs = sampling_probs(torch.tensor([100.0, 4.0], dtype=torch.float64), norm="max")
+        assert probs[1] == 1
+        assert probs[0].item() == pytest.approx((4 / 100) ** 1.5, rel=1e-13)
+
+    @pytest.mark.parametrize("norm", ["sum", "max"])
+    def test_a_class_without_images_has_no_part(self, norm):
+        with_empty = sampling_probs([10, 0, 2], norm=norm)
+        without = sampling_probs([10, 2], norm=norm)
+        assert with_empty[1] == 0
+        torch.testing.assert_close(with_empty[[0, 2]], without)
+
+    def test_integer_counts_give_the_default_dtype(self):
+        assert sampling_probs([3, 1]).dtype == torch.float32
+        assert sampling_probs(torch.tensor([3, 1])).dtype == torch.float32
+
+    def test_huge_counts_and_beta_stay_finite(self):
+        probs = sampling_probs([10**9, 10**8], beta=300.0)
+        assert probs.tolist() == [0.0, 1.0]
+
+    @pytest.mark.parametrize(
+        ("counts", "kwargs", "message"),
+        [
+            ([], {}, "shape"),
+            ([[1, 2]], {}, "shape"),
+            ([3, -1], {}, ">= 0"),
+            ([3.0, float("nan")], {}, "finite"),
+            ([0, 0], {}, "all zero"),
+            ([3, 1], {"beta": -0.5}, "beta.*-0.5"),
+            ([3, 1], {"beta": float("inf")}, "beta.*inf"),
+            ([3, 1], {"norm": "mean"}, "norm.*'mean'"),
+        ],
+    )
+    def test_bad_input(self, counts, kwargs, message):
+        with pytest.raises(ValueError, match=message):
+            sampling_probs(counts, **kwargs)
+
+
+def cross_entropy_by_loops(features, labels, weight, bias):
+    losses = []
+    for x, y in zip(features, labels, strict=True):
+        if y >= 0:
+            logits = [sum(a * b for a, b in zip(x, w, strict=True)) + b0 for w, b0 in zip(weight, bias, strict=True)]
+            losses.append(math.log(sum(math.exp(z) for z in logits)) - logits[y])
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+class TestMemoryCrossEntropy:
+    labels = torch.tensor([2, -1, 0, 0, -1, 1])
+
+    @pytest.mark.parametrize("chunk", [2**24, 4])
+    def test_value_and_gradient(self, monkeypatch, chunk):
+        monkeypatch.setattr(functional, "CHUNK_LOGITS", chunk)
+        features, weight, bias = randn(6, 4), randn(3, 4, seed=1).requires_grad_(), randn(3, seed=2).requires_grad_()
+        loss = memory_cross_entropy(features, self.labels, weight, bias)
+        expected = cross_entropy_by_loops(features.tolist(), self.labels.tolist(), weight.tolist(), bias.tolist())
+        assert loss.item() == pytest.approx(expected, rel=1e-13)
+        assert torch.autograd.gradcheck(lambda w, b: memory_cross_entropy(features, self.labels, w, b), (weight, bias))
+
+    def test_no_gradient_reaches_the_features(self):
+        features, weight = randn(6, 4).requires_grad_(), randn(3, 4).requires_grad_()
+        memory_cross_entropy(features, self.labels, weight).backward()
+        assert features.grad is None
+        assert weight.grad.abs().sum() > 0
+
+    def test_empty_memory_gives_zero_and_a_zero_gradient(self):
+        weight = randn(3, 4).requires_grad_()
+        loss = memory_cross_entropy(torch.zeros(5, 4), torch.full((5,), -1), weight)
+        loss.backward()
+        assert loss == 0
+        assert weight.grad.eq(0).all()
+
+    def test_what_an_empty_slot_holds_does_not_matter(self):
+        features, weight = randn(6, 4), randn(3, 4).requires_grad_()
+        clean = memory_cross_entropy(features, self.labels, weight)
+        features[self.labels < 0] = float("nan")
+        dirty = memory_cross_entropy(features, self.labels, weight)
+        assert torch.equal(clean, dirty)
+        assert torch.isfinite(torch.autograd.grad(dirty, weight)[0]).all()
+
+    def test_chunks_are_the_whole(self, monkeypatch):
+        features, weight = randn(6, 4), randn(3, 4).requires_grad_()
+        whole = torch.autograd.grad(memory_cross_entropy(features, self.labels, weight), weight)[0]
+        monkeypatch.setattr(functional, "CHUNK_LOGITS", 7)
+        chunked = torch.autograd.grad(memory_cross_entropy(features, self.labels, weight), weight)[0]
+        torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=1e-15)
+
+    def test_autocast_computes_in_fp32(self):
+        features, weight = randn(6, 4).float(), randn(3, 4).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = memory_cross_entropy(features, self.labels, weight)
+        assert torch.equal(loss, memory_cross_entropy(features, self.labels, weight))
+
+
+def cosface_by_loops(cosine, labels, scale, margin):
+    losses = []
+    for row, y in zip(cosine, labels, strict=True):
+        if y >= 0:
+            others = [math.exp(scale * (c + margin - row[y])) for k, c in enumerate(row) if k != y]
+            losses.append(math.log(1 + sum(others)))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+class TestCosFace:
+    def test_value_and_gradient(self):
+        cosine, labels = randn(5, 4).tanh().requires_grad_(), torch.tensor([0, 3, -1, 1, 1])
+        expected = cosface_by_loops(cosine.tolist(), labels.tolist(), 16.0, 0.2)
+        assert cosface_loss(cosine, labels).item() == pytest.approx(expected, rel=1e-13)
+        assert torch.autograd.gradcheck(lambda c: cosface_loss(c, labels), (cosine,))
+
+    def test_nothing_labelled_is_zero(self):
+        assert cosface_loss(randn(2, 3), torch.tensor([-1, -1])) == 0
+
+
+def multi_prototype_by_loops(similarity, labels, prototype_labels, scale, margin):
+    losses = []
+    for row, y in zip(similarity, labels, strict=True):
+        if y < 0:
+            continue
+        negatives = [math.exp(scale * (s + margin)) for s, k in zip(row, prototype_labels, strict=True) if 0 <= k != y]
+        positives = [math.exp(-scale * s) for s, k in zip(row, prototype_labels, strict=True) if k == y]
+        losses.append(math.log(1 + sum(negatives) * sum(positives)))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+class TestMultiPrototype:
+    labels = torch.tensor([0, 2, 1, -1, 3])
+    prototype_labels = torch.tensor([0, 0, 1, -1, 3, 1, -1])
+
+    def test_value_and_gradient(self):
+        similarity = randn(5, 7).tanh().requires_grad_()
+        args = (self.labels, self.prototype_labels)
+        expected = multi_prototype_by_loops(similarity.tolist(), *(a.tolist() for a in args), 16.0, 0.2)
+        assert multi_prototype_loss(similarity, *args).item() == pytest.approx(expected, rel=1e-13)
+        assert torch.autograd.gradcheck(lambda s: multi_prototype_loss(s, *args), (similarity,))
+
+    @pytest.mark.parametrize("prototype_labels", [[-1, -1, -1], [1, 1, -1], [0, 0, -1]])
+    def test_no_positive_or_no_negative_is_exactly_zero(self, prototype_labels):
+        similarity = randn(1, 3).float().tanh().requires_grad_()
+        loss = multi_prototype_loss(similarity, torch.tensor([0]), torch.tensor(prototype_labels))
+        loss.backward()
+        assert loss == 0
+        assert similarity.grad.eq(0).all()
+
+    def test_extreme_similarities_stay_finite(self):
+        similarity = torch.tensor([[-1.0, 1.0]], requires_grad=True)
+        loss = multi_prototype_loss(similarity, torch.tensor([0]), torch.tensor([0, 1]), scale=1000.0)
+        loss.backward()
+        assert loss.item() == pytest.approx(2200.0, rel=1e-5)
+        assert similarity.grad.tolist() == [[-1000.0, 1000.0]]
+
+    def test_half_precision_is_computed_in_fp32(self):
+        similarity = randn(5, 7).tanh().bfloat16()
+        loss = multi_prototype_loss(similarity, self.labels, self.prototype_labels)
+        assert torch.equal(loss, multi_prototype_loss(similarity.float(), self.labels, self.prototype_labels))

@@ -1,0 +1,263 @@
+"""The two losses: bank + draw + equation, in the order loss first, memory after."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, memory_cross_entropy, multi_prototype_loss
+from mbj_plugin.sampling import counter_uniform
+
+COUNTS = [100, 10, 2]
+# Every row enters: the draws are someone else's test.
+ALWAYS = {"beta": 0.0, "norm": "max"}
+
+
+def batch(step, rows=6, dim=4, classes=3):
+    g = torch.Generator().manual_seed(step)
+    return torch.randn(rows, dim, generator=g), torch.randint(0, classes, (rows,), generator=g)
+
+
+@pytest.fixture
+def weight():
+    return torch.nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(99)))
+
+
+class TestFeatureMemoryLoss:
+    def test_loss_first_then_enqueue(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, eta=3.0, **ALWAYS)
+        bias = torch.randn(3)
+        (x0, y0), (x1, y1) = batch(0), batch(1)
+        assert loss(x0, y0, weight, bias) == 0
+        second = loss(x1, y1, weight, bias)
+        torch.testing.assert_close(second, 3.0 * memory_cross_entropy(x0, y0, weight, bias))
+        assert loss.bank.filled == 12
+
+    def test_backward_after_enqueue_reaches_the_classifier_only(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, eta=3.0, **ALWAYS)
+        loss(*batch(0), weight)
+        features, labels = batch(1)
+        features.requires_grad_()
+        loss(features, labels, weight).backward()
+        assert features.grad is None
+        expected = torch.autograd.grad(3.0 * memory_cross_entropy(*batch(0), weight), weight)[0]
+        torch.testing.assert_close(weight.grad, expected)
+
+    def test_rare_classes_enter_more_often(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, size=100_000, norm="max")
+        labels = torch.arange(3).repeat_interleave(4000)
+        for _ in range(5):
+            loss(torch.randn(12000, 4), labels, weight)
+        entered = torch.bincount(loss.bank.labels[loss.bank.labels >= 0], minlength=3) / 20000
+        torch.testing.assert_close(entered, loss.probs, rtol=0, atol=0.01)
+
+    def test_unlabelled_rows_do_not_enter(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, **ALWAYS)
+        loss(torch.randn(3, 4), torch.tensor([-1, 2, -1]), weight)
+        assert loss.bank.filled == 1
+
+    def test_soft_labels_enter_with_their_share(self, weight):
+        loss = FeatureMemoryLoss([8, 4, 2, 1], dim=4, size=100_000, beta=1.0, norm="max")
+        weight = torch.randn(4, 4)
+        mixed = 0.7 * F.one_hot(torch.tensor(0), 4) + 0.3 * F.one_hot(torch.tensor(3), 4)
+        smoothed = 0.9 * mixed + 0.1 / 4
+        loss(torch.randn(40_000, 4), smoothed.expand(40_000, 4), weight)
+        entered = torch.bincount(loss.bank.labels[loss.bank.labels >= 0], minlength=4) / 40_000
+        # sum_c t_c P_c = 0.7 / 8 + 0.3, and no share for the classes that only smoothing touched.
+        torch.testing.assert_close(entered, torch.tensor([0.7 / 8, 0, 0, 0.3]), rtol=0, atol=0.01)
+
+    def test_before_the_start_it_remembers_but_does_not_count(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, start=2, **ALWAYS)
+        values = [loss(*batch(step), weight).item() for step in range(3)]
+        assert values[:2] == [0, 0]
+        assert values[2] > 0
+        assert loss.bank.filled == 18
+
+    def test_only_learning_steps_are_remembered(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, **ALWAYS)
+        with torch.no_grad():
+            loss(*batch(0), weight)
+        loss.eval()
+        loss(*batch(0), weight)
+        assert loss.bank.filled == 0
+        assert loss.step == 0
+
+    def test_counts_may_come_later(self, weight):
+        loss = FeatureMemoryLoss(None, dim=4)
+        with pytest.raises(ValueError, match="set_class_counts"):
+            loss(*batch(0), weight)
+        loss.set_class_counts(COUNTS)
+        loss(*batch(0), weight)
+
+
+class TestPrototypeMemoryLoss:
+    def test_loss_first_then_enqueue(self, weight):
+        loss = PrototypeMemoryLoss(COUNTS, dim=4, size=7, eta=0.5, **ALWAYS)
+        (x0, y0), (x1, y1) = batch(0), batch(1)
+        x1.requires_grad_()
+        assert loss(x0, y0, weight) == 0
+        old = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(1.0)
+        second = loss(x1, y1, weight)
+        similarity = F.normalize(x1, dim=1) @ F.normalize(old, dim=1).T
+        torch.testing.assert_close(second, 0.5 * multi_prototype_loss(similarity, y1, torch.arange(3)))
+        second.backward()
+        assert weight.grad is None
+        assert x1.grad.abs().sum() > 0
+        assert loss.bank.filled == 6
+
+    def test_sum_enters_about_one_prototype_a_step(self, weight):
+        loss = PrototypeMemoryLoss(COUNTS, dim=4, size=5000)
+        for step in range(2000):
+            loss(*batch(step), weight)
+        assert loss.bank.filled.item() == pytest.approx(2000, abs=120)
+
+    def test_momentum_remembers_a_moving_average(self, weight):
+        loss = PrototypeMemoryLoss(COUNTS, dim=4, momentum=0.9, **ALWAYS)
+        first = weight.detach().clone()
+        loss(*batch(0), weight)
+        with torch.no_grad():
+            weight.add_(1.0)
+        loss(*batch(1), weight)
+        torch.testing.assert_close(loss.bank.rows[:3], first)
+        torch.testing.assert_close(loss.bank.rows[3:6], first + 0.1)
+
+    def test_soft_labels_draw_one_class(self, weight):
+        loss = PrototypeMemoryLoss(COUNTS, dim=4, **ALWAYS)
+        loss(*batch(0), weight)
+        x, y = batch(1)
+        hard = copy.deepcopy(loss)(x, y, weight)
+        assert torch.equal(loss(x, F.one_hot(y, 3).float(), weight), hard)
+
+    def test_autocast_computes_in_fp32(self, weight):
+        loss = PrototypeMemoryLoss(COUNTS, dim=4, **ALWAYS)
+        loss(*batch(0), weight)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = copy.deepcopy(loss)(*batch(1), weight)
+        assert torch.equal(value, loss(*batch(1), weight))
+
+
+@pytest.mark.parametrize("kind", [FeatureMemoryLoss, PrototypeMemoryLoss])
+class TestBoth:
+    def test_eta_zero_is_off_but_remembers(self, kind, weight):
+        loss = kind(COUNTS, dim=4, eta=0.0, **ALWAYS)
+        assert [loss(*batch(step), weight).item() for step in range(3)] == [0, 0, 0]
+        assert loss.bank.filled > 0
+
+    def test_the_global_generator_is_not_touched(self, kind, weight):
+        before = torch.get_rng_state()
+        loss = kind(COUNTS, dim=4, norm="max")
+        loss(torch.ones(5, 4), torch.tensor([0, 1, 2, 2, 1]), weight)
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_same_seed_same_memory(self, kind, weight):
+        runs = []
+        for seed in (1, 1, 2):
+            loss = kind(COUNTS, dim=4, norm="max", seed=seed)
+            for step in range(20):
+                loss(*batch(step), weight)
+            runs.append(loss.bank.slot_labels)
+        assert torch.equal(runs[0], runs[1])
+        assert not torch.equal(runs[0], runs[2])
+
+    def test_resume_is_exact(self, kind, weight):
+        kwargs = {"dim": 4, "size": 5, "norm": "max"} | ({"momentum": 0.5} if kind is PrototypeMemoryLoss else {})
+        whole, first, second = kind(COUNTS, **kwargs), kind(COUNTS, **kwargs), kind(COUNTS, **kwargs, seed=7)
+        values = [whole(*batch(step), weight * step).item() for step in range(12)]
+        for step in range(6):
+            first(*batch(step), weight * step)
+        second.load_state_dict(first.state_dict())
+        assert [second(*batch(step), weight * step).item() for step in range(6, 12)] == values[6:]
+        for key, value in whole.state_dict().items():
+            assert torch.equal(value, second.state_dict()[key]), key
+
+    def test_state_keys_are_frozen(self, kind, weight):
+        bank = ["slot_rows", "slot_labels", "slot_calls", "cursor", "calls"]
+        assert sorted(kind(COUNTS, dim=4).state_dict()) == sorted(["step", "seed", *(f"bank.{key}" for key in bank)])
+
+    def test_compiled_as_one_graph_equals_eager(self, kind, weight):
+        eager, compiled = kind(COUNTS, dim=4, size=5, norm="max"), kind(COUNTS, dim=4, size=5, norm="max")
+        call = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+        for step in range(8):
+            torch.testing.assert_close(call(*batch(step), weight), eager(*batch(step), weight))
+        for key, value in eager.state_dict().items():
+            assert torch.equal(value, compiled.state_dict()[key]), key
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"size": 0}, "memory size.* 0"),
+            ({"eta": -1.0}, "eta.*-1.0"),
+            ({"eta": float("nan")}, "eta.*nan"),
+            ({"beta": -1.0}, "beta.*-1.0"),
+            ({"norm": "typo"}, "norm.*'typo'"),
+            ({"start": -3}, "start.*-3"),
+            ({"start": 0.5}, "start.*0.5"),
+        ],
+    )
+    @pytest.mark.parametrize("counts", [COUNTS, None])
+    def test_bad_input(self, kind, kwargs, message, counts):
+        with pytest.raises(ValueError, match=message):
+            kind(counts, **{"dim": 4, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"scale": 0.0}, "scale.*0.0"),
+        ({"margin": -0.1}, "margin.*-0.1"),
+        ({"momentum": 1.0}, "momentum.*1.0"),
+        ({"class_counts": None, "momentum": 0.5}, "num_classes"),
+    ],
+)
+def test_bad_prototype_input(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PrototypeMemoryLoss(**{"class_counts": COUNTS, "dim": 4, **kwargs})
+
+
+def two_ranks(rank, path, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    weight = torch.nn.Parameter(torch.ones(3, 4).cumsum(1))
+    f, w = FeatureMemoryLoss(COUNTS, 4, size=7, norm="max"), PrototypeMemoryLoss(COUNTS, 4, size=7, norm="max")
+    gradients = []
+    for step in range(6):
+        weight.grad = None
+        (f(*batch(10 * step + rank), weight) + w(*batch(10 * step + rank), weight)).backward()
+        dist.all_reduce(weight.grad)
+        gradients.append(weight.grad / 2)
+    state = {f"{name}.{key}": value for name, loss in (("f", f), ("w", w)) for key, value in loss.state_dict().items()}
+    torch.save((state, gradients), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_hold_one_memory_and_share_its_gradient(tmp_path):
+    mp.spawn(two_ranks, (tmp_path / "store", tmp_path), nprocs=2)
+    (state, gradients), (other, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for key, value in state.items():
+        assert torch.equal(value, other[key]), key
+    # One process that sees both halves of each batch.
+    loss, weight = FeatureMemoryLoss(COUNTS, 4, size=7, norm="max"), torch.nn.Parameter(torch.ones(3, 4).cumsum(1))
+    for step in range(6):
+        x, y = (torch.cat(parts) for parts in zip(batch(10 * step), batch(10 * step + 1), strict=True))
+        gradient = torch.autograd.grad(loss(x, y, weight), weight)[0]
+        torch.testing.assert_close(gradients[step], gradient)
+    assert torch.equal(loss.bank.slot_rows, state["f.bank.slot_rows"])
+
+
+def test_counter_uniform_is_uniform_and_independent():
+    seed = torch.tensor(3)
+    draws = torch.stack(
+        [counter_uniform(seed, torch.tensor(step), 1000, stream) for step in range(50) for stream in (0, 1)]
+    )
+    assert draws.min() >= 0 and draws.max() < 1
+    # Kolmogorov-Smirnov distance of 100,000 draws: 1.63 / sqrt(n) is the 1 % bound.
+    distance = (draws.flatten().sort().values - torch.arange(100_000) / 100_000).abs().max()
+    assert distance < 1.63 / 100_000**0.5
+    correlation = torch.corrcoef(draws).fill_diagonal_(0)
+    assert correlation.abs().max() < 5 / 1000**0.5
+    assert torch.corrcoef(torch.stack([draws.flatten()[:-1], draws.flatten()[1:]]))[0, 1].abs() < 0.02

@@ -1,0 +1,136 @@
+"""The bank against a deque, and the promises of its docstring."""
+
+from collections import deque
+
+import pytest
+import torch
+
+from mbj_plugin import MemoryBank
+
+
+def fill_like_deque(size, dim, batches):
+    bank, reference = MemoryBank(size, dim), deque(maxlen=size)
+    for rows, labels, keep in batches:
+        bank.enqueue(rows, labels, keep)
+        keep = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
+        reference.extend(
+            (row.tolist(), int(label))
+            for row, label, k in zip(rows, labels, keep, strict=True)
+            if k and label >= 0 and torch.isfinite(row).all()
+        )
+    return bank, list(reference)
+
+
+def content(bank):
+    """Filled rows from the oldest to the newest, read off the cursor."""
+    order = [(int(bank.cursor) + i) % bank.size for i in range(bank.size)]
+    return [(bank.rows[i].tolist(), int(bank.labels[i])) for i in order if bank.labels[i] >= 0]
+
+
+def random_batches(count, dim, seed):
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        n = int(torch.randint(0, 9, (), generator=g))
+        rows = torch.randn(n, dim, generator=g)
+        rows[torch.rand(n, generator=g) < 0.1] = float("nan")
+        keep = torch.rand(n, generator=g) < 0.6 if n % 2 else None
+        yield rows, torch.randint(-1, 5, (n,), generator=g), keep
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+def test_same_as_a_deque(size):
+    bank, reference = fill_like_deque(size, 2, random_batches(20, 2, seed=size))
+    assert content(bank) == reference
+    assert bank.filled == len(reference)
+    assert (bank.rows[bank.labels < 0] == 0).all()
+
+
+def test_of_more_rows_than_slots_the_newest_stay():
+    bank = MemoryBank(3, 1)
+    bank.enqueue(torch.arange(8.0)[:, None], torch.arange(8))
+    assert sorted(bank.labels.tolist()) == [5, 6, 7]
+    assert content(bank) == [([5.0], 5), ([6.0], 6), ([7.0], 7)]
+
+
+def test_nothing_that_is_not_finite_enters():
+    bank = MemoryBank(4, 2)
+    rows = torch.tensor([[1.0, float("nan")], [float("inf"), 0.0], [1.0, 2.0]])
+    bank.enqueue(rows, torch.tensor([0, 1, 2]))
+    assert content(bank) == [([1.0, 2.0], 2)]
+    assert torch.isfinite(bank.slot_rows).all()
+
+
+def test_ages_count_calls():
+    bank = MemoryBank(3, 1)
+    for label in range(2):
+        bank.enqueue(torch.zeros(1, 1), torch.tensor([label]))
+    bank.enqueue(torch.zeros(1, 1), torch.tensor([5]), torch.tensor([False]))
+    assert bank.ages.tolist() == [2, 1, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_fp32_kept(dtype):
+    bank = MemoryBank(2, 2)
+    rows = torch.tensor([[1.5, -0.25]])
+    bank.enqueue(rows.to(dtype), torch.tensor([1]))
+    assert bank.rows.dtype == torch.float32
+    assert torch.equal(bank.rows[:1], rows)
+    bank.enqueue(torch.tensor([[1.0001, 3.0]]), torch.tensor([0]))
+    bank.to(dtype)
+    assert bank.rows.dtype == torch.float32
+    assert bank.rows[1, 0] == torch.tensor(1.0001)
+
+
+def test_saved_in_mid_wrap_it_goes_on_identically():
+    batches = list(random_batches(12, 2, seed=3))
+    whole, _ = fill_like_deque(5, 2, batches)
+    first, _ = fill_like_deque(5, 2, batches[:6])
+    second = MemoryBank(5, 2)
+    second.load_state_dict(first.state_dict())
+    for batch in batches[6:]:
+        second.enqueue(*batch)
+    assert first.cursor > 0
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+def test_state_keys_are_frozen():
+    assert list(MemoryBank(2, 2).state_dict()) == ["slot_rows", "slot_labels", "slot_calls", "cursor", "calls"]
+
+
+def test_compiled_as_one_graph_equals_eager():
+    eager, compiled = MemoryBank(5, 2), MemoryBank(5, 2)
+    enqueue = torch.compile(compiled.enqueue, fullgraph=True, backend="aot_eager")
+    g = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        batch = (
+            torch.randn(4, 2, generator=g),
+            torch.randint(-1, 3, (4,), generator=g),
+            torch.rand(4, generator=g) < 0.7,
+        )
+        eager.enqueue(*batch)
+        enqueue(*batch)
+    for key, value in eager.state_dict().items():
+        assert torch.equal(value, compiled.state_dict()[key]), key
+
+
+def test_no_shape_and_no_python_value_depends_on_data():
+    # On the meta device every read of a value raises, so a host sync or a data-dependent shape cannot hide.
+    with torch.device("meta"):
+        bank = MemoryBank(5, 2)
+        bank.enqueue(torch.empty(4, 2), torch.empty(4, dtype=torch.long), torch.empty(4, dtype=torch.bool))
+        with pytest.raises(RuntimeError):
+            bool(bank.filled > 0)
+
+
+@pytest.mark.parametrize(("size", "dim"), [(0, 2), (-1, 2), (0.5, 2), (3, 0)])
+def test_bad_sizes(size, dim):
+    with pytest.raises(ValueError, match="memory (size|dim) must be an integer >= 1"):
+        MemoryBank(size, dim)
+
+
+def test_bad_rows():
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        MemoryBank(3, 2).enqueue(torch.zeros(2, 3), torch.zeros(2))
+    with pytest.raises(ValueError, match="labels"):
+        MemoryBank(3, 2).enqueue(torch.zeros(2, 2), torch.zeros(3))
