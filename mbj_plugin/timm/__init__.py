@@ -1,1 +1,1 @@
-"""Placeholder until this room is built."""
+"""MBJ in timm."""
