@@ -81,7 +81,7 @@ def build() -> str:
         for name in MODULES:
             # Renamed into place, so that a run that starts meanwhile never loads half a file.
             part = cache_dir() / f"{name}.{os.getpid()}.part"
-            shutil.copy(next(Path(folder).glob(f"{name}.*{EXTENSION_SUFFIXES[0]}")), part)
+            shutil.copy(Path(folder) / _library(name).name, part)
             part.replace(_library(name))
     return ""
 

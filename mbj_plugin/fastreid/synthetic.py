@@ -21,7 +21,7 @@ FOLDER = "Market-1501-v15.09.15"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is drawn. The first ``head`` training identities have ``head_images`` images, the others ``tail_images``."""
+    """How much is drawn: the first ``head`` training identities ``head_images`` times, the others ``tail_images``."""
 
     train: int = 150
     head: int = 10
