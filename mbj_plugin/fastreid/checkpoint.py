@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mbj_plugin.fastreid.collect import mbj_heads
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fastreid.mbj_plugin")
 
 
 def memory_mismatch(model: nn.Module, saved: dict[str, Tensor]) -> str:

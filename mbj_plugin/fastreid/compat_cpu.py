@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mbj_plugin.fastreid.compat import expect, patch, rebind
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fastreid.mbj_plugin")
 HAS_CUDA = "CUDA is available"
 
 

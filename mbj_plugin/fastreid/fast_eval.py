@@ -26,7 +26,7 @@ from setuptools import Extension, setup
 extensions = [Extension(name, [name + ".pyx"], include_dirs=[numpy.get_include()]) for name in {names!r}]
 setup(name="rank_cylib", script_args=["-q", "build_ext", "--inplace"], ext_modules=cythonize(extensions, quiet=True))
 """
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fastreid.mbj_plugin")
 
 
 def source_dir() -> Path:

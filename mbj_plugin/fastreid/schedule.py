@@ -10,7 +10,7 @@ import logging
 import math
 from dataclasses import dataclass
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fastreid.mbj_plugin")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Schedule:
         """
         run = self.max_epoch * iters_per_epoch
         if start == "auto":
-            decay = int(self.decay_epoch(iters_per_epoch) * iters_per_epoch) if iters_per_epoch else 0
+            decay = self.decay_epoch(iters_per_epoch) * iters_per_epoch
             if decay < run:
-                return decay
+                return int(decay)
             logger.warning(
                 "MODEL.MBJ.START is auto, the first decay of the learning rate, but SOLVER.STEPS %s brings none within "
                 "%d epochs: the memory loss starts in the middle of the run. Set START to an iteration or a fraction.",
