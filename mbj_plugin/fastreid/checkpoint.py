@@ -19,9 +19,11 @@ logger = logging.getLogger("fastreid.mbj_plugin")
 
 
 def memory_mismatch(model: nn.Module, saved: dict[str, Tensor]) -> str:
-    """What of a saved model does not fit the memories of ``model``; empty where all does, or nothing was saved."""
+    """What of a saved model does not fit the memories of ``model``; empty where all does, or no memory was saved."""
+    if not any(".memories." in name for name in saved):
+        return ""
     current = model.state_dict()
-    for name in _memory_keys(model):
+    for name in _memory_keys(model) + _weight_keys(model):
         key = next((k for k in (name, f"module.{name}") if k in saved), None)
         if key is not None and saved[key].shape != current[name].shape:
             then, now = tuple(saved[key].shape), tuple(current[name].shape)
@@ -37,9 +39,18 @@ def drop_memories(model: nn.Module, saved: dict[str, Tensor]) -> None:
 
 
 def _memory_keys(model: nn.Module) -> list[str]:
-    heads = set(mbj_heads(model))
-    prefixes = tuple(f"{name}.memories." if name else "memories." for name, m in model.named_modules() if m in heads)
+    prefixes = tuple(f"{name}.memories." for name in _head_names(model))
     return [name for name in model.state_dict() if name.startswith(prefixes)] if prefixes else []
+
+
+def _weight_keys(model: nn.Module) -> list[str]:
+    # Memories hold labels: with another classifier they mean other classes, even where every shape fits.
+    return [f"{name}.weight" for name in _head_names(model)]
+
+
+def _head_names(model: nn.Module) -> list[str]:
+    heads = set(mbj_heads(model))
+    return [name for name, module in model.named_modules() if module in heads]
 
 
 def watch_checkpoints() -> None:

@@ -33,7 +33,14 @@ SHOWN = ("torch", "torchvision", "numpy", "fastreid", "yacs", "faiss-cpu", "Cyth
 
 def missing() -> list[str]:
     """Packages that fast-reid needs and this Python lacks."""
-    return [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    return [package for module, package in NEEDED.items() if not _found(module)]
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def _versions() -> Iterator[str]:
