@@ -13,8 +13,8 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mbj_plugin.fastreid import demo
 from mbj_plugin.fastreid.collect import mbj_heads
-from mbj_plugin.fastreid.demo import table
 
 MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
 SCALARS = ("loss_mbj", "mbj/prototype_fill", "mbj/prototype_coverage")
@@ -34,12 +34,6 @@ def test_a_run_reports_to_console_json_and_tensorboard(make_trainer, tmp_path):
     events = EventAccumulator(str(out))
     events.Reload()
     assert set(SCALARS) <= set(events.Tags()["scalars"])
-
-
-def test_the_console_line_has_the_loss(command, script, tiny_opts, tmp_path):
-    arguments = ["-m", "mbj_plugin.fastreid.launch", script, "--config-file", tmp_path / "config.yml", *tiny_opts]
-    result = command(*arguments, "OUTPUT_DIR", tmp_path / "out", cwd=tmp_path)
-    assert "loss_mbj:" in result.stdout and "mAP" in result.stdout
 
 
 def test_resume_restores_the_memory_and_goes_on(make_trainer, steps):
@@ -153,24 +147,14 @@ def test_another_class_count(make_trainer, steps):
 def test_demo_table():
     scores = {0: {arm: {"mAP": 10.0, "Rank-1": 20.0} for arm in ("baseline", "MBJ")}}
     scores[1] = {arm: {"mAP": 20.0, "Rank-1": 40.0} for arm in ("baseline", "MBJ")}
-    assert table(scores).splitlines()[-1].split() == ["mean", "15.0", "30.0", "15.0", "30.0"]
+    assert demo.table(scores).splitlines()[-1].split() == ["mean", "15.0", "30.0", "15.0", "30.0"]
 
 
-def test_demo(command, tmp_path):
-    short = ["SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "256", "MODEL.MBJ.START", "0"]
-    root = Path(__file__).resolve().parents[2]
-    # A bare clone: nothing installed, another working directory.
-    result = command(root / "tools" / "demo_fastreid.py", "--output", "demo", *short, cwd=tmp_path, path="")
-    assert "ynthetic" in result.stdout
-    assert result.stdout.splitlines()[-2].split() == [
-        "seed",
-        "baseline",
-        "mAP",
-        "baseline",
-        "Rank-1",
-        "MBJ",
-        "mAP",
-        "MBJ",
-        "Rank-1",
-    ]
-    assert len(result.stdout.splitlines()[-1].split()) == 5
+def test_demo(monkeypatch, capsys, tiny_plan, tmp_path):
+    monkeypatch.setattr(demo, "Plan", lambda: tiny_plan)
+    monkeypatch.setattr("fastreid.data.build._root", None)
+    demo.main(["--output", str(tmp_path), "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Synthetic" in line for line in lines)
+    assert lines[-2].split() == ["seed", "baseline", "mAP", "baseline", "Rank-1", "MBJ", "mAP", "MBJ", "Rank-1"]
+    assert len(lines[-1].split()) == 5
