@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mbj_plugin.fastreid import autoload, compat, train
+from mbj_plugin.fastreid.config import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,7 +111,6 @@ def environment(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="bin/python")
 def test_autoload_makes_a_bare_script_enough(command, script, arguments, environment, tmp_path):
     python, folder = environment
-
     enabled = command("-m", "mbj_plugin.fastreid.autoload", "enable", cwd=tmp_path, python=python)
     assert "autoload is on" in enabled.stdout and autoload.enabled(folder)
     command(script, "--num-gpus", 2, *arguments, cwd=tmp_path, python=python, path="")
@@ -162,3 +162,4 @@ def test_the_docs_list_every_patch_and_key():
     text = (ROOT / "docs" / "fastreid.md").read_text()
     for name, entry in compat.PATCHES.items():
         assert f"| `{name}` | `{entry.upstream}` |" in text
+    assert all(f"`{key}`" in text for key in DEFAULTS)
