@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fastreid.data.transforms import build_transforms
+from fastreid.evaluation.rank import evaluate_rank
 from fastreid.solver import build as solver_build
 from fastreid.utils.compute_dist import build_dist
 from fastreid.utils.params import ContiguousParams
@@ -101,6 +102,13 @@ def test_reranking_runs():
     features = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)))
     distances = build_dist(features[:5], features[5:], "jaccard", k1=6, k2=2)
     assert distances.shape == (5, 15) and np.isfinite(distances).all()
+
+
+def test_the_cuhk03_metric_runs_without_cython():
+    distances = np.random.default_rng(0).random((2, 6))
+    people, cameras = np.array([1, 2, 1, 2, 1, 2]), np.array([1, 1, 2, 2, 3, 3])
+    scores, _ = evaluate_rank(distances, people[:2], people, np.array([0, 0]), cameras, 3, True, use_cython=False)
+    assert scores[-1] == 1
 
 
 def test_numpy_names_are_given_to_one_importer_only():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastreid.engine.hooks import CallbackHook
 from fastreid.utils.checkpoint import Checkpointer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -34,6 +35,20 @@ def test_a_run_reports_to_console_json_and_tensorboard(make_trainer, tmp_path):
     events = EventAccumulator(str(out))
     events.Reload()
     assert set(SCALARS) <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("solver", [(), ("SOLVER.WARMUP_ITERS", 10), ("SOLVER.DELAY_EPOCHS", 1)])
+def test_auto_starts_at_the_first_decay_of_the_real_schedule(make_trainer, solver):
+    opts = ("MODEL.MBJ.START", "auto", "SOLVER.MAX_EPOCH", 4, "SOLVER.STEPS", [2], "TEST.EVAL_PERIOD", 4)
+    trainer = make_trainer(*MAX, *opts, *solver)
+    rates, losses = [], []
+    write = trainer._trainer._write_metrics
+    trainer._trainer._write_metrics = lambda losses_, seconds: (losses.append(losses_), write(losses_, seconds))
+    trainer.register_hooks([CallbackHook(before_step=lambda t: rates.append(t.optimizer.param_groups[0]["lr"]))])
+    trainer.train()
+    first_decay = next(i for i in range(1, len(rates)) if rates[i] < rates[i - 1])
+    assert mbj_heads(trainer.model)[0].memories["prototype"].start == first_decay
+    assert not any(loss["loss_mbj"] for loss in losses[:first_decay]) and losses[first_decay]["loss_mbj"] > 0
 
 
 def test_resume_restores_the_memory_and_goes_on(make_trainer, steps):
