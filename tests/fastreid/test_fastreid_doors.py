@@ -113,7 +113,7 @@ def test_autoload_makes_a_bare_script_enough(command, script, arguments, environ
     python, folder = environment
     enabled = command("-m", "mbj_plugin.fastreid.autoload", "enable", cwd=tmp_path, python=python)
     assert "autoload is on" in enabled.stdout and autoload.enabled(folder)
-    command(script, "--num-gpus", 2, *arguments, cwd=tmp_path, python=python, path="")
+    command(script, *arguments, cwd=tmp_path, python=python, path="")
     assert memory_of(tmp_path / "out")
     # A program without fast-reid notices nothing.
     loaded = "import sys; print('mbj_plugin' in sys.modules, 'torch' in sys.modules)"
