@@ -7,6 +7,7 @@ they come would be wrong under identity samplers, which draw every class alike.
 from __future__ import annotations
 
 import functools
+import logging
 
 import torch
 from fastreid.engine.train_loop import SimpleTrainer
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from mbj_plugin.fastreid.collect import mbj_heads
+
+logger = logging.getLogger("fastreid.mbj_plugin")
 
 
 def labels_of(dataset: Dataset) -> Tensor:
@@ -83,6 +86,16 @@ def prepare(model: nn.Module, data_loader) -> None:
         )
     for head in heads:
         head.set_data(counts, images // batch_size)
+    seen = counts[counts > 0]
+    logger.info(
+        "MBJ: %s memory of %d; %d classes of %d to %d images; its loss counts from iteration %d",
+        heads[0].settings.memory,
+        heads[0].settings.size,
+        len(seen),
+        seen.min(),
+        seen.max(),
+        next(iter(heads[0].memories.values())).start,
+    )
 
 
 def watch_trainers() -> None:
@@ -92,9 +105,9 @@ def watch_trainers() -> None:
         return
 
     @functools.wraps(init)
-    def init_and_prepare(self, model, data_loader, *others):
+    def init_and_prepare(self, model, data_loader, optimizer, param_wrapper):
         prepare(model, data_loader)
-        init(self, model, data_loader, *others)
+        init(self, model, data_loader, optimizer, param_wrapper)
 
     init_and_prepare.prepares_mbj = True
     SimpleTrainer.__init__ = init_and_prepare

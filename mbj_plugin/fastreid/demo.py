@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         "evaluate fast-reid's baseline and MBJ on it. It shows that everything works, not how good MBJ is."
     )
     parser.add_argument("--output", type=Path, default=Path("output/demo_fastreid"), help="folder for all files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one baseline and one MBJ run per seed")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds: one baseline and one MBJ run of each")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more only on an idle machine")
     parser.add_argument("--verbose", action="store_true", help="show fast-reid's own log")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options, such as MODEL.MBJ.NORM max")
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         flush=True,
     )
     scores: dict[int, dict[str, dict[str, float]]] = {}
-    for seed in args.seeds:
+    for seed in range(args.seeds):
         for arm, head in ARMS.items():
             print(f"Training {arm}, seed {seed} ...", flush=True)
             result = run(head, seed, args.output / f"{arm}-seed{seed}", args.opts)
