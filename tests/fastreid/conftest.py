@@ -128,7 +128,8 @@ def command(data_root):
 
 
 TINY_OPTS = [
-    *("MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512", "MODEL.HEADS.NAME", "MBJHead"),
+    *("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x0_25"),
+    *("MODEL.BACKBONE.FEAT_DIM", "128", "MODEL.HEADS.NAME", "MBJHead"),
     *("INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]", "DATALOADER.NUM_WORKERS", "0"),
     *("SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.WARMUP_ITERS", "0", "MODEL.MBJ.START", "0"),
 ]
@@ -136,7 +137,7 @@ TINY_OPTS = [
 
 @pytest.fixture
 def tiny_opts():
-    """Command-line options of a run of a few seconds with fast-reid's own ResNet-18."""
+    """Command-line options of a run of a few seconds with the smallest backbone of fast-reid's own."""
     return list(TINY_OPTS)
 
 
