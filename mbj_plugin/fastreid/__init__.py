@@ -1,1 +1,42 @@
-"""Placeholder until this room is built."""
+"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ and the long-tailed data sets.
+
+Then `MODEL.HEADS.NAME: MBJHead` in any fast-reid config is enough. See docs/fastreid.md.
+"""
+
+import sys
+
+INSTALL = (
+    "pip install torchvision faiss-cpu opencv-python-headless scikit-learn tabulate tensorboard termcolor yacs Cython "
+    "&& pip install --no-deps fastreid==1.4.0"
+)
+
+
+def _enable() -> None:
+    from mbj_plugin.fastreid import compat, compat_cpu  # noqa: F401  (compat_cpu registers its patches)
+
+    compat.apply_all()
+    from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets
+
+    config.register_config()
+    datasets.register_datasets()
+    collect.watch_registry()
+    counts.watch_trainers()
+    checkpoint.watch_checkpoints()
+
+
+try:
+    _enable()
+except ModuleNotFoundError as error:
+    # The doctor is the one who tells what is missing, so for it alone the package comes up without fast-reid.
+    if "mbj_plugin.fastreid.doctor" not in sys.orig_argv:
+        raise ModuleNotFoundError(
+            f"mbj_plugin.fastreid needs fast-reid and what it imports, and {error.name} is missing. fast-reid's own "
+            f"pins cannot be met on current Python, so it is installed without its dependencies:\n  {INSTALL}",
+            name=error.name,
+        ) from error
+else:
+    from mbj_plugin.fastreid.collect import collect_losses
+    from mbj_plugin.fastreid.counts import prepare
+    from mbj_plugin.fastreid.head import MBJHead
+
+    __all__ = ["MBJHead", "collect_losses", "prepare"]

@@ -1,0 +1,113 @@
+"""Class counts of the training set, from the trainer's own loader.
+
+``SimpleTrainer.__init__`` is the one place in fast-reid that sees both the model and the loader. Counting labels as
+they come would be wrong under identity samplers, which draw every class alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from fastreid.engine.train_loop import SimpleTrainer
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from mbj_plugin.fastreid.collect import mbj_heads
+
+logger = logging.getLogger("fastreid.mbj_plugin")
+
+
+def labels_of(dataset: Dataset) -> Tensor:
+    """(N,) int64 label of every image of a data set, as its items give it, without reading an image.
+
+    Raises:
+        ValueError: for a data set that holds no label per image where it can be read.
+    """
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset)[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat([labels_of(part) for part in dataset.datasets])
+    if hasattr(dataset, "img_items"):
+        classes = getattr(dataset, "pid_dict", getattr(dataset, "class_to_idx", None))  # CommDataset, FastClas
+        labels = [item[1] if classes is None else classes[item[1]] for item in dataset.img_items]
+    else:
+        labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        labels = None
+    if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"{type(dataset).__name__} does not say the label of each image: give it fast-reid's `img_items` (and "
+            "`pid_dict`) or `targets`, one integer label per image, or set MODEL.HEADS.NAME to EmbeddingHead"
+        )
+    return labels.long()
+
+
+def class_counts(dataset: Dataset, num_classes: int) -> Tensor:
+    """(C,) int64 number of training images per class.
+
+    Raises:
+        ValueError: for an empty data set, or labels that NUM_CLASSES has no class for.
+    """
+    labels = labels_of(dataset)
+    if not len(labels):
+        raise ValueError("the training set has no images: check DATASETS.NAMES and the folder FASTREID_DATASETS")
+    if labels.max() >= num_classes:
+        raise ValueError(
+            f"MODEL.HEADS.NUM_CLASSES is {num_classes}, but the training set has labels up to {labels.max()}: set it "
+            f"to {int(labels.max()) + 1}, or to 0 to have it counted"
+        )
+    return torch.bincount(labels[labels >= 0], minlength=num_classes)
+
+
+def prepare(model: nn.Module, data_loader) -> None:
+    """Tell the MBJ heads of ``model`` what they need to know of the training set. fast-reid's trainers do it by
+    themselves; own training loops call it once.
+
+    Args:
+        model: the model, also inside DistributedDataParallel. Without MBJ heads nothing happens.
+        data_loader: training loader; its ``dataset`` is counted.
+
+    Raises:
+        ValueError: where the data set cannot be counted, or fills no batch.
+    """
+    heads = mbj_heads(model)
+    if not heads:
+        return
+    counts = class_counts(data_loader.dataset, len(heads[0].weight))
+    images, batch_size = int(counts.sum()), heads[0].schedule.batch_size
+    if images < batch_size:
+        raise ValueError(
+            f"the training set has {images} images, fewer than SOLVER.IMS_PER_BATCH {batch_size}: an epoch has no "
+            "iteration. Lower SOLVER.IMS_PER_BATCH."
+        )
+    for head in heads:
+        head.set_data(counts, images // batch_size)
+    seen = counts[counts > 0]
+    logger.info(
+        "MBJ: %s memory of %d; %d classes of %d to %d images; its loss counts from iteration %d",
+        heads[0].settings.memory,
+        heads[0].settings.size,
+        len(seen),
+        seen.min(),
+        seen.max(),
+        next(iter(heads[0].memories.values())).start,
+    )
+
+
+def watch_trainers() -> None:
+    """Let SimpleTrainer, and so every trainer built on it, call :func:`prepare`. Runs once."""
+    init = SimpleTrainer.__init__
+    if getattr(init, "prepares_mbj", False):
+        return
+
+    @functools.wraps(init)
+    def init_and_prepare(self, model, data_loader, optimizer, param_wrapper):
+        prepare(model, data_loader)
+        init(self, model, data_loader, optimizer, param_wrapper)
+
+    init_and_prepare.prepares_mbj = True
+    SimpleTrainer.__init__ = init_and_prepare

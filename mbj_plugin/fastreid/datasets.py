@@ -1,0 +1,60 @@
+"""Long-tailed editions <H, S> of Market-1501 and DukeMTMC-reID (paper, Section 4.1).
+
+The H most frequent identities keep all their training images, the others S. Query and gallery stay whole. Which images
+stay depends on their names alone, not on the folder, the file system or the machine.
+
+DukeMTMC was withdrawn by its authors; its editions are here for those who hold it lawfully, to compare with the paper.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+from fastreid.data.datasets.dukemtmcreid import DukeMTMC
+from fastreid.data.datasets.market1501 import Market1501
+
+from mbj_plugin.longtail import head_tail_subset
+
+HEADS = (100, 50, 20)
+TAIL_SIZE = 5
+
+
+class _LongTailed(ImageDataset):
+    """Mixed in before a fast-reid data set whose ``process_dir`` reads one folder."""
+
+    num_head: int
+
+    def process_dir(self, dir_path: str, is_train: bool = True) -> list[tuple]:
+        """Images of a folder, sorted by their names; of the training set those that the edition keeps."""
+        items = sorted(super().process_dir(dir_path, is_train), key=lambda item: os.path.relpath(item[0], dir_path))
+        if not is_train:
+            return items
+        kept = head_tail_subset([identity for _, identity, _ in items], self.num_head, TAIL_SIZE)
+        return [items[index] for index in kept]
+
+    def check_before_run(self, required_files: list[str]) -> None:
+        """As fast-reid's, but it says what to do."""
+        for path in required_files:
+            if not os.path.exists(path):
+                raise FileNotFoundError(
+                    f"{path} is not there: {type(self).__name__} is made from the files of {self.dataset_name}. Put "
+                    "them into the folder that the environment variable FASTREID_DATASETS names (default: ./datasets)"
+                )
+
+
+def _edition(base: type[ImageDataset], num_head: int) -> type[ImageDataset]:
+    name = f"{base.__name__}_LT_H{num_head}_S{TAIL_SIZE}"
+    doc = f"<H{num_head}, S{TAIL_SIZE}> edition of {base.__name__}."
+    return type(name, (_LongTailed, base), {"num_head": num_head, "__doc__": doc, "__module__": __name__})
+
+
+def register_datasets() -> None:
+    """Register the six editions with fast-reid. Runs once."""
+    for base in (Market1501, DukeMTMC):
+        for num_head in HEADS:
+            edition = _edition(base, num_head)
+            if edition.__name__ not in globals():
+                DATASET_REGISTRY.register(edition)
+                globals()[edition.__name__] = edition

@@ -1,0 +1,143 @@
+"""MBJHead: fast-reid's EmbeddingHead with memories beside its classifier."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
+from torch import Tensor, nn
+
+from mbj_plugin.fastreid.config import Settings, read_settings
+from mbj_plugin.fastreid.schedule import Schedule
+from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
+
+
+@REID_HEADS_REGISTRY.register()
+class MBJHead(EmbeddingHead):
+    """EmbeddingHead whose classifier weights and post-bottleneck features go through Memory-based Jitter in training.
+
+    What it returns is what EmbeddingHead returns. The memory loss waits in :attr:`pending` until the model's forward
+    hook (:mod:`mbj_plugin.fastreid.collect`) adds it to the loss dict as ``loss_mbj``. Evaluation touches no memory.
+
+    Shapes: B batch, C classes (MODEL.HEADS.NUM_CLASSES), D embedding dimension after the bottleneck.
+
+    Args:
+        cfg: fast-reid's config; MODEL.MBJ says what is remembered.
+
+    Raises:
+        ValueError: for an unknown key or a value out of range in MODEL.MBJ.
+    """
+
+    def __init__(self, cfg) -> None:
+        super().__init__(cfg)
+        self.settings = read_settings(cfg)
+        self.schedule = Schedule.from_config(cfg)
+        num_classes, dim = self.weight.shape
+        # Without ETA it stays empty, and the head is EmbeddingHead to the last bit.
+        self.memories = nn.ModuleDict(
+            {kind: _memory(kind, self.settings, num_classes, dim) for kind in self.settings.kinds}
+        )
+        self.pending: list[Tensor] = []
+        self.collecting = False
+        self._neck: Tensor | None = None
+        if self.memories:
+            self.bottleneck.register_forward_hook(self._keep_neck)
+
+    def _keep_neck(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        # With NECK_FEAT `before` EmbeddingHead returns the feature in front of the bottleneck; its classifier, and so
+        # the memory, works on the one behind it.
+        if self.training:
+            self._neck = output[..., 0, 0]
+
+    def set_data(self, class_counts: Tensor, iters_per_epoch: int) -> None:
+        """What the head must know of the training set.
+
+        Args:
+            class_counts: (C,) training images per class.
+            iters_per_epoch: iterations of one epoch, for MODEL.MBJ.START.
+        """
+        start = self.schedule.start_iteration(self.settings.start, iters_per_epoch)
+        for memory in self.memories.values():
+            memory.set_class_counts(class_counts)
+            memory.start = start
+
+    def forward(self, features: Tensor, targets: Tensor | None = None):
+        """As EmbeddingHead.
+
+        Args:
+            features: (B, F, H, W) of the backbone.
+            targets: (B,) one label per image, in training.
+
+        Raises:
+            ValueError: for targets that are not one label per image, or a memory without class counts.
+            RuntimeError: where nobody collected the last memory loss.
+        """
+        if not self.training or not self.memories:
+            return super().forward(features, targets)
+        if targets is None or targets.ndim != 1:
+            shape = None if targets is None else tuple(targets.shape)
+            raise ValueError(
+                f"MBJHead needs one label per image, targets of shape (batch,), got {shape}. For multi-label targets "
+                "set MODEL.HEADS.NAME to EmbeddingHead or to the project's own head."
+            )
+        outputs = super().forward(features, targets)
+        neck, self._neck = self._neck, None
+        # PreciseBN and the teachers of a Distiller run in train mode without grad: nothing of theirs is remembered.
+        if torch.is_grad_enabled():
+            self._add_loss(neck, targets)
+        return outputs
+
+    def _add_loss(self, neck: Tensor, targets: Tensor) -> None:
+        if self.pending and not self.collecting:
+            raise RuntimeError(
+                "nobody collected the last memory loss of MBJHead, so it trained nothing. Build the model with "
+                "fastreid's build_model, or call mbj_plugin.fastreid.collect_losses(model) once on your own model."
+            )
+        losses = [self._loss_of(kind, memory, neck, targets) for kind, memory in self.memories.items()]
+        self.pending.append(torch.stack(losses).sum())
+
+    def _loss_of(self, kind: str, memory: nn.Module, neck: Tensor, targets: Tensor) -> Tensor:
+        if memory.probs is None:
+            raise ValueError(
+                "MBJHead does not know the class counts of the training set: train with fastreid's SimpleTrainer or "
+                "AMPTrainer, or call mbj_plugin.fastreid.prepare(model, data_loader) before your own loop."
+            )
+        if kind == "prototype":
+            return memory(neck, targets, self.weight)
+        rows, weight = self._classifier(neck.detach())
+        return memory(rows, targets, weight)
+
+    def _classifier(self, neck: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) inputs and (C, D) weight whose product is the head's ``pred_class_logits``: scale * cosine for the
+        margin layers, whose margin acts on the batch only, and scale * dot product for Linear."""
+        if type(self.cls_layer).__name__ == "Linear":
+            return neck, self.weight * self.cls_layer.s
+        return F.normalize(neck.float()), F.normalize(self.weight) * self.cls_layer.s
+
+    @torch.no_grad()
+    def report(self) -> dict[str, float]:
+        """Share of filled slots, and of classes with at least one row, of each memory."""
+        scalars = {}
+        for kind, memory in self.memories.items():
+            labels = memory.bank.labels
+            present = torch.zeros(len(self.weight) + 1, device=labels.device).index_fill_(0, labels + 1, 1.0)[1:]
+            scalars[f"mbj/{kind}_fill"] = (memory.bank.filled / memory.bank.size).item()
+            scalars[f"mbj/{kind}_coverage"] = present.mean().item()
+        return scalars
+
+
+def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
+    if kind == "feature":
+        return FeatureMemoryLoss(None, dim, s.size, s.eta, s.beta, s.norm)
+    return PrototypeMemoryLoss(
+        None,
+        dim,
+        s.size,
+        s.eta,
+        s.beta,
+        s.norm,
+        scale=s.scale,
+        margin=s.margin,
+        momentum=s.momentum,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,84 @@
+"""fast-reid's training command, for those who have only its wheel: tools/train_net.py is not in it.
+
+Same arguments, same behaviour. Besides, `--config-file` also takes the name of a config that comes with the plugin,
+such as `Market1501_LT_H20_S5-MBJ.yml`.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from fastreid.config import CfgNode, get_cfg
+from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from fastreid.utils.checkpoint import Checkpointer
+
+import mbj_plugin
+
+
+def config_folder() -> Path:
+    """Folder of the plugin's fast-reid configs: inside the installed package, or at the root of a clone."""
+    package = Path(mbj_plugin.__file__).parent
+    folders = [package / "configs" / "fastreid", package.parent / "configs" / "fastreid"]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def find_config(name: str) -> str:
+    """Path of a config file, given as a path or as the name of one that comes with the plugin.
+
+    Raises:
+        ValueError: where there is none; the message lists the names.
+    """
+    if Path(name).is_file():
+        return name
+    ours = config_folder() / name
+    if name and ours.is_file():
+        return str(ours)
+    names = ", ".join(sorted(file.name for file in config_folder().glob("*.yml")))
+    raise ValueError(f"there is no config file {name!r}. Those that come with mbj_plugin are: {names}")
+
+
+def read_config(args: Namespace) -> CfgNode:
+    """Config of a run: defaults, the config file, then the options of the command line."""
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def train(args: Namespace) -> dict | None:
+    """One rank of a run: train, or with ``--eval-only`` evaluate MODEL.WEIGHTS.
+
+    Returns:
+        fast-reid's results, such as mAP and Rank-1 in percent; None on other ranks than the first.
+    """
+    cfg = read_config(args)
+    default_setup(cfg, args)
+    if args.eval_only:
+        cfg.defrost()
+        cfg.MODEL.BACKBONE.PRETRAIN = False
+        model = DefaultTrainer.build_model(cfg)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        return DefaultTrainer.test(cfg, model)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = default_argument_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.config_file = find_config(args.config_file)
+    except ValueError as error:
+        parser.error(str(error))
+    launch(
+        train,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )

@@ -1,0 +1,141 @@
+"""MODEL.MBJ: what is accepted, what is refused and how, and that a dumped config reads back the same."""
+
+import math
+
+import pytest
+from fastreid.config import get_cfg
+
+from mbj_plugin.fastreid.config import DEFAULTS, read_settings
+from mbj_plugin.fastreid.schedule import Schedule
+from mbj_plugin.fastreid.train import config_folder, find_config
+
+
+def merged(*opts):
+    cfg = get_cfg()
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def test_defaults_are_the_papers():
+    settings = read_settings(get_cfg())
+    assert (settings.memory, settings.size, settings.beta, settings.norm) == ("prototype", 3500, 1.5, "sum")
+    assert (settings.eta, settings.scale, settings.margin) == (1 / 7, 16.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "read"),
+    [
+        ("ETA", 1, 1.0),
+        ("ETA", "0.5", 0.5),
+        ("SCALE", 30, 30.0),
+        ("MARGIN", 0, 0.0),
+        ("BETA", 2, 2.0),
+        ("SIZE", 500.0, 500),
+        ("START", "auto", "auto"),
+        ("START", 0, 0),
+        ("START", 1200, 1200),
+        ("START", 0.25, 0.25),
+        ("MOMENTUM", 0, 0.0),
+        ("MEMORY", "both", "both"),
+        ("NORM", "max", "max"),
+    ],
+)
+def test_values_come_in_their_own_type(key, given, read, tmp_path):
+    by_list = merged(f"MODEL.MBJ.{key}", given)
+    (tmp_path / "leaf.yml").write_text(f"MODEL:\n  MBJ:\n    {key}: {given}\n")
+    by_file = get_cfg()
+    by_file.merge_from_file(str(tmp_path / "leaf.yml"))
+    for cfg in (by_list, by_file):
+        value = getattr(read_settings(cfg), key.lower())
+        assert value == read and type(value) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("SIZE", value) for value in (0, -1, 2.5, "many", True)],
+        *[("ETA", value) for value in (-0.1, math.inf, math.nan, "auto", None)],
+        *[("BETA", -1), ("NORM", "mean"), ("MEMORY", "weights"), ("MEMORY", "Prototype"), ("SCALE", 0), ("MARGIN", -1)],
+        *[("START", value) for value in ("late", -1, 1.5)],
+        *[("MOMENTUM", 1), ("MOMENTUM", -0.1), ("SIZES", 3)],
+    ],
+)
+def test_bad_keys_and_values_are_named(key, value):
+    with pytest.raises(ValueError, match=rf"MODEL\.MBJ\.{key}\b"):
+        merged(f"MODEL.MBJ.{key}", value)
+    cfg = get_cfg()
+    cfg.MODEL.MBJ[key] = value  # nothing checks an assignment, so the head does
+    with pytest.raises(ValueError, match=rf"MODEL\.MBJ\.{key}\b"):
+        read_settings(cfg)
+
+
+def test_a_bad_key_in_a_file_is_named(tmp_path):
+    (tmp_path / "leaf.yml").write_text("MODEL:\n  MBJ:\n    SIEZ: 3\n")
+    with pytest.raises(ValueError, match=r"MODEL\.MBJ\.SIEZ.*SIZE"):
+        get_cfg().merge_from_file(str(tmp_path / "leaf.yml"))
+
+
+def test_other_keys_are_still_fast_reids_business():
+    with pytest.raises(ValueError, match="Type mismatch"):
+        merged("SOLVER.BASE_LR", "fast")
+    with pytest.raises(AssertionError, match="Non-existent key"):
+        merged("MODEL.MBJX.SIZE", 3)
+
+
+def test_base_options_and_dump_round_trip(tmp_path):
+    (tmp_path / "base.yml").write_text("MODEL:\n  MBJ:\n    ETA: 2\n    SIZE: 7\n    START: 0.5\n")
+    (tmp_path / "leaf.yml").write_text("_BASE_: base.yml\nMODEL:\n  HEADS:\n    NAME: MBJHead\n  MBJ:\n    SIZE: 9\n")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "leaf.yml"))
+    cfg.merge_from_list(["MODEL.MBJ.START", "auto", "MODEL.MBJ.BETA", "1"])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = get_cfg()
+    again.merge_from_file(str(tmp_path / "config.yaml"))
+    assert again == cfg
+    assert (again.MODEL.MBJ.SIZE, again.MODEL.MBJ.ETA, again.MODEL.MBJ.START) == (9, 2.0, "auto")
+
+
+def test_frozen_configs_stay_frozen_and_defaults_stay_clean():
+    cfg = merged("MODEL.MBJ.SIZE", 5)
+    cfg.freeze()
+    assert cfg.clone().MODEL.MBJ.SIZE == 5
+    assert dict(get_cfg().MODEL.MBJ) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("solver", "start", "iteration"),
+    [
+        ({}, "auto", 400),
+        ({}, 0.25, 300),
+        ({}, 17, 17),
+        ({"warmup_iters": 25}, "auto", 420),  # the epochs of warm-up do not advance the schedule
+        ({"delay_epochs": 10}, "auto", 500),
+        ({"name": "CosineAnnealingLR", "delay_epochs": 19}, "auto", 695),
+        ({"steps": ()}, "auto", 600),  # no decay: the middle of the run, with a warning
+        ({"max_epoch": 20}, "auto", 100),
+    ],
+)
+def test_start(solver, start, iteration):
+    values = {"name": "MultiStepLR", "steps": (40, 70), "max_epoch": 120, "delay_epochs": 0, "warmup_iters": 0}
+    schedule = Schedule(**{**values, **solver}, batch_size=64)
+    assert schedule.start_iteration(start, 10) == iteration
+
+
+def test_shipped_configs_are_the_papers_settings():
+    names = sorted(path.stem for path in config_folder().glob("*_S5-*.yml"))
+    sets = [f"{data}_LT_H{head}_S5" for data in ("Market1501", "DukeMTMC") for head in (100, 50, 20)]
+    assert names == sorted(f"{name}-{arm}" for name in sets for arm in ("MBJ", "Baseline"))
+    for name in names:
+        cfg = get_cfg()
+        cfg.merge_from_file(find_config(f"{name}.yml"))
+        solver, heads = cfg.SOLVER, cfg.MODEL.HEADS
+        assert (solver.IMS_PER_BATCH, solver.OPT, solver.BASE_LR, solver.STEPS) == (64, "Adam", 3.5e-4, [40, 70])
+        assert (heads.CLS_LAYER, heads.SCALE, heads.MARGIN) == ("CosSoftmax", 16, 0.2)
+        assert (heads.NAME == "MBJHead") == name.endswith("-MBJ")
+        assert (name.rpartition("-")[0],) == cfg.DATASETS.NAMES
+        assert pytest.approx(1 / 7, abs=1e-6) == cfg.MODEL.MBJ.ETA and cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
+
+
+def test_an_unknown_config_file_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"nothing\.yml.*Base-MBJ\.yml"):
+        find_config("nothing.yml")

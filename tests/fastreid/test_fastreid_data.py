@@ -1,0 +1,126 @@
+"""Class counts from the loader, the long-tailed editions, and the synthetic set they are tried on."""
+
+import collections
+import hashlib
+import os
+import shutil
+
+import pytest
+import torch
+from fastreid.data.datasets import DATASET_REGISTRY
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from mbj_plugin.fastreid import synthetic
+from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.fastreid.counts import class_counts, labels_of
+from mbj_plugin.functional import sampling_probs
+
+IMAGES = 72  # of the tiny set: 4 identities with 8, 20 with 2
+
+
+def test_counts_come_from_the_trainers_loader(make_trainer):
+    trainer = make_trainer()
+    head = mbj_heads(trainer.model)[0]
+    counts = class_counts(trainer.data_loader.dataset, 24)
+    assert counts.sum() == IMAGES and sorted(counts.tolist()) == [2] * 20 + [8] * 4
+    # Labels sort as strings: market1501_10 comes before market1501_2.
+    assert counts[:4].tolist() == [8, 2, 2, 2]
+    assert torch.equal(head.memories["prototype"].probs, sampling_probs(counts))
+
+
+def test_counts_do_not_depend_on_the_sampler(make_trainer):
+    first = mbj_heads(make_trainer().model)[0].memories["prototype"].probs
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "BalancedIdentitySampler", "DATALOADER.NUM_INSTANCE", 2)
+    assert torch.equal(mbj_heads(make_trainer(*sampler).model)[0].memories["prototype"].probs, first)
+
+
+def test_counts_of_wrapped_sets(make_trainer):
+    dataset = make_trainer().data_loader.dataset
+    assert torch.equal(labels_of(Subset(dataset, [3, 1])), labels_of(dataset)[[3, 1]])
+    assert len(labels_of(ConcatDataset([dataset, dataset]))) == 2 * IMAGES
+    dataset.relabel = None
+    with pytest.raises(ValueError, match="TensorDataset does not say the label"):
+        labels_of(TensorDataset(torch.zeros(3)))
+
+
+def test_counts_refuse_what_is_not_one_label_per_image(make_trainer):
+    dataset = make_trainer().data_loader.dataset
+    dataset.img_items = [(path, [0, 1], camera) for path, _, camera in dataset.img_items]
+    del dataset.pid_dict
+    with pytest.raises(ValueError, match="one integer label per image"):
+        labels_of(dataset)
+
+
+def test_too_few_classes(make_trainer):
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 10.*labels up to 23"):
+        make_trainer("MODEL.HEADS.NUM_CLASSES", 10)
+
+
+def test_more_classes_than_labels_are_fine(make_trainer, steps):
+    trainer = make_trainer("MODEL.HEADS.NUM_CLASSES", 30)
+    assert mbj_heads(trainer.model)[0].memories["prototype"].probs[24:].eq(0).all()
+    assert "loss_mbj" in steps(trainer, 1)[0]
+
+
+def test_an_epoch_without_iterations(make_trainer):
+    with pytest.raises(ValueError, match="72 images, fewer than SOLVER.IMS_PER_BATCH 128"):
+        make_trainer("SOLVER.IMS_PER_BATCH", 128)
+
+
+def _digest(folder):
+    files = sorted(path for path in folder.rglob("*.jpg"))
+    content = b"".join(str(path.relative_to(folder)).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest(), len(files)
+
+
+def test_the_synthetic_set_is_the_same_everywhere(data_root, tiny_plan, tmp_path):
+    synthetic.draw_dataset(tmp_path, tiny_plan)
+    assert _digest(tmp_path) == _digest(data_root)
+    assert _digest(tmp_path)[1] == IMAGES + tiny_plan.test * tiny_plan.test_images
+
+
+@pytest.fixture
+def long_tailed(data_root):
+    """An edition <H2, S5> of the tiny set whose head has 8 images; registered ones need 20 identities and more."""
+    from fastreid.data.datasets.market1501 import Market1501
+
+    from mbj_plugin.fastreid.datasets import _edition
+
+    return _edition(Market1501, 2)
+
+
+def names(items):
+    return [os.path.basename(path) for path, _, _ in items]
+
+
+def test_editions_keep_the_head_and_cut_the_tail(long_tailed, data_root):
+    edition = long_tailed(root=str(data_root))
+    whole = DATASET_REGISTRY.get("Market1501")(root=str(data_root))
+    counts = collections.Counter(identity for _, identity, _ in edition.train)
+    assert sorted(counts.values()) == [2] * 20 + [5, 5, 8, 8]
+    assert sorted(names(edition.query)) == sorted(names(whole.query))
+    assert sorted(names(edition.gallery)) == sorted(names(whole.gallery))
+
+
+def test_editions_do_not_depend_on_where_the_files_lie(long_tailed, data_root, tmp_path):
+    copy = tmp_path / "elsewhere" / synthetic.FOLDER
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (copy / part).mkdir(parents=True)
+        # Another order of creation is another order of listing.
+        for file in sorted((data_root / synthetic.FOLDER / part).iterdir(), reverse=True):
+            shutil.copy(file, copy / part)
+    here, there = long_tailed(root=str(data_root)), long_tailed(root=str(copy.parent))
+    assert names(here.train) == names(there.train)
+
+
+def test_all_six_are_registered(data_root):
+    for base in ("Market1501", "DukeMTMC"):
+        for head in (100, 50, 20):
+            assert DATASET_REGISTRY.get(f"{base}_LT_H{head}_S5").num_head == head
+    assert DATASET_REGISTRY.get("Market1501_LT_H20_S5")(root=str(data_root)).train
+
+
+@pytest.mark.parametrize("name", ["Market1501_LT_H20_S5", "DukeMTMC_LT_H50_S5"])
+def test_a_missing_folder_says_what_to_do(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match="FASTREID_DATASETS"):
+        DATASET_REGISTRY.get(name)(root=str(tmp_path / "nowhere"))

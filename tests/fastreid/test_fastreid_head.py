@@ -1,0 +1,290 @@
+"""MBJHead inside every model, trainer, sampler and option of fast-reid, on real training steps."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from fastreid.data import build_reid_train_loader
+from fastreid.data.common import CommDataset
+from fastreid.data.transforms import build_transforms
+from fastreid.engine import DefaultPredictor, DefaultTrainer
+from fastreid.engine.train_loop import AMPTrainer
+from fastreid.modeling.heads import build_heads
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
+from fastreid.utils.events import EventStorage
+from torch.nn import functional as F
+
+from mbj_plugin.fastreid import collect_losses, prepare
+from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.functional import memory_cross_entropy, multi_prototype_loss
+
+MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
+
+
+def bank(trainer, kind="prototype"):
+    return mbj_heads(trainer.model)[0].memories[kind].bank
+
+
+def test_one_line_is_enough(make_trainer, steps):
+    trainer = make_trainer(*MAX)
+    losses = steps(trainer, 6)
+    assert trainer.cfg.MODEL.META_ARCHITECTURE == "Baseline"
+    assert all(set(loss) == {"loss_cls", "loss_mbj"} for loss in losses)
+    assert losses[0]["loss_mbj"] == 0  # nothing is remembered yet
+    assert losses[-1]["loss_mbj"] > 0
+    assert 0 < steps.scalars["mbj/prototype_coverage"] <= 1
+    assert steps.scalars["mbj/prototype_fill"] == pytest.approx(bank(trainer).filled.item() / 64)
+
+
+def test_the_loss_is_equation_4_on_what_was_remembered_before_the_step(make_trainer, steps):
+    trainer = make_trainer(*MAX)
+    steps(trainer, 5)
+    head, seen = mbj_heads(trainer.model)[0], {}
+    before = bank(trainer).rows.clone(), bank(trainer).labels.clone()
+    head.bottleneck.register_forward_hook(lambda module, inputs, output: seen.update(neck=output[..., 0, 0].detach()))
+    head.register_forward_pre_hook(lambda module, inputs: seen.update(targets=inputs[1]))
+    loss = steps(trainer, 1)[0]["loss_mbj"]
+    similarity = F.normalize(seen["neck"]) @ F.normalize(before[0]).T
+    expected = multi_prototype_loss(similarity, seen["targets"], before[1], 16.0, 0.2) / 7
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["Linear", "CosSoftmax", "ArcSoftmax", "CircleSoftmax"])
+@pytest.mark.parametrize("memory", ["prototype", "feature", "both"])
+def test_every_classification_layer_and_memory(make_trainer, steps, layer, memory):
+    trainer = make_trainer(*MAX, "MODEL.HEADS.CLS_LAYER", layer, "MODEL.HEADS.SCALE", 16, "MODEL.MBJ.MEMORY", memory)
+    losses = steps(trainer, 8)
+    assert losses[-1]["loss_mbj"] > 0
+    for kind in mbj_heads(trainer.model)[0].memories:
+        assert bank(trainer, kind).filled > 0
+
+
+@pytest.mark.parametrize("layer", ["Linear", "CosSoftmax"])
+def test_the_feature_memory_uses_the_heads_own_logits(make_trainer, steps, layer):
+    trainer = make_trainer(
+        *MAX, "MODEL.MBJ.MEMORY", "feature", "MODEL.HEADS.CLS_LAYER", layer, "MODEL.HEADS.SCALE", 4, "MODEL.MBJ.ETA", 1
+    )
+    steps(trainer, 8)
+    head = mbj_heads(trainer.model)[0]
+    rows, labels, weight = bank(trainer, "feature").rows.clone(), bank(trainer, "feature").labels.clone(), head.weight
+    weight = 4 * (weight if layer == "Linear" else F.normalize(weight)).detach().clone()
+    loss = steps(trainer, 1)[0]["loss_mbj"].item()
+    assert loss == pytest.approx(memory_cross_entropy(rows, labels, weight).item(), rel=1e-5)
+    assert layer == "Linear" or torch.allclose(rows[labels >= 0].norm(dim=1), torch.ones(()))
+
+
+def test_without_eta_it_is_embedding_head_exactly(make_trainer, steps):
+    runs = []
+    for opts in (("MODEL.HEADS.NAME", "EmbeddingHead"), ("MODEL.MBJ.ETA", 0), ("MODEL.MBJ.START", 1000)):
+        trainer = make_trainer(*opts)
+        losses = [loss["loss_cls"].item() for loss in steps(trainer, 5)]
+        runs.append((trainer.model.state_dict(), losses))
+    plain, off, waiting = runs
+    assert plain[1] == off[1] == waiting[1]
+    assert list(plain[0]) == list(off[0])
+    for name, value in plain[0].items():
+        assert torch.equal(value, off[0][name]) and torch.equal(value, waiting[0][name]), name
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_memory_of_a_reduced_embedding(make_trainer, steps, where):
+    opts = ("MODEL.HEADS.EMBEDDING_DIM", 12, "MODEL.HEADS.NECK_FEAT", where)
+    losses = "MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss", "MBJLoss")
+    trainer = make_trainer(*MAX, *opts, *losses)
+    assert steps(trainer, 6)[-1].keys() == {"loss_cls", "loss_triplet", "loss_mbj"}
+    assert bank(trainer).dim == 12
+
+
+def test_a_head_without_bottleneck(make_trainer, steps):
+    trainer = make_trainer(*MAX, "MODEL.HEADS.WITH_BNNECK", False)
+    assert steps(trainer, 6)[-1]["loss_mbj"] > 0
+
+
+# SetReWeightSampler is not here: it asks for batches larger than what it draws, and so never yields one.
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ("TrainingSampler",),
+        ("NaiveIdentitySampler", "DATALOADER.NUM_INSTANCE", 2),
+        ("BalancedIdentitySampler", "DATALOADER.NUM_INSTANCE", 2),
+        ("ImbalancedDatasetSampler",),
+    ],
+    ids=lambda sampler: sampler[0],
+)
+def test_every_sampler(make_trainer, steps, sampler):
+    assert steps(make_trainer(*MAX, "DATALOADER.SAMPLER_TRAIN", *sampler), 6)[-1]["loss_mbj"] > 0
+
+
+def test_several_data_sets_at_once(make_trainer, steps):
+    trainer = make_trainer(*MAX, "DATASETS.NAMES", ("Market1501", "Market1501_LT_H20_S5"))
+    assert steps(trainer, 6)[-1]["loss_mbj"] > 0
+    assert len(trainer.data_loader.dataset) > 72
+
+
+def test_a_train_set_given_directly(make_cfg, make_trainer, steps):
+    items = make_trainer().data_loader.dataset.img_items[::2]
+
+    class OwnSet(DefaultTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return build_reid_train_loader(cfg, train_set=CommDataset(items, build_transforms(cfg)))
+
+    cfg = make_cfg(*MAX)
+    trainer = OwnSet(cfg)
+    assert steps(trainer, 6)[-1]["loss_mbj"] > 0
+
+
+@pytest.mark.parametrize("layer_freeze", [False, True])
+def test_precise_bn_and_layer_freeze_in_a_whole_run(make_trainer, layer_freeze):
+    opts = ("MODEL.FREEZE_LAYERS", ["backbone"], "SOLVER.FREEZE_ITERS", 4) if layer_freeze else ()
+    trainer = make_trainer(*MAX, *opts, "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 3)
+    assert 0 <= trainer.train()["mAP"] <= 100
+    # 18 iterations of training, none of PreciseBN.
+    assert mbj_heads(trainer.model)[0].memories["prototype"].step == 18
+
+
+def test_amp_trainer(make_trainer, steps):
+    trainer = make_trainer(*MAX, "SOLVER.AMP.ENABLED", True)
+    assert isinstance(trainer._trainer, AMPTrainer)
+    assert steps(trainer, 6)[-1]["loss_mbj"] > 0
+
+
+@pytest.mark.parametrize("memory", ["prototype", "feature"])
+def test_half_precision_features(make_trainer, memory):
+    trainer = make_trainer(*MAX, "MODEL.MBJ.MEMORY", memory, "MODEL.HEADS.CLS_LAYER", "CosSoftmax")
+    loader = trainer._trainer._data_loader_iter
+    with EventStorage(0), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(12):
+            losses = trainer.model(next(loader))
+    losses["loss_mbj"].backward()
+    assert losses["loss_mbj"].dtype == torch.float32 and losses["loss_mbj"] > 0
+    assert bank(trainer, memory).rows.dtype == torch.float32
+
+
+def test_mgn_trains_a_memory_in_each_of_its_eight_heads(make_trainer, steps):
+    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM", 2048)
+    trainer = make_trainer(
+        *MAX, *backbone, "MODEL.META_ARCHITECTURE", "MGN", "MODEL.HEADS.EMBEDDING_DIM", 8, "INPUT.SIZE_TRAIN", [96, 16]
+    )
+    losses = steps(trainer, 2)
+    heads = mbj_heads(trainer.model)
+    assert len(heads) == 8 and all(head.memories["prototype"].bank.filled > 0 for head in heads)
+    assert losses[-1]["loss_mbj"] > 0 and not any(head.pending for head in heads)
+
+
+def test_moco(make_trainer, steps):
+    trainer = make_trainer(*MAX, "MODEL.META_ARCHITECTURE", "MoCo", "MODEL.QUEUE_SIZE", 64)
+    losses = steps(trainer, 6)
+    assert losses[-1].keys() == {"loss_cls", "loss_mb", "loss_mbj"} and losses[-1]["loss_mbj"] > 0
+
+
+@pytest.mark.parametrize("teacher", ["file", "itself"])
+def test_distiller_remembers_the_student_only(make_cfg, make_trainer, steps, tmp_path, teacher):
+    opts = ["MODEL.META_ARCHITECTURE", "Distiller", "KD.EMA.ENABLED", teacher == "itself"]
+    if teacher == "file":
+        cfg = make_cfg("MODEL.HEADS.NUM_CLASSES", 24)
+        (tmp_path / "teacher.yml").write_text(cfg.dump())
+        torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "teacher.pth")
+        opts += [
+            "KD.MODEL_CONFIG",
+            [str(tmp_path / "teacher.yml")],
+            "KD.MODEL_WEIGHTS",
+            [str(tmp_path / "teacher.pth")],
+        ]
+    trainer = make_trainer(*MAX, *opts)
+    losses = steps(trainer, 6)
+    assert losses[-1].keys() == {"loss_cls", "loss_jsdiv", "loss_mbj"} and losses[-1]["loss_mbj"] > 0
+    assert len(trainer.model.model_ts) == 1
+    teacher_memory = mbj_heads(trainer.model.model_ts[0])[0].memories["prototype"]
+    assert teacher_memory.bank.filled == 0 and teacher_memory.step == 0
+
+
+def test_evaluation_needs_no_data_and_no_counts(make_cfg, make_trainer, tmp_path):
+    torch.save({"model": make_trainer().model.state_dict()}, tmp_path / "weights.pth")
+    cfg = make_cfg("MODEL.WEIGHTS", str(tmp_path / "weights.pth"), "MODEL.HEADS.NUM_CLASSES", 24)
+    cfg.DATASETS.NAMES = ("no such set",)
+    assert DefaultPredictor(cfg)(torch.zeros(2, 3, 32, 16)).shape == (2, 16)
+
+
+def test_devices_of_another_machine(make_cfg):
+    cfg = make_cfg("MODEL.DEVICE", "cuda:1" if not torch.cuda.is_available() else "cpu")
+    cfg.freeze()
+    assert build_model(cfg).device.type == "cpu" and cfg.is_frozen()
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def test_targets_that_are_not_one_label_per_image(make_cfg):
+    head = build_heads(make_cfg("MODEL.HEADS.NUM_CLASSES", 24))
+    with pytest.raises(ValueError, match=r"one label per image.*\(2, 5\)"):
+        head(torch.randn(2, 16, 4, 2), torch.zeros(2, 5))
+
+
+def test_a_loss_that_nobody_collected(make_cfg, make_trainer):
+    model = build_heads(make_cfg("MODEL.HEADS.NUM_CLASSES", 24))
+    model.set_data(torch.ones(24), 9)
+    features, targets = torch.randn(4, 16, 4, 2), torch.zeros(4, dtype=torch.long)
+    model(features, targets)
+    with pytest.raises(RuntimeError, match="collect_losses"):
+        model(features, targets)
+
+
+def test_class_counts_that_nobody_gave(make_cfg):
+    head = build_heads(make_cfg("MODEL.HEADS.NUM_CLASSES", 24))
+    with pytest.raises(ValueError, match=r"prepare\(model, data_loader\)"):
+        head(torch.randn(4, 16, 4, 2), torch.zeros(4, dtype=torch.long))
+
+
+class OwnModel(torch.nn.Module):
+    """A model that no registry of fast-reid knows."""
+
+    def __init__(self, cfg, wrap=lambda loss: {"loss": loss}):
+        super().__init__()
+        self.heads, self.wrap = build_heads(cfg), wrap
+
+    def forward(self, batch):
+        features = batch["images"].mean((1, 2, 3))[:, None, None, None].expand(-1, 16, 4, 2)
+        return self.wrap(self.heads(features, batch["targets"])["cls_outputs"].sum())
+
+
+def test_own_models_and_loops(make_cfg, make_trainer):
+    loader = make_trainer().data_loader
+    model = OwnModel(make_cfg(*MAX, "MODEL.HEADS.NUM_CLASSES", 24))
+    collect_losses(model)
+    collect_losses(model)  # changes nothing
+    prepare(model, loader)
+    for batch, _ in zip(loader, range(4), strict=False):
+        losses = model(batch)
+    assert losses.keys() == {"loss", "loss_mbj"} and losses["loss_mbj"] > 0
+
+
+def test_a_model_without_a_loss_dict(make_cfg, make_trainer):
+    loader = make_trainer().data_loader
+    model = OwnModel(make_cfg(*MAX, "MODEL.HEADS.NUM_CLASSES", 24), wrap=lambda loss: loss)
+    collect_losses(model)
+    prepare(model, loader)
+    with pytest.raises(TypeError, match="not a dict of losses"):
+        model(next(iter(loader)))
+
+
+def test_a_failed_step_leaves_nothing_behind(make_trainer, steps):
+    trainer = make_trainer(*MAX)
+    batch = next(trainer._trainer._data_loader_iter)
+    with contextlib.suppress(AssertionError):
+        trainer.model(copy.deepcopy(batch))  # no EventStorage: the model itself fails, after its head
+    assert steps(trainer, 2)[-1]["loss_mbj"] >= 0
+
+
+def test_mbj_loss_without_the_head(make_cfg):
+    cfg = make_cfg("MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.LOSSES.NAME", ("MBJLoss",), "MODEL.HEADS.NUM_CLASSES", 3)
+    with pytest.raises(ValueError, match=r"HEADS\.NAME is EmbeddingHead: set it to MBJHead"):
+        build_model(cfg)
+
+
+def test_an_architecture_without_configured_heads(make_cfg):
+    if "Headless" not in META_ARCH_REGISTRY._obj_map:
+        META_ARCH_REGISTRY._do_register("Headless", lambda cfg: torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="Headless builds other heads"):
+        build_model(make_cfg("MODEL.META_ARCHITECTURE", "Headless"))

@@ -1,0 +1,175 @@
+"""Whole runs: what is written, what a checkpoint holds, how a killed run goes on, and where checkpoints do not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fastreid.engine.hooks import CallbackHook
+from fastreid.utils.checkpoint import Checkpointer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mbj_plugin.fastreid import demo
+from mbj_plugin.fastreid.collect import mbj_heads
+
+MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
+SCALARS = ("loss_mbj", "mbj/prototype_fill", "mbj/prototype_coverage")
+
+
+def memory_state(model):
+    return {name: value for name, value in model.state_dict().items() if ".memories." in name}
+
+
+def test_a_run_reports_to_console_json_and_tensorboard(make_trainer, tmp_path):
+    trainer = make_trainer(*MAX)
+    results = trainer.train()
+    assert {"mAP", "Rank-1"} <= set(results)
+    out = tmp_path / "out"
+    written = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert any(set(SCALARS) <= set(line) for line in written)
+    events = EventAccumulator(str(out))
+    events.Reload()
+    assert set(SCALARS) <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("solver", [(), ("SOLVER.WARMUP_ITERS", 10), ("SOLVER.DELAY_EPOCHS", 1)])
+def test_auto_starts_at_the_first_decay_of_the_real_schedule(make_trainer, solver):
+    opts = ("MODEL.MBJ.START", "auto", "SOLVER.MAX_EPOCH", 4, "SOLVER.STEPS", [2], "TEST.EVAL_PERIOD", 4)
+    trainer = make_trainer(*MAX, *opts, *solver)
+    rates, losses = [], []
+    write = trainer._trainer._write_metrics
+    trainer._trainer._write_metrics = lambda losses_, seconds: (losses.append(losses_), write(losses_, seconds))
+    trainer.register_hooks([CallbackHook(before_step=lambda t: rates.append(t.optimizer.param_groups[0]["lr"]))])
+    trainer.train()
+    first_decay = next(i for i in range(1, len(rates)) if rates[i] < rates[i - 1])
+    assert mbj_heads(trainer.model)[0].memories["prototype"].start == first_decay
+    assert not any(loss["loss_mbj"] for loss in losses[:first_decay]) and losses[first_decay]["loss_mbj"] > 0
+
+
+def test_resume_restores_the_memory_and_goes_on(make_trainer, steps):
+    first = make_trainer(*MAX)
+    first.train()
+    again = make_trainer(*MAX, "SOLVER.MAX_EPOCH", 3)
+    assert mbj_heads(again.model)[0].memories["prototype"].bank.filled == 0
+    again.resume_or_load(resume=True)
+    assert again.start_epoch == 2
+    restored = memory_state(again.model)
+    assert restored and all(torch.equal(value, restored[name]) for name, value in memory_state(first.model).items())
+    again.train()
+    assert mbj_heads(again.model)[0].memories["prototype"].step == 27
+
+
+def test_an_interrupted_run_is_the_uninterrupted_one(make_trainer, steps, monkeypatch):
+    """Same batches in, same weights and memory out, whether or not a checkpoint lies between."""
+    opts = (*MAX, "MODEL.MBJ.MEMORY", "both", "MODEL.MBJ.MOMENTUM", 0.5)
+    whole, first = make_trainer(*opts), make_trainer(*opts)
+    batches = [next(whole._trainer._data_loader_iter) for _ in range(10)]
+    copies = [{key: value.clone() if torch.is_tensor(value) else value for key, value in b.items()} for b in batches]
+    whole._trainer._data_loader_iter = iter(batches)
+    steps(whole, 10)
+    first._trainer._data_loader_iter = iter(copies[:5])
+    steps(first, 5)
+    first.checkpointer.save("half", epoch=0)
+    second = make_trainer(*opts)
+    second.resume_or_load(resume=True)
+    second._trainer._data_loader_iter = iter(copies[5:])
+    steps(second, 5)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_kill_and_resume(command, data_root, script, tiny_opts, tmp_path):
+    arguments = [script, "--config-file", tmp_path / "config.yml", *tiny_opts, "OUTPUT_DIR", tmp_path / "out"]
+    arguments += ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_EPOCH"]
+    launch = [sys.executable, "-m", "mbj_plugin.fastreid.launch", *map(str, arguments), "1000"]
+    root = str(Path(__file__).resolve().parents[2])
+    env = dict(os.environ, PYTHONPATH=root, FASTREID_DATASETS=str(data_root), OMP_NUM_THREADS="1")
+    with subprocess.Popen(launch, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.time() + 100
+        while not (tmp_path / "out" / "model_0001.pth").exists() and time.time() < deadline and run.poll() is None:
+            time.sleep(0.1)
+        run.send_signal(signal.SIGKILL)
+    last = tmp_path / "out" / (tmp_path / "out" / "last_checkpoint").read_text()
+    saved = torch.load(last)
+    epochs = saved["epoch"] + 1
+    assert saved["model"]["heads.memories.prototype.step"] == 9 * epochs
+    options = [*map(str, arguments), str(epochs + 1)]
+    options.insert(1, "--resume")
+    result = command("-m", "mbj_plugin.fastreid.launch", *options, cwd=tmp_path)
+    assert f"Starting training from epoch {epochs}" in result.stdout
+    final = torch.load(tmp_path / "out" / "model_final.pth")["model"]
+    assert final["heads.memories.prototype.step"] == 9 * (epochs + 1)
+    filled = (final["heads.memories.prototype.bank.slot_labels"] >= 0).sum()
+    assert filled >= (saved["model"]["heads.memories.prototype.bank.slot_labels"] >= 0).sum()
+
+
+def test_checkpoints_go_both_ways_between_the_heads(make_trainer, tmp_path):
+    plain = make_trainer("MODEL.HEADS.NAME", "EmbeddingHead")
+    mbj = make_trainer(*MAX)
+    for model in (plain.model, mbj.model):
+        torch.nn.init.normal_(model.heads.weight)
+    for source, target in ((plain.model, mbj.model), (mbj.model, plain.model)):
+        torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
+        Checkpointer(target).load(str(tmp_path / "weights.pth"))
+        assert torch.equal(source.heads.weight, target.heads.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "tensor"),
+    [
+        (("MODEL.MBJ.SIZE", 32), "slot_rows"),
+        (("MODEL.HEADS.NUM_CLASSES", 30, "MODEL.MBJ.MOMENTUM", 0.5), "momentum_weight"),
+        (("MODEL.HEADS.EMBEDDING_DIM", 12), "slot_rows"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(make_trainer, steps, change, tensor):
+    opts = (*MAX, *(("MODEL.MBJ.MOMENTUM", 0.5) if tensor == "momentum_weight" else ()))
+    first = make_trainer(*opts)
+    steps(first, 4)
+    first.checkpointer.save("last", epoch=0)
+    other = make_trainer(*opts, *change)
+    with pytest.raises(ValueError, match=rf"cannot resume: .*{tensor} has shape"):
+        other.resume_or_load(resume=True)
+    # As weights to start from it is welcome, and the memory starts empty.
+    fresh = make_trainer(*opts, *change, "MODEL.WEIGHTS", str(Path(first.cfg.OUTPUT_DIR) / "last.pth"))
+    fresh.resume_or_load(resume=False)
+    bank = mbj_heads(fresh.model)[0].memories["prototype"].bank
+    assert bank.filled == 0 and bank.cursor == 0
+    assert torch.equal(fresh.model.backbone[0].weight, first.model.backbone[0].weight)
+    assert "loss_mbj" in steps(fresh, 2)[-1]
+
+
+def test_another_class_count(make_trainer, steps):
+    """Labels of another class count mean other people: resuming is refused, though the memory itself would fit."""
+    first = make_trainer(*MAX)
+    steps(first, 4)
+    first.checkpointer.save("last", epoch=0)
+    other = make_trainer(*MAX, "MODEL.HEADS.NUM_CLASSES", 30)
+    with pytest.raises(ValueError, match=r"cannot resume: .*heads\.weight has shape \(24, 16\).*\(30, 16\)"):
+        other.resume_or_load(resume=True)
+    fresh = make_trainer(
+        *MAX, "MODEL.HEADS.NUM_CLASSES", 30, "MODEL.WEIGHTS", str(Path(first.cfg.OUTPUT_DIR) / "last.pth")
+    )
+    fresh.resume_or_load(resume=False)
+    assert mbj_heads(fresh.model)[0].memories["prototype"].bank.filled == 0
+
+
+def test_demo_table():
+    scores = {0: {arm: {"mAP": 10.0, "Rank-1": 20.0} for arm in ("baseline", "MBJ")}}
+    scores[1] = {arm: {"mAP": 20.0, "Rank-1": 40.0} for arm in ("baseline", "MBJ")}
+    assert demo.table(scores).splitlines()[-1].split() == ["mean", "15.0", "30.0", "15.0", "30.0"]
+
+
+def test_demo(monkeypatch, capsys, tiny_plan, tmp_path):
+    monkeypatch.setattr(demo, "Plan", lambda: tiny_plan)
+    monkeypatch.setattr("fastreid.data.build._root", None)
+    demo.main(["--output", str(tmp_path), "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Synthetic" in line for line in lines)
+    assert lines[-2].split() == ["seed", "baseline", "mAP", "baseline", "Rank-1", "MBJ", "mAP", "MBJ", "Rank-1"]
+    assert len(lines[-1].split()) == 5
