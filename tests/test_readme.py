@@ -1,0 +1,36 @@
+"""The recipe of the README runs as it stands, and learns from its memory."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_recipe_for_any_loop_runs():
+    (block,) = re.findall(r"runs this block -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    backbone, classifier = nn.Linear(5, 4), nn.Linear(4, 3)
+    names = {
+        "class_counts": [40, 10, 5],
+        "features_dim": 4,
+        "first_decay_step": 3,
+        "loader": [(torch.randn(8, 5), torch.randint(0, 3, (8,))) for _ in range(6)],
+        "backbone": backbone,
+        "classifier": classifier,
+        "cross_entropy": cross_entropy,
+        "optimizer": torch.optim.SGD([*backbone.parameters(), *classifier.parameters()], lr=0.1),
+        "checkpoint": {},
+    }
+    exec(block, names)
+    assert names["checkpoint"]["memory"]["bank.slot_labels"].ge(0).any()
+    assert names["checkpoint"]["memory"]["step"] == 6
+
+
+def test_every_relative_link_leads_somewhere():
+    for document in (README, *README.parent.glob("docs/*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
