@@ -14,8 +14,8 @@ class BalancedSoftmaxLoss(nn.Module):
     """mean_i -log( N_y^tau e^{z_y} / sum_c N_c^tau e^{z_c} ): cross-entropy of logits + tau log N.
 
     Balanced softmax (Ren et al., 2020, https://arxiv.org/abs/2007.10740) is tau = 1; with a free tau it is the
-    logit-adjusted loss (Menon et al., 2021, https://arxiv.org/abs/2007.07314). The logits themselves, without the prior,
-    are what a test under equal classes uses.
+    logit-adjusted loss (Menon et al., 2021, https://arxiv.org/abs/2007.07314). A test under equal classes uses the
+    logits themselves, without the prior.
 
     Args:
         class_counts: (C,) training images per class. A class with N = 0 has probability 0: it must be no target.
