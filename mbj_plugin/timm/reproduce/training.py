@@ -28,6 +28,7 @@ from mbj_plugin.timm.reproduce.recipe import (
     epoch_draws,
     normalize,
     pad_images,
+    statistics,
 )
 from mbj_plugin.timm.reproduce.settings import Method, Protocol
 
@@ -59,6 +60,7 @@ class CellRun:
         self.train_labels = torch.from_numpy(images.train_labels).to(self.device)
         self.test_images = torch.from_numpy(images.test).to(self.device)
         self.test_labels = images.test_labels
+        self.statistics = statistics(self.num_classes, self.device)
         self.padded = pad_images(self.train_images, protocol.padding)
         self.steps = len(self.train_labels) // protocol.batch_size
         if not self.steps:
@@ -125,7 +127,7 @@ class CellRun:
         return loss
 
     def _forward_backward(self, draw: Tensor) -> Tensor:
-        images = normalize(crop_and_flip(self.padded, draw, self.protocol.padding), self.num_classes)
+        images = normalize(crop_and_flip(self.padded, draw, self.protocol.padding), self.statistics)
         loss = self.criterion(self.model(images), self.train_labels[draw[:, 0]])
         loss.backward()
         return loss.detach()
@@ -133,7 +135,7 @@ class CellRun:
     @torch.no_grad()
     def _predict(self, images: Tensor) -> np.ndarray:
         self.model.eval()
-        batches = [self.model(normalize(part, self.num_classes)).argmax(1) for part in images.split(TEST_BATCH)]
+        batches = [self.model(normalize(part, self.statistics)).argmax(1) for part in images.split(TEST_BATCH)]
         return torch.cat(batches).cpu().numpy()
 
     def test_error(self, stride: int = 1) -> np.ndarray:
