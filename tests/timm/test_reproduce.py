@@ -102,6 +102,21 @@ def test_an_interrupted_cell_goes_on_exactly(tmp_path):
     assert without_time[0] == without_time[1]
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("norm", ["sum", "max"])
+def test_a_branch_of_the_trunk_is_the_whole_run(tmp_path, norm, interrupted):
+    method = dataclasses.replace(MBJ, norm=norm, start="decay")
+    trunk, state = tmp_path / "trunk", tmp_path / "state"
+    while not CellRun(TINY, Method(loss="balanced_softmax"), drawn(), 0).train(
+        state if interrupted else None, -math.inf if interrupted else math.inf, trunk
+    ):
+        pass
+    branch, whole = CellRun(TINY, method, drawn(), 0), run(method)
+    assert branch.train(trunk_file=trunk)
+    assert same_state(branch.model, whole.model) and same_state(branch.criterion, whole.criterion)
+    assert branch.curve == whole.curve and whole.criterion.memories["feature"].bank.filled > 3
+
+
 def test_methods_of_one_seed_are_paired():
     # Before the memory loss starts, MBJ is its batch loss: same weights, same batches, to the bit.
     short = dataclasses.replace(TINY, epochs=2, milestones=(1,))

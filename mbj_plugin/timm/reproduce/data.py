@@ -58,6 +58,18 @@ class Images:
             self, train=self.train[keep], train_labels=self.train_labels[keep], train_rank=self.train_rank[keep]
         )
 
+    def shrunk(self, factor: int) -> Images:
+        """Images whose pixels are averages of blocks of ``factor`` x ``factor`` pixels; 1 leaves them as they are."""
+        if factor == 1:
+            return self
+
+        def shrink(images: np.ndarray) -> np.ndarray:
+            n, height, width, channels = images.shape
+            blocks = images.reshape(n, height // factor, factor, width // factor, factor, channels)
+            return blocks.mean((2, 4)).round().astype(np.uint8)
+
+        return dataclasses.replace(self, train=shrink(self.train), test=shrink(self.test))
+
     @property
     def sha256(self) -> str:
         """Of the training images and labels: rows of one draw can be told from rows of another."""

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
@@ -128,9 +129,13 @@ def run_cell(cell: Cell, settings: Settings, images: Any, job: Job, total: int) 
         protocol, method = settings.protocols[cell.protocol], settings.methods[cell.method]
         max_count = (protocol.max_count or {}).get(cell.dataset)
         subset: Images = images(cell.dataset).long_tailed(cell.imbalance_ratio, max_count)
+        if (twin := _twin(cell, settings, subset.sha256, job.results)) is not None:
+            append_row(job.results, twin | {"method": cell.method, "same_run_as": twin["method"]})
+            print(f"{cell}: the run of {twin['method']}, under another name", flush=True)
+            return
         run = CellRun(protocol, method, subset, cell.seed, job.device, job.graph)
-        state_file = Path(job.state_dir) / f"{cell.file_name}.pt"
-        if not run.train(state_file, time.monotonic() + job.deadline - time.time()):
+        state_file, trunk_file = _files(cell, settings, subset.sha256, Path(job.state_dir))
+        if not run.train(state_file, time.monotonic() + job.deadline - time.time(), trunk_file):
             print(f"{cell}: saved after {run.epoch} of {protocol.epochs} epochs, out of time", flush=True)
             return
         row = {**dataclasses.asdict(cell), **run.result(), "settings": settings.of(cell)}
@@ -144,6 +149,25 @@ def run_cell(cell: Cell, settings: Settings, images: Any, job: Job, total: int) 
             f"{row['seconds']:.0f} s [{done} rows, {total} cells asked for]",
             flush=True,
         )
+
+
+def _files(cell: Cell, settings: Settings, sha256: str, state_dir: Path) -> tuple[Path, Path]:
+    """State and trunk of a cell. Their names carry the settings and the images, so that no stale one is taken."""
+    method, loss = settings.of(cell), settings.methods[cell.method].loss
+    trunk = dataclasses.replace(cell, method=f"trunk-{loss}"), [method["protocol"], loss, sha256]
+    names = []
+    for one, content in ((cell, [method, sha256]), trunk):
+        names.append(f"{one.file_name}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}")
+    return state_dir / f"{names[0]}.pt", state_dir / f"{names[1]}.trunk"
+
+
+def _twin(cell: Cell, settings: Settings, sha256: str, results: str) -> dict[str, Any] | None:
+    """A row of the same run under another method's name: the recommended method is one of the compared ones."""
+    for row in read_rows(results):
+        same_run = dataclasses.replace(_cell_of(row), method=cell.method) == cell and row["data"]["sha256"] == sha256
+        if same_run and row["settings"] == settings.of(cell):
+            return row
+    return None
 
 
 @contextlib.contextmanager

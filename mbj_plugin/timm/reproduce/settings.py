@@ -32,6 +32,8 @@ class Protocol:
     momentum: float = 0.9
     weight_decay: float = 2e-4
     padding: int = 4
+    #: Blocks of so many pixels a side are averaged into one.
+    shrink: int = 1
     #: n_max, images of the largest class, by data set; None = as many as the images allow.
     max_count: dict[str, int] | None = None
     #: A point of the curves every so many epochs, on every so-manieth test image; the last is on all of them.

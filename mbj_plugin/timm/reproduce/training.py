@@ -31,8 +31,9 @@ from mbj_plugin.timm.reproduce.recipe import (
     statistics,
 )
 from mbj_plugin.timm.reproduce.settings import Method, Protocol
+from mbj_plugin.timm.reproduce.trunk import FeatureLog, is_branch, is_trunk, remember
 
-SAVE_EVERY_S = 60.0
+SAVE_EVERY_S = 120.0
 TEST_BATCH = 1000
 _CAPTURE = threading.Lock()
 
@@ -52,10 +53,11 @@ class CellRun:
     def __init__(
         self, protocol: Protocol, method: Method, images: Images, seed: int, device: str = "cpu", graph: bool = True
     ) -> None:
-        self.protocol, self.seed, self.device = protocol, seed, torch.device(device)
+        self.protocol, self.method, self.seed, self.device = protocol, method, seed, torch.device(device)
         counts = class_counts(images.train_labels)
         self.num_classes, self.groups = len(counts), class_groups(counts)
         self.counts = counts
+        images = images.shrunk(protocol.shrink)
         self.train_images = torch.from_numpy(images.train).to(self.device)
         self.train_labels = torch.from_numpy(images.train_labels).to(self.device)
         self.test_images = torch.from_numpy(images.test).to(self.device)
@@ -70,26 +72,37 @@ class CellRun:
         self.optimizer, self.scheduler = build_optimizer(protocol, self.model, self.steps)
         self.epoch, self.seconds, self.curve = 0, 0.0, []
         self.graph = graph and self.device.type == "cuda"
+        self.log: FeatureLog | None = None
+        self._final: np.ndarray | None = None
         self._call: Callable[[Tensor], Tensor] | None = None
 
-    def train(self, state_file: Path | None = None, deadline: float = math.inf) -> bool:
+    def train(self, state_file: Path | None = None, deadline: float = math.inf, trunk_file: Path | None = None) -> bool:
         """Train to the end, or until the deadline.
 
         Args:
-            state_file: where to go on from, and where to save every minute and at the deadline.
+            state_file: where to go on from, and where to save now and then and at the deadline.
             deadline: by ``time.monotonic``; checked after each epoch, with one epoch to spare.
+            trunk_file: what runs of this batch loss share until the first decay: written by the one without a memory,
+                where the others branch off.
 
         Returns:
             Whether the training is finished.
         """
+        trunk_epoch = self.protocol.milestones[0]
+        if trunk_file is not None and is_trunk(self.method) and not trunk_file.exists():
+            self.log = FeatureLog(self.model, trunk_epoch * self.steps, self.protocol.batch_size)
         if state_file is not None and state_file.exists():
             self.load(state_file)
+        elif trunk_file is not None and is_branch(self.method, self.protocol) and trunk_file.exists():
+            self.load(trunk_file)
         saved = time.monotonic()
         while self.epoch < self.protocol.epochs:
             began = time.monotonic()
             self._train_epoch()
             now = time.monotonic()
             self.seconds += now - began
+            if self.log is not None and self.epoch == trunk_epoch:
+                self.save(trunk_file)
             late = now + (now - began) > deadline and self.epoch < self.protocol.epochs
             if state_file is not None and (late or now - saved > SAVE_EVERY_S):
                 self.save(state_file)
@@ -110,9 +123,10 @@ class CellRun:
         self.epoch += 1
         if self.epoch % self.protocol.curve_epochs == 0 or self.epoch == self.protocol.epochs:
             last = self.epoch == self.protocol.epochs
-            errors = self._errors(self.test_error(1 if last else self.protocol.curve_stride))
+            per_class = self.test_error(1 if last else self.protocol.curve_stride)
+            self._final = per_class if last else None
             loss = float(total) / self.steps
-            self.curve.append({"epoch": self.epoch, **errors, "train_loss": round(loss, 4)})
+            self.curve.append({"epoch": self.epoch, **self._errors(per_class), "train_loss": round(loss, 4)})
 
     def _step(self, draw: Tensor) -> Tensor:
         """One step of SGD on the (B, 4) draw; the loss, detached."""
@@ -128,7 +142,10 @@ class CellRun:
 
     def _forward_backward(self, draw: Tensor) -> Tensor:
         images = normalize(crop_and_flip(self.padded, draw, self.protocol.padding), self.statistics)
-        loss = self.criterion(self.model(images), self.train_labels[draw[:, 0]])
+        labels = self.train_labels[draw[:, 0]]
+        loss = self.criterion(self.model(images), labels)
+        if self.log is not None:
+            self.log.write(labels)
         loss.backward()
         return loss.detach()
 
@@ -151,7 +168,7 @@ class CellRun:
 
     def result(self) -> dict[str, Any]:
         """What the row says of the run: errors in percent, curve, versions, device, seconds."""
-        per_class = self.test_error()
+        per_class = self._final if self._final is not None else self.test_error()
         right = self._predict(self.train_images) == self.train_labels.cpu().numpy()
         cuda = self.device.type == "cuda"
         return {
@@ -174,12 +191,13 @@ class CellRun:
 
     def save(self, path: Path) -> None:
         """Write everything the rest of the run needs; a kill while writing leaves the old file."""
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f"{path.suffix}.part")
         torch.save(
             {
                 "model": self.model.state_dict(),
                 "criterion": self.criterion.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "log": self.log.state_dict() if self.log is not None else {},
                 "progress": {"epoch": self.epoch, "seconds": self.seconds, "curve": self.curve},
             },
             part,
@@ -187,9 +205,15 @@ class CellRun:
         os.replace(part, path)
 
     def load(self, path: Path) -> None:
+        """Go on from a state of this run, or from the trunk of its batch loss."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.criterion.load_state_dict(state["criterion"])
+        if self.method.memory is not None and not state["criterion"]:
+            remember(self.criterion, state["log"])
+        else:
+            self.criterion.load_state_dict(state["criterion"])
+        if self.log is not None:
+            self.log.load_state_dict(state["log"])
         self.optimizer.load_state_dict(state["optimizer"])
         progress = state["progress"]
         self.epoch, self.seconds, self.curve = progress["epoch"], progress["seconds"], progress["curve"]
