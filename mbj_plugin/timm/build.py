@@ -1,0 +1,203 @@
+"""The parts of a run, built by timm's factories in the order of timm's train.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm import utils
+from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
+from timm.layers import convert_sync_batchnorm
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import create_model
+from timm.utils import NativeScaler
+from torch import nn
+
+import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
+from mbj_plugin.timm.counts import dataset_labels, training_counts
+from mbj_plugin.timm.data import make_dataset, pad_crop
+
+
+@dataclasses.dataclass
+class Data:
+    """Loaders of a run, and what it must know of them."""
+
+    train: Any
+    evaluation: Any
+    counts: np.ndarray
+    mixup_fn: Mixup | None
+
+    def switch_mixup_off(self, args: Namespace) -> None:
+        """From ``--mixup-off-epoch`` on."""
+        if args.prefetcher and self.train.mixup_enabled:
+            self.train.mixup_enabled = False
+        elif self.mixup_fn is not None:
+            self.mixup_fn.mixup_enabled = False
+
+
+def init_device(args: Namespace) -> torch.device:
+    """The device of this process; joins the process group under torchrun."""
+    if args.torchscript and args.mbj:
+        raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device {args.device}: torch {torch.__version__} sees no CUDA device here, use --device cpu"
+        )
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return utils.init_distributed_device(args)
+
+
+def make_model(args: Namespace, device: torch.device) -> nn.Module:
+    """The model on its device."""
+    if not (timm.is_model(args.model.split(".")[0]) or ":" in args.model):
+        near = difflib.get_close_matches(args.model, timm.list_models(), 3)
+        raise ValueError(f"timm has no model {args.model!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+    in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    model = create_model(
+        args.model,
+        pretrained=args.pretrained,
+        in_chans=in_chans,
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        global_pool=args.gp,
+        checkpoint_path=args.initial_checkpoint,
+        **args.model_kwargs,
+    )
+    model.to(device=device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.world_size > 1 and args.sync_bn:
+        args.dist_bn = ""
+        model = convert_sync_batchnorm(model)
+    if args.torchscript:
+        model = torch.jit.script(model)
+    return model
+
+
+def make_amp(args: Namespace, device: torch.device) -> tuple[Callable, Any]:
+    """Context of the forward pass, and the loss scaler that fp16 needs."""
+    if not args.amp:
+        return nullcontext, None
+    if args.amp_dtype not in ("float16", "bfloat16"):
+        raise ValueError(f"--amp-dtype must be float16 or bfloat16, got {args.amp_dtype!r}")
+    dtype = getattr(torch, args.amp_dtype)
+    scaler = NativeScaler(device=device.type) if device.type == "cuda" and dtype == torch.float16 else None
+    return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler
+
+
+def make_datasets(args: Namespace) -> tuple[Any, Any]:
+    """The training and the evaluation set; sets ``args.num_classes`` where it is not given."""
+    mode = args.input_img_mode or ("L" if 1 in (args.in_chans, (args.input_size or [3])[0]) else "RGB")
+    train_set = make_dataset(args, args.train_split, True, mode)
+    evaluation_set = make_dataset(args, args.val_split, False, mode)
+    if args.num_classes is None:
+        args.num_classes = int(dataset_labels(train_set).max()) + 1
+    return train_set, evaluation_set
+
+
+def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], device: torch.device) -> Data:
+    """timm's loaders of the training and the evaluation set."""
+    config = resolve_data_config(vars(args), model=model)
+    counts = training_counts(datasets[0], args.num_classes, args.mbj_class_counts)
+    shared: dict[str, Any] = {
+        "input_size": config["input_size"],
+        "mean": config["mean"],
+        "std": config["std"],
+        "num_workers": args.workers,
+        "distributed": args.distributed,
+        "pin_memory": args.pin_mem,
+        "device": device,
+        "use_prefetcher": args.prefetcher,
+        # New workers each epoch are seeded from the generator that the checkpoint holds, so that a resume is exact.
+        "persistent_workers": False,
+    }
+    mixup = _mixup_settings(args)
+    train_loader = create_loader(
+        datasets[0],
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        auto_augment=args.aa,
+        interpolation=(not args.no_aug and args.train_interpolation) or config["interpolation"],
+        worker_seeding=args.worker_seeding,
+        collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
+        **shared,
+    )
+    if args.crop_pad is not None:
+        size = config["input_size"][-1]
+        datasets[0].transform = pad_crop(
+            size, args.crop_pad, args.hflip, config["mean"], config["std"], prefetch=args.prefetcher
+        )
+    if len(train_loader) == 0:
+        raise ValueError(
+            f"the {len(datasets[0])} training images do not fill one batch: set --batch-size {len(datasets[0])} or less"
+        )
+    evaluation_loader = create_loader(
+        datasets[1],
+        batch_size=args.validation_batch_size or args.batch_size,
+        is_training=False,
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        **shared,
+    )
+    return Data(train_loader, evaluation_loader, counts, Mixup(**mixup) if mixup and not args.prefetcher else None)
+
+
+def _mixup_settings(args: Namespace) -> dict[str, Any]:
+    """Arguments of timm's Mixup; empty where it is off."""
+    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+        return {}
+    return {
+        "mixup_alpha": args.mixup,
+        "cutmix_alpha": args.cutmix,
+        "cutmix_minmax": args.cutmix_minmax,
+        "prob": args.mixup_prob,
+        "switch_prob": args.mixup_switch_prob,
+        "mode": args.mixup_mode,
+        "label_smoothing": args.smoothing,
+        "num_classes": args.num_classes,
+    }
+
+
+def make_batch_loss(args: Namespace) -> nn.Module:
+    """L_batch, chosen as timm's train.py chooses it."""
+    mixup = bool(_mixup_settings(args))
+    if args.bce_loss and (mixup or args.smoothing):
+        return BinaryCrossEntropy(
+            smoothing=0.0 if mixup else args.smoothing,
+            target_threshold=args.bce_target_thresh,
+            sum_classes=args.bce_sum,
+        )
+    if mixup:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def scaled_lr(args: Namespace) -> float:
+    """Learning rate of the global batch, by timm's rule."""
+    ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+    if not args.lr_base_scale:
+        args.lr_base_scale = "sqrt" if any(name in args.opt.lower() for name in ("ada", "lamb")) else "linear"
+    return args.lr_base * (ratio**0.5 if args.lr_base_scale == "sqrt" else ratio)

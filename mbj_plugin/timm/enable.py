@@ -1,0 +1,78 @@
+"""Importing this makes timm's own ``train.py`` train MBJ: ``python train.py --device-modules mbj_plugin.timm.enable``.
+
+Settings come from the variable ``MBJ``, as ``MBJ="eta=15,norm=max,start=auto"``. timm imports the module before it
+builds anything; from then on ``ClassificationTask(...)`` gives an :class:`MBJTask` over the criterion it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from argparse import Namespace
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask
+from torch import nn
+
+from mbj_plugin.timm.counts import training_counts
+from mbj_plugin.timm.schedule import start_epoch
+from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.timm.task import MBJTask
+
+_logger = logging.getLogger(__name__)
+
+
+class EnabledTask(MBJTask):
+    """What ``ClassificationTask(...)`` gives inside timm's ``train.py``: signature and criterion are train.py's own."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Any = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+        **criterion_kwargs: Any,
+    ) -> None:
+        args, loader = _training_run()
+        settings = MBJSettings.from_text(os.environ.get("MBJ", ""))
+        if criterion is None and criterion_kwargs:
+            from timm.loss import create_classification_loss
+
+            criterion = create_classification_loss(**(criterion_kwargs.get("criterion_kwargs") or {}))
+        counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
+        updates = -(-len(loader) // max(1, args.grad_accum_steps))
+        epoch = start_epoch(settings.start, args, updates)
+        mbj_loss = settings.criterion(counts, criterion, start=round(epoch * len(loader)), seed=args.seed)
+        if verbose:
+            _logger.info(
+                f"MBJ: {settings}, memory loss from epoch {epoch:g}, {counts.min()} to {counts.max()} images a class"
+            )
+        super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
+
+
+def _training_run() -> tuple[Namespace, Any]:
+    """Arguments and training loader of the script that is building its task.
+
+    train.py hands neither to the task, and keeps both as locals of the function that builds it.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        values = frame.f_locals
+        if isinstance(values.get("args"), Namespace) and "loader_train" in values:
+            return values["args"], values["loader_train"]
+        frame = frame.f_back  # type: ignore[assignment]
+    raise ValueError(
+        "mbj_plugin.timm.enable is for timm's train.py, which has `args` and `loader_train` where it builds its task: "
+        "in a script of your own, build MBJTask(model, MBJLoss(class_counts)) instead"
+    )
+
+
+def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
+    # train.py has imported the class before it imports us, so the name cannot be replaced, but what it makes can.
+    return object.__new__(EnabledTask if cls is ClassificationTask else cls)
+
+
+ClassificationTask.__new__ = staticmethod(_new)  # type: ignore[assignment]

@@ -1,0 +1,108 @@
+"""Evaluation with the error of each class and of each class group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from mbj_plugin.longtail import class_groups
+
+GROUPS = {
+    "head / medium / tail (20 / 20 / 60 % of the classes by rank)": ("head", "medium", "tail"),
+    "many / medium / few shot (> 100, 20 to 100, < 20 images)": ("many_shot", "medium_shot", "few_shot"),
+}
+
+
+def group_errors(images: Sequence[int], wrong: Sequence[int], class_counts: Sequence[int]) -> dict[str, float]:
+    """Error in percent: of all images, and of each group of :func:`mbj_plugin.class_groups`.
+
+    A group's error is the mean over its test images, as in the paper's Tables 4 and 5 (the test sets are balanced).
+
+    Args:
+        images: (C,) test images of each class.
+        wrong: (C,) of them, those that are classified wrongly.
+        class_counts: (C,) training images, which decide on the groups.
+
+    Returns:
+        "error", and one key per group that has test images.
+    """
+    n, bad = np.asarray(images, dtype=float), np.asarray(wrong, dtype=float)
+    groups = {"error": np.arange(len(n))} | class_groups(class_counts)
+    return {name: 100 * bad[c].sum() / n[c].sum() for name, c in groups.items() if n[c].sum() > 0}
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module,
+    loader: Any,
+    num_classes: int,
+    device: torch.device,
+    amp_autocast: Callable[[], AbstractContextManager],
+    channels_last: bool = False,
+) -> dict[str, Any]:
+    """Loss, top-1 and top-5 accuracy as timm reports them, and the images and errors of each class, over all ranks.
+
+    Args:
+        model: gives (B, C) logits.
+        loader: of (image, class) batches; images of a negative class are skipped.
+        num_classes: C.
+        device: of the model.
+        amp_autocast: context of the forward pass.
+        channels_last: memory layout of the images.
+
+    Returns:
+        "loss", "top1", "top5" (percent), "images" and "wrong" (lists of C).
+    """
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits
+    images = torch.zeros(num_classes, dtype=torch.long, device=device)
+    wrong = torch.zeros_like(images)
+    for batch, labels in loader:
+        batch, labels = batch.to(device), labels.to(device)
+        if channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        with amp_autocast():
+            output = model(batch)
+        output, labels = output.float()[labels >= 0], labels[labels >= 0]
+        hits = output.topk(min(5, num_classes)).indices == labels[:, None]
+        loss = F.cross_entropy(output, labels, reduction="sum")
+        totals += torch.stack([loss, hits[:, 0].sum(), hits.any(1).sum()])
+        images += torch.bincount(labels, minlength=num_classes)
+        wrong += torch.bincount(labels[~hits[:, 0]], minlength=num_classes)
+    if dist.is_available() and dist.is_initialized():
+        for tensor in (totals, images, wrong):
+            dist.all_reduce(tensor)
+    loss, top1, top5 = (totals / images.sum()).tolist()
+    return {
+        "loss": loss,
+        "top1": 100 * top1,
+        "top5": 100 * top5,
+        "images": images.tolist(),
+        "wrong": wrong.tolist(),
+    }
+
+
+def error_table(errors: dict[str, dict[str, float]]) -> str:
+    """A table of group errors in percent, one column per run.
+
+    Args:
+        errors: run name to the result of :func:`group_errors`.
+    """
+    names = list(errors)
+    lines = [f"{'test error, %':<64}" + "".join(f"{name:>12}" for name in names)]
+
+    def row(label: str, key: str) -> str:
+        return f"{label:<64}" + "".join(f"{errors[n][key]:>12.2f}" if key in errors[n] else f"{'-':>12}" for n in names)
+
+    lines.append(row("all", "error"))
+    for title, keys in GROUPS.items():
+        lines.append(title)
+        lines += [row("    " + key.removesuffix("_shot"), key) for key in keys]
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""What a run leaves: arguments, manifest, one line per epoch, results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+import yaml
+from timm import utils
+from timm.models import safe_model_name
+
+from mbj_plugin import __version__
+from mbj_plugin.timm.checkpoint import drop_rows_from
+from mbj_plugin.timm.data import LongTailSubset
+from mbj_plugin.timm.evaluate import group_errors
+from mbj_plugin.timm.settings import MBJSettings
+
+_logger = logging.getLogger("mbj_plugin")
+
+
+def experiment(args: Namespace) -> str:
+    """Name of the run's folder, made up as timm does where none is given."""
+    if not args.experiment:
+        size = args.input_size[-1] if args.input_size else args.img_size or ""
+        args.experiment = "-".join(
+            filter(None, [time.strftime("%Y%m%d-%H%M%S"), safe_model_name(args.model), str(size)])
+        )
+    return args.experiment
+
+
+def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
+    """The run's folder, with its arguments and the manifest of the training set."""
+    folder = Path(args.output or "output/train") / experiment(args)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): give a writable folder by --output") from error
+    write(folder / "args.yaml", yaml.safe_dump({k: plain(v) for k, v in vars(args).items()}))
+    if isinstance(train_set, LongTailSubset):
+        write(folder / "manifest.json", json.dumps(train_set.manifest()))
+    drop_rows_from(folder / "summary.csv", first_epoch)
+    return folder
+
+
+def log_epoch(
+    epoch: int,
+    num_epochs: int,
+    train_metrics: dict[str, float],
+    metrics: dict[str, Any],
+    errors: dict[str, float],
+    lr: float,
+    folder: Path,
+    args: Namespace,
+) -> None:
+    """One line on the console, one row in timm's summary.csv, one step in Weights & Biases where asked for."""
+    memory = f" (memory {train_metrics['loss_memory']:.3f})" if "loss_memory" in train_metrics else ""
+    groups = " / ".join(f"{errors[name]:.1f}" for name in ("head", "medium", "tail") if name in errors)
+    _logger.info(
+        f"epoch {epoch + 1:>3}/{num_epochs}  lr {lr:.2e}  loss {train_metrics['loss']:.3f}{memory}  "
+        f"error {errors['error']:.2f} %  head / medium / tail {groups}"
+    )
+    summary = folder / "summary.csv"
+    utils.update_summary(
+        epoch,
+        train_metrics,
+        {key: metrics[key] for key in ("loss", "top1", "top5")}
+        | {f"{k}_error": v for k, v in errors.items() if k != "error"},
+        filename=str(summary),
+        lr=lr,
+        write_header=not summary.exists() or summary.stat().st_size == 0,
+        log_wandb=_start_wandb(args),
+    )
+
+
+def _start_wandb(args: Namespace) -> bool:
+    if not args.log_wandb:
+        return False
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("--log-wandb needs the package wandb: pip install wandb") from error
+    if wandb.run is None:
+        wandb.init(project=args.wandb_project, name=args.experiment, config=vars(args))
+    return True
+
+
+def result(
+    args: Namespace, counts: np.ndarray, metrics: dict[str, Any], best: tuple[Any, Any], seconds: float
+) -> dict[str, Any]:
+    """What results.json holds.
+
+    Args:
+        args: of the run.
+        counts: (C,) training images per class.
+        metrics: of :func:`mbj_plugin.timm.evaluate.validate`, after the last epoch.
+        best: value and epoch of the best ``--eval-metric``; for information, it is chosen on what is reported.
+        seconds: of the run.
+    """
+    images, wrong = np.asarray(metrics["images"]), np.asarray(metrics["wrong"])
+    return {
+        "method": "mbj" if args.mbj else "baseline",
+        "errors": group_errors(images, wrong, counts),
+        "per_class_error": (100 * wrong / np.maximum(images, 1)).tolist(),
+        "class_counts": counts.tolist(),
+        "best": {"metric": args.eval_metric, "value": best[0], "epoch": best[1]},
+        "mbj": dataclasses.asdict(MBJSettings.from_args(args)) if args.mbj else None,
+        "settings": {k: plain(v) for k, v in vars(args).items()},
+        "versions": {
+            "mbj_plugin": __version__,
+            "python": sys.version.split()[0],
+            "timm": timm.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "seconds": round(seconds, 1),
+    }
+
+
+def plain(value: Any) -> Any:
+    """The value in types that YAML, JSON and a weights-only checkpoint can hold."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,141 @@
+"""The settings of MBJ in timm, from command-line flags (train_timm) or the variable MBJ (timm's own train.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from mbj_plugin.functional import NORMS, sampling_probs
+from mbj_plugin.timm.criterion import MEMORIES, MBJLoss
+from mbj_plugin.timm.schedule import parse_start
+
+
+@dataclasses.dataclass(frozen=True)
+class MBJSettings:
+    """What a user can set. See :class:`mbj_plugin.timm.criterion.MBJLoss` for the meaning.
+
+    Raises:
+        ValueError: for a value out of range, naming it.
+    """
+
+    memory: str = "feature"
+    eta: float | None = None
+    size: int | None = None
+    beta: float = 1.5
+    norm: str = "max"
+    start: str | float = "auto"
+    momentum: float = 0.0
+    class_counts: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_start(self.start)
+        self.criterion([1, 1], None, 0, 0)
+        sampling_probs([1], self.beta, self.norm)
+
+    def criterion(self, class_counts: Any, base: Any, start: int, seed: int) -> MBJLoss:
+        """The criterion of these settings; ``start`` in calls."""
+        return MBJLoss(
+            class_counts,
+            base,
+            memory=self.memory,
+            size=self.size,
+            eta=self.eta,
+            beta=self.beta,
+            norm=self.norm,
+            start=start,
+            momentum=self.momentum,
+            seed=seed,
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> MBJSettings:
+        """Settings from ``key=value,key=value``, the content of the variable MBJ; empty = the defaults.
+
+        Raises:
+            ValueError: for an unknown key or a value that is no number.
+        """
+        types = {"eta": float, "size": int, "beta": float, "momentum": float}
+        names = [field.name for field in dataclasses.fields(cls)]
+        values: dict[str, Any] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            key, separator, value = (piece.strip() for piece in part.partition("="))
+            if key not in names or not separator:
+                near = difflib.get_close_matches(key, names, 1)
+                hint = f", did you mean {near[0]!r}?" if near and near[0] != key else ""
+                raise ValueError(f"MBJ: cannot read {part!r}: write key=value with a key of {names}{hint}")
+            try:
+                values[key] = types.get(key, str)(value)
+            except ValueError as error:
+                raise ValueError(f"MBJ: {key} must be a number, got {value!r}") from error
+        return cls(**values)
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> MBJSettings:
+        """Settings from the flags of :func:`add_arguments`."""
+        return cls(**{field.name: getattr(args, f"mbj_{field.name}") for field in dataclasses.fields(cls)})
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The flags ``--mbj`` and ``--mbj-...``."""
+    group = parser.add_argument_group("Memory-based Jitter")
+    default = MBJSettings()
+
+    def add(name: str, help: str, **kwargs: Any) -> None:
+        group.add_argument(f"--mbj-{name.replace('_', '-')}", default=getattr(default, name), help=help, **kwargs)
+
+    group.add_argument(
+        "--mbj", action="store_true", help="train with Memory-based Jitter: lowers tail error, may raise head error"
+    )
+    add(
+        "memory",
+        "what is remembered: past features (MBJ-F, trains the classifier, the paper's choice here), past prototypes "
+        "(MBJ-W, trains the embedding) or both (MBJ-WF) (default: %(default)s)",
+        choices=MEMORIES,
+    )
+    add(
+        "eta",
+        "weight of the memory loss; higher = lower tail error and higher head error, 0 = off (default: 15 for "
+        "features, 1/7 for prototypes, as in the paper)",
+        type=float,
+        metavar="ETA",
+    )
+    add(
+        "size",
+        "slots of each memory; more = older features, and a tail class keeps more of them (default: 500 features, "
+        "3500 prototypes)",
+        type=int,
+        metavar="N",
+    )
+    add(
+        "beta",
+        "re-balancing: the memory's class mix is N^(1-beta), so 1 is uniform and above 1 favours the tail at the cost "
+        "of the head (default: %(default)s)",
+        type=float,
+        metavar="BETA",
+    )
+    add(
+        "norm",
+        "'max' lets every row of the rarest class in and keeps the memory young; 'sum' is the paper's Eq. 1, which "
+        "lets in far fewer rows of all classes (default: %(default)s)",
+        choices=NORMS,
+    )
+    add(
+        "start",
+        "when the memory loss starts: epochs, a fraction of the run below 1, or 'auto' (the schedule's first decay); "
+        "too early and the head drowns (default: %(default)s)",
+        metavar="WHEN",
+    )
+    add(
+        "momentum",
+        "remember a moving average of the prototypes (MBJ*); smooths the jitter away, which the paper found to cost "
+        "the tail (default: %(default)s)",
+        type=float,
+        metavar="M",
+    )
+    add(
+        "class_counts",
+        "JSON list of training images per class, for data sets that cannot be counted",
+        metavar="FILE",
+    )

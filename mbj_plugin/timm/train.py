@@ -1,0 +1,274 @@
+"""A thin trainer from timm's own factories: what timm's train.py does, for long-tailed data, with or without MBJ.
+
+On the flags that both have, and with ``--workers 0``, it computes the same bits as timm's train.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm import utils
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from mbj_plugin.timm import build
+from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
+from mbj_plugin.timm.evaluate import error_table, group_errors, validate
+from mbj_plugin.timm.run_folder import experiment, log_epoch, open_folder, plain, result, write
+from mbj_plugin.timm.schedule import start_epoch
+from mbj_plugin.timm.settings import MBJSettings
+
+_logger = logging.getLogger("mbj_plugin")
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that the training loop touches."""
+
+    args: Namespace
+    device: torch.device
+    data: build.Data
+    task: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    num_epochs: int
+    first_epoch: int
+    amp_autocast: Callable
+    loss_scaler: Any
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``train_timm``: train, and print the test error of all classes and of each class group."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    try:
+        args = parse_args(argv)
+        results = compare(args) if args.compare else {"mbj" if args.mbj else "baseline": train(args)}
+    except ValueError as error:
+        sys.exit(f"train_timm: error: {error}")
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(error_table({name: each["errors"] for name, each in results.items()}))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def compare(args: Namespace) -> dict[str, dict[str, Any]]:
+    """Train the baseline and MBJ on the same images with the same seed. Returns the result of each."""
+    if args.resume:
+        raise ValueError("--compare trains two models and cannot resume one: resume each of them without --compare")
+    name = experiment(args)
+    runs = {"baseline": False, "mbj": True}
+    return {
+        run: train(Namespace(**{**vars(args), "mbj": use_mbj, "experiment": os.path.join(name, run)}))
+        for run, use_mbj in runs.items()
+    }
+
+
+def train(args: Namespace) -> dict[str, Any]:
+    """Train one model.
+
+    Args:
+        args: of :func:`mbj_plugin.timm.args.parse_args`.
+
+    Returns:
+        What results.json holds: "errors" in percent, "per_class_error", "class_counts", "settings", "versions", ...
+
+    Raises:
+        ValueError: for a wrong value, naming it and the fix, before any training.
+    """
+    started = time.time()
+    run = make_run(args)
+    folder = open_folder(args, run.data.train.dataset, run.first_epoch) if utils.is_primary(args) else None
+    saver = _make_saver(run, folder) if folder else None
+    best: tuple[Any, Any] = (None, None)
+    metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
+    for epoch in range(run.first_epoch, run.num_epochs):
+        train_metrics = train_one_epoch(run, epoch)
+        metrics = _evaluate(run)
+        # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
+        run.task.remember_rng()
+        if folder is not None:
+            errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
+            rates = [group["lr"] for group in run.optimizer.param_groups]
+            lr = sum(rates) / len(rates)
+            log_epoch(epoch, run.num_epochs, train_metrics, metrics, errors, lr, folder, args)
+            best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
+        if run.scheduler is not None:
+            run.scheduler.step(epoch + 1, metrics[args.eval_metric])
+    assert metrics is not None
+    results = result(args, run.data.counts, metrics, best, time.time() - started)
+    if folder is not None:
+        write(folder / "results.json", json.dumps(results, indent=1))
+        _logger.info(f"Written to {folder}: results.json, summary.csv, args.yaml and the checkpoints.")
+    return results
+
+
+def make_run(args: Namespace) -> Run:
+    """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
+    settings = MBJSettings.from_args(args)
+    device = build.init_device(args)
+    utils.random_seed(args.seed, args.rank)
+    datasets = build.make_datasets(args)
+    model = build.make_model(args, device)
+    amp_autocast, loss_scaler = build.make_amp(args, device)
+    data = build.make_loaders(args, model, datasets, device)
+    args.lr = args.lr or build.scaled_lr(args)
+    updates_per_epoch = -(-len(data.train) // args.grad_accum_steps)
+
+    batch_loss = build.make_batch_loss(args).to(device)
+    task: Any
+    if args.mbj:
+        epoch = start_epoch(settings.start, args, updates_per_epoch)
+        criterion = settings.criterion(data.counts, batch_loss, round(epoch * len(data.train)), args.seed)
+        task = ResumableMBJTask(model, criterion, device=device, verbose=False)
+    else:
+        task = ResumableTask(model, batch_loss, device=device, verbose=False)
+    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    first_epoch = resume(task, args.resume, args, optimizer, loss_scaler) if args.resume else 0
+    _wrap(task, args, device)
+    scheduler, num_epochs = create_scheduler_v2(
+        optimizer,
+        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
+        updates_per_epoch=updates_per_epoch,
+    )
+    if scheduler is not None and first_epoch > 0:
+        if args.sched_on_updates:
+            scheduler.step_update(first_epoch * updates_per_epoch)
+        else:
+            scheduler.step(first_epoch)
+    return Run(args, device, data, task, optimizer, scheduler, num_epochs, first_epoch, amp_autocast, loss_scaler)
+
+
+def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
+    """One pass over the training set, step for step as timm's train.py does it.
+
+    Returns:
+        Mean "loss"; with MBJ also "loss_batch" and "loss_memory" (eta * L_memory).
+    """
+    args, loader, task = run.args, run.data.train, run.task
+    if hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(epoch)
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        run.data.switch_mixup_off(args)
+    batches, rest = len(loader), len(loader) % args.grad_accum_steps
+    updates = epoch * -(-batches // args.grad_accum_steps)
+    sums: dict[str, Tensor] = {}
+    task.get_trainable_module().train()
+    run.optimizer.zero_grad()
+    # None lets tqdm decide: a bar on a terminal, nothing in a log file.
+    disable = True if args.rank > 0 or args.progress is False else None if args.progress is None else False
+    for index, (images, target) in enumerate(tqdm(loader, f"epoch {epoch + 1}", leave=False, disable=disable)):
+        need_update = index == batches - 1 or (index + 1) % args.grad_accum_steps == 0
+        losses = _step(run, images, target, need_update, rest if index >= batches - rest else args.grad_accum_steps)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.double()
+        if need_update:
+            updates += 1
+            run.optimizer.zero_grad()
+            task.update_ema(step=updates)
+            if run.scheduler is not None:
+                run.scheduler.step_update(num_updates=updates, metric=None)
+    if hasattr(run.optimizer, "sync_lookahead"):
+        run.optimizer.sync_lookahead()
+    means = {name: total / batches for name, total in sums.items()}
+    if args.world_size > 1:
+        means = {name: utils.reduce_tensor(mean, args.world_size) for name, mean in means.items()}
+    return {name: mean.item() for name, mean in means.items()}
+
+
+def _step(run: Run, images: Tensor, target: Tensor, need_update: bool, accum_steps: int) -> dict[str, Tensor]:
+    """Forward and backward pass of one batch, and the optimizer's step where the gradient is complete."""
+    args, task = run.args, run.task
+    if not args.prefetcher:
+        images, target = images.to(run.device), target.to(run.device)
+        if run.data.mixup_fn is not None:
+            images, target = run.data.mixup_fn(images, target)
+    if args.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with task.no_sync() if args.world_size > 1 and not need_update else nullcontext():
+        with run.amp_autocast():
+            output = task(images, target)
+        loss = output["loss"] / accum_steps if accum_steps > 1 else output["loss"]
+        clipped = None
+        if args.clip_grad is not None:
+            clipped = task.get_clip_parameters(exclude_head="agc" in args.clip_mode)
+        if run.loss_scaler is not None:
+            run.loss_scaler(
+                loss, run.optimizer, args.clip_grad, args.clip_mode, parameters=clipped, need_update=need_update
+            )
+        else:
+            loss.backward()
+            if need_update:
+                if args.clip_grad is not None:
+                    utils.dispatch_clip_grad(clipped, value=args.clip_grad, mode=args.clip_mode)
+                run.optimizer.step()
+    return {name: output[name].detach() for name in ("loss", "loss_batch", "loss_memory") if name in output}
+
+
+def _evaluate(run: Run) -> dict[str, Any]:
+    """Metrics of the model that will be used: the averaged one, where there is one."""
+    args, task = run.args, run.task
+    average = task.get_trainable_module(ema=True)
+    if args.world_size > 1 and args.dist_bn in ("broadcast", "reduce"):
+        for module in filter(None, (task.get_trainable_module(), average)):
+            utils.distribute_bn(module, args.world_size, args.dist_bn == "reduce")
+    measure = partial(
+        validate,
+        loader=run.data.evaluation,
+        num_classes=args.num_classes,
+        device=run.device,
+        amp_autocast=run.amp_autocast,
+        channels_last=args.channels_last,
+    )
+    metrics = measure(task.get_eval_model())
+    return metrics if average is None else measure(task.get_eval_model(ema=True))
+
+
+def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
+    """Average, compile and distribute the model, in timm's order."""
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        if args.resume:
+            resume_ema(task, args.resume)
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if task.has_ema():
+            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.world_size > 1:
+        device_ids = None if device.type == "cpu" else [device]
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+
+
+def _make_saver(run: Run, folder: Path) -> utils.CheckpointSaver:
+    args = run.args
+    saver = utils.CheckpointSaver(
+        model=run.task.get_trainable_module(),
+        optimizer=run.optimizer,
+        args=Namespace(**{name: plain(value) for name, value in vars(args).items()}),
+        amp_scaler=run.loss_scaler,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+        decreasing=args.eval_metric == "loss",
+        max_history=args.checkpoint_hist,
+        task=run.task,
+    )
+    # timm >= 1.0.31 remembers which checkpoints are the best; they must lie in the folder that is written to.
+    same_folder = args.resume and Path(args.resume).resolve().parent == folder.resolve()
+    if same_folder and hasattr(saver, "load_state_dict_from_checkpoint"):
+        saver.load_state_dict_from_checkpoint(args.resume)
+    return saver

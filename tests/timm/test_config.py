@@ -1,0 +1,57 @@
+import pytest
+
+from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm.config import config_folder, find_config, load_config
+
+SHIPPED = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("base"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_holds_flags_only(name):
+    assert parse_args(["-c", name, "--mbj"]).config == name
+
+
+@pytest.mark.parametrize("ratio", [100, 50, 10])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_the_paper_s_cifar_recipe(classes, ratio):
+    args = parse_args(["-c", f"cifar{classes}_lt{ratio}"])
+    assert (args.dataset, args.num_classes, args.imbalance_ratio) == (f"torch/cifar{classes}", classes, ratio)
+    assert (args.model, args.epochs, args.batch_size, args.lr) == ("resnet32_cifar", 200, 32, 0.1)
+    assert (args.warmup_epochs, args.decay_milestones, args.decay_rate) == (5, [120, 160], 0.01)
+    assert (args.opt, args.momentum, args.weight_decay) == ("momentum", 0.9, 2e-4)
+    assert args.opt_kwargs == {"filter_bias_and_bn": False}
+    assert (args.crop_pad, args.hflip, args.smoothing) == (4, 0.5, 0.0)
+    assert (args.mbj_eta, args.mbj_size, args.mbj_beta) == (15, 500, 1.5)
+
+
+def test_the_paper_s_inaturalist_recipe():
+    args = parse_args(["-c", "inat18", "--data-dir", "somewhere"])
+    assert (args.model, args.epochs, args.batch_size, args.lr, args.num_classes) == ("resnet50", 180, 128, 0.01, 8142)
+    assert (args.mbj_size, args.decay_milestones, args.decay_rate) == (25_000, [120, 160], 0.1)
+
+
+def test_command_line_over_config_over_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("epochs: 7\nlr: 0.5\nbatch_size: 8\n")
+    (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nlr: 0.25\nmbj: true\n")
+    args = parse_args(["-c", str(tmp_path / "leaf.yaml"), "-b", "4"])
+    assert (args.epochs, args.lr, args.batch_size, args.mbj) == (7, 0.25, 4, True)
+
+
+def test_without_a_data_set_the_digits_are_taken(tmp_path):
+    assert parse_args([]).dataset == "sklearn/digits"
+    assert parse_args([str(tmp_path)]).dataset == ""
+    assert parse_args([str(tmp_path)]).data_dir == str(tmp_path)
+
+
+def test_bad_configs(tmp_path):
+    (tmp_path / "typo.yaml").write_text("epoch: 7\n")
+    with pytest.raises(ValueError, match="unknown key 'epoch', did you mean 'epochs'"):
+        parse_args(["-c", str(tmp_path / "typo.yaml")])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="must be a mapping"):
+        load_config(str(tmp_path / "list.yaml"))
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    with pytest.raises(ValueError, match="cannot read the config"):
+        load_config(str(tmp_path / "broken.yaml"))
+    with pytest.raises(ValueError, match="no config 'nowhere'.*digits"):
+        find_config("nowhere")

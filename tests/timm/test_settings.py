@@ -1,0 +1,33 @@
+import pytest
+
+from mbj_plugin.timm.args import make_parser
+from mbj_plugin.timm.settings import MBJSettings
+
+
+def test_flags_and_text_say_the_same():
+    argv = "--mbj-memory both --mbj-eta 3 --mbj-size 9 --mbj-beta 1 --mbj-norm sum --mbj-start 0.5 --mbj-momentum 0.9"
+    text = "memory=both, eta=3,size=9,beta=1,norm=sum,start=0.5,momentum=0.9"
+    assert MBJSettings.from_args(make_parser().parse_args(argv.split())) == MBJSettings.from_text(text)
+    assert MBJSettings.from_args(make_parser().parse_args([])) == MBJSettings.from_text("") == MBJSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("etha=3", "'etha=3'.*did you mean 'eta'"),
+        ("eta", "'eta'.*key=value"),
+        ("eta=big", "eta must be a number, got 'big'"),
+        ("eta=-1", "eta.*-1"),
+        ("eta=inf", "eta.*inf"),
+        ("size=0", "memory size.*0"),
+        ("size=0.5", "size must be a number, got '0.5'"),
+        ("beta=-1", "beta.*-1"),
+        ("norm=typo", "norm.*'typo'"),
+        ("memory=typo", "memory.*'typo'"),
+        ("start=never", "start.*'never'"),
+        ("momentum=1,memory=prototype", "momentum.*1"),
+    ],
+)
+def test_bad_text(text, message):
+    with pytest.raises(ValueError, match=message):
+        MBJSettings.from_text(text)

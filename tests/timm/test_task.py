@@ -1,0 +1,72 @@
+import pytest
+import timm
+import torch
+
+from mbj_plugin.timm import MBJLoss, MBJTask
+
+BANK = ["bank.calls", "bank.cursor", "bank.slot_calls", "bank.slot_labels", "bank.slot_rows", "seed", "step"]
+
+
+def make_task(memory="feature", **kwargs):
+    model = timm.create_model("resnet32_cifar", depth=8, width=4, num_classes=3)
+    return MBJTask(model, MBJLoss([9, 5, 2], memory=memory, norm="max", **kwargs), verbose=False)
+
+
+def run(task, steps):
+    g = torch.Generator().manual_seed(steps.start)
+    for _ in steps:
+        result = task(torch.randn(4, 3, 16, 16, generator=g), torch.randint(0, 3, (4,), generator=g))
+    return result
+
+
+def test_result_and_task_state():
+    task = make_task("both")
+    result = run(task, range(2))
+    assert {"loss", "output", "loss_batch", "loss_memory"} <= result.keys()
+    state = task.get_task_state()
+    assert list(state) == ["mbj"]
+    assert sorted(state["mbj"]) == sorted(f"{kind}.{key}" for kind in ("feature", "prototype") for key in BANK)
+    assert task.get_task_state(ema=True) == {}
+    assert not any("memor" in key for key in task.get_checkpoint_state()["state_dict"])
+
+
+def test_the_memory_survives_a_weights_only_checkpoint(tmp_path):
+    first, second = make_task(), make_task()
+    run(first, range(3))
+    torch.save(first.get_checkpoint_state(), tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    second.load_checkpoint_state(state["state_dict"], state["task_state"])
+    for key, value in first.get_task_state()["mbj"].items():
+        assert torch.equal(value, second.get_task_state()["mbj"][key])
+    assert torch.equal(run(first, range(5, 6))["loss"], run(second, range(5, 6))["loss"])
+
+
+def test_an_average_of_the_model_has_no_memory():
+    task = make_task()
+    task.setup_ema(decay=0.9)
+    run(task, range(2))
+    task.update_ema(step=1)
+    assert "task_state_ema" not in task.get_checkpoint_state(ema=True)
+
+
+def test_a_checkpoint_without_memory_starts_with_an_empty_one(caplog):
+    task = make_task()
+    task.load_task_state(None)
+    assert "starting with an empty one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [({"size": 7}, r"slot_rows is \(8, 16\).*\(501, 16\).*--mbj-size"), ({"memory": "both"}, "--mbj-memory")],
+)
+def test_a_checkpoint_of_another_memory(other, message):
+    with pytest.raises(ValueError, match=message):
+        make_task().load_task_state(make_task(**other).get_task_state())
+
+
+def test_wrong_criterion_and_scripted_model():
+    model = timm.create_model("resnet32_cifar", depth=8, width=4, num_classes=3)
+    with pytest.raises(ValueError, match="needs an MBJLoss.*CrossEntropyLoss"):
+        MBJTask(model, torch.nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="--torchscript"):
+        MBJTask(torch.jit.script(model), MBJLoss([9, 5, 2]))

@@ -1,0 +1,230 @@
+"""train_timm through its command: real runs on the digits and on a folder of images, resumes, and bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mbj_plugin.timm import train as trainer
+from mbj_plugin.timm.args import parse_args
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_timm.py"
+
+
+def run(tmp_path, *argv, name="run"):
+    result = trainer.train(parse_args([*argv, "--output", str(tmp_path), "--experiment", name]))
+    return result, load(tmp_path / name / "last.pth.tar")
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same(a, b, keys=("state_dict", "task_state", "optimizer")):
+    for key in keys:
+        flat_a, flat_b = (torch.utils._pytree.tree_leaves(c[key]) for c in (a, b))
+        assert len(flat_a) == len(flat_b)
+        for x, y in zip(flat_a, flat_b, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, key
+
+
+def folder_flags(image_folder):
+    return [
+        *(str(image_folder), "--model", "resnet32_cifar", "--model-kwargs", "depth=8", "width=4", "-b", "6", "-j", "0"),
+        *("--input-size", "3", "16", "16", "--epochs", "3", "--warmup-epochs", "0", "--lr", "0.02", "--no-progress"),
+        *("--sched", "multistep", "--decay-milestones", "1", "--mbj-norm", "max"),
+    ]
+
+
+def test_main_job_writes_what_it_says(tmp_path, tiny, capsys):
+    trainer.main(["--mbj", "--compare", *tiny, "--output", str(tmp_path), "--experiment", "e"])
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("baseline", "mbj", "head", "tail", "few"))
+    manifests = []
+    for name in ("baseline", "mbj"):
+        folder = tmp_path / "e" / name
+        results = json.loads((folder / "results.json").read_text())
+        assert results["method"] == name
+        assert set(results["errors"]) >= {"error", "head", "medium", "tail", "few_shot"}
+        assert len(results["per_class_error"]) == 10
+        assert len((folder / "summary.csv").read_text().splitlines()) == 4
+        manifests.append(json.loads((folder / "manifest.json").read_text()))
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["class_counts"] == results["class_counts"]
+    assert (load(tmp_path / "e/mbj/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).any()
+
+
+def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path, tiny):
+    _, baseline = run(tmp_path, *tiny, name="baseline")
+    _, off = run(tmp_path, *tiny, "--mbj", "--mbj-eta", "0", name="off")
+    _, on = run(tmp_path, *tiny, "--mbj", name="on")
+    assert_same(baseline, off, ("state_dict", "optimizer"))
+    assert not torch.equal(baseline["state_dict"]["fc.weight"], on["state_dict"]["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mbj-memory", "both", "--mbj-momentum", "0.5"],
+        ["--mixup", "0.5", "--cutmix", "0.5", "--smoothing", "0.1"],
+        ["--mixup", "0.5", "--no-prefetcher", "--mixup-off-epoch", "1"],
+        ["--bce-loss", "--smoothing", "0.1", "--grad-accum-steps", "2", "--clip-grad", "1.0"],
+        ["--model-ema", "--model-ema-decay", "0.5", "--channels-last", "--amp", "--amp-dtype", "bfloat16"],
+        ["--torchcompile", "aot_eager", "--imbalance-ratio", "3", "-b", "4"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_flags_in_concert(tmp_path, image_folder, flags):
+    result, checkpoint = run(tmp_path, *folder_flags(image_folder), "--mbj", *flags)
+    assert checkpoint["epoch"] == 2
+    assert 0 <= result["errors"]["error"] <= 100
+    assert (checkpoint["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_killed_and_resumed_it_is_the_run_that_was_never_stopped(tmp_path, image_folder, workers):
+    flags = [*folder_flags(image_folder), "-j", workers, "--mbj", "--epochs", "5", "--aa", "rand-m5", "--mixup", "0.2"]
+    _, whole = run(tmp_path, *flags, name="whole")
+    command = [sys.executable, str(TOOL), *flags, "--output", str(tmp_path), "--experiment", "cut"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last, deadline = tmp_path / "cut" / "last.pth.tar", time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = load(last)["epoch"]
+    assert reached < 4, "the run ended before it could be killed"
+    _, resumed = run(tmp_path, *flags, "--resume", str(last), name="cut")
+    assert_same(whole, resumed)
+    assert (tmp_path / "whole/summary.csv").read_text() == (tmp_path / "cut/summary.csv").read_text()
+
+
+def test_two_ranks(tmp_path, image_folder):
+    flags = [*folder_flags(image_folder), "--mbj", "--output", str(tmp_path), "--experiment", "two"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(TOOL),
+        *flags,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("test error, %") == 1
+    assert (load(tmp_path / "two/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
+    again = subprocess.run(
+        [*command, "--epochs", "4", "--resume", str(tmp_path / "two/last.pth.tar")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+
+
+def test_checkpoints_load_in_stock_timm(tmp_path, image_folder):
+    flags = ["--model", "resnet18", "--model-kwargs", "--epochs", "1", "--mbj-start", "0"]
+    _, checkpoint = run(tmp_path, *folder_flags(image_folder), *flags, "--mbj")
+    code = (
+        "import sys, timm, torch;"
+        "model = timm.create_model('resnet18', num_classes=3, checkpoint_path=sys.argv[1]);"
+        "assert not any(name.startswith('mbj_plugin') for name in sys.modules);"
+        "torch.save(model.fc.weight.data, sys.argv[2])"
+    )
+    paths = [str(tmp_path / "run/last.pth.tar"), str(tmp_path / "weight.pt")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    assert torch.equal(torch.load(paths[1]), checkpoint["state_dict"]["fc.weight"])
+
+
+def fails(*argv):
+    with pytest.raises(SystemExit) as error:
+        trainer.main(["--no-progress", *argv])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "resnet18x"], "no model 'resnet18x', did you mean resnet18"),
+        (["nowhere"], "data folder nowhere does not exist"),
+        (["--dataset", "torch/cifar10"], "give --data-dir"),
+        (["--dataset", "torch/cifar99", "--data-dir", "."], "cannot read the train split of torch/cifar99"),
+        (["--dataset", "torch/cifar10", "--data-dir", "."], "cannot read the train split of torch/cifar10"),
+        (["--imbalance-ratio", "0.5"], "imbalance ratio.*0.5"),
+        (["--imbalance-ratio", "1000"], "imbalance ratio 1000"),
+        (["--num-classes", "5"], "label 9 is out of range"),
+        (["--num-classes", "12"], "2 of 12 classes have no training images"),
+        (["--mbj", "--mbj-size", "0"], "memory size.* 0"),
+        (["--mbj", "--mbj-eta", "-1"], "eta.*-1"),
+        (["--mbj", "--mbj-eta", "nan"], "eta.*nan"),
+        (["--mbj", "--mbj-beta", "-2"], "beta.*-2"),
+        (["--mbj", "--mbj-start", "100"], "epoch 100, past the end of the run of 60 epochs"),
+        (["--mbj", "--mbj-start", "soon"], "start must be.*'soon'"),
+        (["--mbj", "--mbj-momentum", "0.5"], "momentum 0.5"),
+        (["--mbj", "--torchscript"], "--torchscript"),
+        (["--batch-size", "4000"], "do not fill one batch"),
+        (["--device", "cuda:7"], "sees no CUDA device"),
+        (["--amp", "--amp-dtype", "int8"], "--amp-dtype.*'int8'"),
+        (["--resume", "missing.pth.tar"], "no checkpoint at missing.pth.tar"),
+        (["--compare", "--resume", "x"], "--compare trains two models"),
+        (["-c", "nowhere"], "no config 'nowhere'"),
+        (["--mbj-class-counts", "missing.json"], "cannot read the class counts missing.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "cuda:7" in flags and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert re.search(message, fails(*flags))
+
+
+def test_bad_norm_is_refused_by_the_parser(capsys):
+    with pytest.raises(SystemExit):
+        trainer.main(["--mbj", "--mbj-norm", "typo"])
+    assert "invalid choice: 'typo'" in capsys.readouterr().err
+
+
+def test_bad_folders(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert "Found 0 images" in fails(str(tmp_path))
+    one = tmp_path / "one" / "train" / "only"
+    one.mkdir(parents=True)
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(one / "a.png")
+    assert "1 class: a classifier needs two or more" in fails(str(tmp_path / "one"), "--model", "resnet18")
+
+
+def test_unwritable_output(tmp_path, tiny):
+    (tmp_path / "file").write_text("")
+    assert "cannot write to" in fails(*tiny, "--output", str(tmp_path / "file"))
+
+
+def test_bad_checkpoints(tmp_path, tiny):
+    run(tmp_path, *tiny, "--mbj")
+    path = tmp_path / "run/last.pth.tar"
+    resume = ["--mbj", *tiny, "--resume", str(path)]
+    assert "of another model" in fails(*resume, "--model-kwargs", "depth=14")
+    assert "--mbj-size" in fails(*resume, "--mbj-size", "9")
+    assert "--mbj-memory" in fails(*resume, "--mbj-memory", "prototype")
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert "cut short" in fails(*resume)
+    torch.save([1, 2], path)
+    assert "no training checkpoint" in fails(*resume)
+
+
+def test_a_run_that_fails_leaves_no_folder(tmp_path, tiny):
+    fails(*tiny, "--mbj", "--mbj-start", "100", "--output", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
