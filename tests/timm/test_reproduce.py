@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from torchvision.transforms import functional as TF
 
@@ -145,6 +146,23 @@ def test_result_groups_by_rank():
     assert result["many_shot"] is None and result["few_shot"] == result["error"]
     assert result["error"] == pytest.approx(result["curve"][-1]["error"])
     json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["cifar10_lt100", "cifar100_lt10"])
+def test_the_paper_protocol_is_the_recipe_of_the_shipped_configs(name):
+    configs = Path(__file__).parents[2] / "configs" / "timm"
+    config = yaml.safe_load((configs / "base_cifar_lt.yaml").read_text())
+    leaf = yaml.safe_load((configs / f"{name}.yaml").read_text())
+    paper = load_settings().protocols["paper"]
+    for key in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "decay_rate", "warmup_epochs"):
+        assert getattr(paper, key) == config[key], key
+    assert list(paper.milestones) == config["decay_milestones"] and paper.padding == config["crop_pad"]
+    statistics = STATISTICS[leaf["num_classes"]]
+    if "mean" in leaf:
+        assert [list(s) for s in statistics] == [leaf["mean"], leaf["std"]]
+    else:
+        cfg = build_model(paper, MBJ, 10, 0).default_cfg
+        assert list(statistics) == [cfg["mean"], cfg["std"]]
 
 
 def write_npz(path, images):
