@@ -132,7 +132,8 @@ class CellRun:
         """One step of SGD on the (B, 4) draw; the loss, detached."""
         if self.graph:
             if self._call is None:
-                self._call = graphed(self._forward_backward, draw, [self.model, self.criterion])
+                stateful = [self.model, self.criterion, *([self.log] if self.log is not None else [])]
+                self._call = graphed(self._forward_backward, draw, list(self.model.parameters()), stateful)
             loss = self._call(draw)
         else:
             self.optimizer.zero_grad(set_to_none=True)
@@ -220,16 +221,16 @@ class CellRun:
 
 
 def graphed(
-    forward_backward: Callable[[Tensor], Tensor], example: Tensor, modules: list[nn.Module]
+    forward_backward: Callable[[Tensor], Tensor], example: Tensor, parameters: list[nn.Parameter], stateful: list[Any]
 ) -> Callable[[Tensor], Tensor]:
     """``forward_backward`` as one CUDA graph, to be followed by an ordinary optimizer step.
 
-    Warming up and capturing leave no trace: what the warm-up writes into buffers (batch-norm statistics, the memory)
-    is put back. The gradients live in the graph's pool, and each replay overwrites them, so they must not be zeroed.
+    Warming up and capturing leave no trace: what the warm-up writes into ``stateful`` (batch-norm statistics, the
+    memory, the log) is put back. The gradients live in the graph's pool, and each replay overwrites them, so they must
+    not be zeroed.
     """
-    parameters = [p for module in modules for p in module.parameters()]
     with _CAPTURE:
-        before = [copy.deepcopy(module.state_dict()) for module in modules]
+        before = [copy.deepcopy(one.state_dict()) for one in stateful]
         static, stream = example.clone(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -242,8 +243,8 @@ def graphed(
         # Other threads train other cells meanwhile: their calls must not break this capture.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             loss = forward_backward(static)
-        for module, state in zip(modules, before, strict=True):
-            module.load_state_dict(state)
+        for one, state in zip(stateful, before, strict=True):
+            one.load_state_dict(state)
 
     def replay(draw: Tensor) -> Tensor:
         static.copy_(draw)
