@@ -31,7 +31,7 @@ from mbj_plugin.timm.reproduce.recipe import (
     statistics,
 )
 from mbj_plugin.timm.reproduce.settings import Method, Protocol
-from mbj_plugin.timm.reproduce.trunk import FeatureLog, is_branch, is_trunk, remember
+from mbj_plugin.timm.reproduce.trunk import FeatureLog, is_trunk, joins_trunk, remember
 
 SAVE_EVERY_S = 120.0
 TEST_BATCH = 1000
@@ -93,7 +93,7 @@ class CellRun:
             self.log = FeatureLog(self.model, trunk_epoch * self.steps, self.protocol.batch_size)
         if state_file is not None and state_file.exists():
             self.load(state_file)
-        elif trunk_file is not None and is_branch(self.method, self.protocol) and trunk_file.exists():
+        elif trunk_file is not None and trunk_file.exists() and joins_trunk(self.method, self.protocol):
             self.load(trunk_file)
         saved = time.monotonic()
         while self.epoch < self.protocol.epochs:

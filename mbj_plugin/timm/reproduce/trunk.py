@@ -23,9 +23,12 @@ def is_trunk(method: Method) -> bool:
     return method.memory is None and method.loss != "ldam_drw"
 
 
-def is_branch(method: Method, protocol: Protocol) -> bool:
-    """Whether the method is its batch loss until the first decay, with a memory of features alone."""
-    return method.memory == "feature" and is_trunk(dataclasses.replace(method, memory=None)) and method.start == "decay"
+def joins_trunk(method: Method, protocol: Protocol) -> bool:
+    """Whether the method is its batch loss until the first decay, and remembers features or nothing."""
+    if method.memory is None:
+        return is_trunk(method)
+    late = method.start_epoch(protocol) == protocol.milestones[0]
+    return late and method.memory == "feature" and is_trunk(dataclasses.replace(method, memory=None))
 
 
 class FeatureLog:
