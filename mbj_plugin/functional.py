@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 NORMS = ("sum", "max")
 # Logits beyond this many are never held at once: 2**24 in fp32 are 64 MiB (iNaturalist18's 25,000 x 8,142 are 814 MB).
 CHUNK_LOGITS = 2**24
+TORCH_CHUNKS = hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
 
 
 def sampling_probs(class_counts: Tensor | Sequence[int], beta: float = 1.5, norm: str = "sum") -> Tensor:
@@ -82,10 +83,21 @@ def memory_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias:
 
 
 def _linear_cross_entropy_sum(features: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
-    """Sum of cross-entropies, in chunks of rows whose logits are recomputed in the backward pass."""
+    """Sum of cross-entropies; many logits are computed in chunks, by torch where it can (2.15 and later)."""
     rows = max(1, CHUNK_LOGITS // len(weight))
     if len(features) <= rows:
         return _cross_entropy_sum(features, weight, labels, bias)
+    if TORCH_CHUNKS:
+        return F.linear_cross_entropy(
+            features,
+            weight,
+            labels,
+            linear_bias=bias,
+            reduction="sum",
+            ignore_index=-1,
+            options=nn.LinearCrossEntropyOptions(),
+        )
+    # Older torch: the logits of a chunk are computed again in the backward pass.
     parts = [
         checkpoint(_cross_entropy_sum, f, weight, y, bias, use_reentrant=False, preserve_rng_state=False)
         for f, y in zip(features.split(rows), labels.split(rows), strict=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def class_counts(labels: Sequence[int], num_classes: int | None = None) -> np.ndarray:
+def class_counts(labels: ArrayLike, num_classes: int | None = None) -> np.ndarray:
     """(C,) int64 number of images of each class. Negative labels are unlabelled and do not count.
 
     Args:
@@ -54,7 +55,7 @@ def exponential_counts(num_classes: int, max_count: int, imbalance_ratio: float)
     return counts
 
 
-def exponential_subset(labels: Sequence[int], imbalance_ratio: float, seed: int = 0) -> np.ndarray:
+def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0) -> np.ndarray:
     """Indices of an exponentially long-tailed subset of a labelled set, class 0 the largest.
 
     The profile is the largest one for which every class has enough images; inside a class the images are drawn
@@ -122,7 +123,7 @@ def head_tail_subset(identities: Sequence[Hashable], num_head: int, tail_size: i
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
-def class_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
+def class_groups(class_counts: ArrayLike) -> dict[str, np.ndarray]:
     """Classes of each group that long-tailed results are reported by.
 
     ``head`` / ``medium`` / ``tail`` are the first 20 %, the next 20 % and the last 60 % of the classes by rank, the

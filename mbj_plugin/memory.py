@@ -24,6 +24,12 @@ class MemoryBank(nn.Module):
         ValueError: for a size or dim below 1.
     """
 
+    slot_rows: Tensor
+    slot_labels: Tensor
+    slot_calls: Tensor
+    cursor: Tensor
+    calls: Tensor
+
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):

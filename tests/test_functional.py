@@ -72,9 +72,12 @@ def cross_entropy_by_loops(features, labels, weight, bias):
 class TestMemoryCrossEntropy:
     labels = torch.tensor([2, -1, 0, 0, -1, 1])
 
-    @pytest.mark.parametrize("chunk", [2**24, 4])
-    def test_value_and_gradient(self, monkeypatch, chunk):
+    @pytest.mark.parametrize(("chunk", "by_torch"), [(2**24, False), (4, False), (4, True)])
+    def test_value_and_gradient(self, monkeypatch, chunk, by_torch):
+        if by_torch and not functional.TORCH_CHUNKS:
+            pytest.skip("this torch has no linear_cross_entropy")
         monkeypatch.setattr(functional, "CHUNK_LOGITS", chunk)
+        monkeypatch.setattr(functional, "TORCH_CHUNKS", by_torch)
         features, weight, bias = randn(6, 4), randn(3, 4, seed=1).requires_grad_(), randn(3, seed=2).requires_grad_()
         loss = memory_cross_entropy(features, self.labels, weight, bias)
         expected = cross_entropy_by_loops(features.tolist(), self.labels.tolist(), weight.tolist(), bias.tolist())

@@ -138,6 +138,7 @@ def make_parser() -> ArgumentParser:
     settings.add_arguments(parser)
     ours = parser.add_argument_group("long tails")
     ours.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed, side by side")
+    ours.add_argument("--seeds", type=int, default=1, metavar="N", help="train with N seeds, report mean and spread")
     ours.add_argument("--imbalance-ratio", type=float, metavar="R", help="cut the training set to n_max / n_min = R")
     ours.add_argument("--subset-seed", type=int, default=0, metavar="S", help="which images are cut (default: 0)")
     ours.add_argument("--crop-pad", type=int, metavar="P", help="pad by P pixels, crop, flip (CIFAR's recipe)")

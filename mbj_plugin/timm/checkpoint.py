@@ -20,7 +20,8 @@ from mbj_plugin.timm.task import MBJTask
 
 
 def _rng_state() -> dict[str, Any]:
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

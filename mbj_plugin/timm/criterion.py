@@ -69,12 +69,13 @@ class MBJLoss(nn.Module):
             shared["size"] = size
         if eta is not None:
             shared["eta"] = eta
+        kinds: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+            ("feature", FeatureMemoryLoss, {"prior_correction": prior_correction}),
+            ("prototype", PrototypeMemoryLoss, {"momentum": momentum}),
+        )
         self._make_memories = lambda dim: {
             name: kind(self.class_counts, dim, **shared, **extra)
-            for name, kind, extra in (
-                ("feature", FeatureMemoryLoss, {"prior_correction": prior_correction}),
-                ("prototype", PrototypeMemoryLoss, {"momentum": momentum}),
-            )
+            for name, kind, extra in kinds
             if memory in (name, "both")
         }
         self._make_memories(1)  # so that a wrong value is an error here, not in bind

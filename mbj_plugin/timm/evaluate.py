@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import nn
 
 from mbj_plugin.longtail import class_groups
@@ -20,7 +21,7 @@ GROUPS = {
 }
 
 
-def group_errors(images: Sequence[int], wrong: Sequence[int], class_counts: Sequence[int]) -> dict[str, float]:
+def group_errors(images: ArrayLike, wrong: ArrayLike, class_counts: ArrayLike) -> dict[str, float]:
     """Error in percent: of all images, and of each group of :func:`mbj_plugin.class_groups`.
 
     A group's error is the mean over its test images, as in the paper's Tables 4 and 5 (the test sets are balanced).
@@ -89,20 +90,30 @@ def validate(
     }
 
 
-def error_table(errors: dict[str, dict[str, float]]) -> str:
-    """A table of group errors in percent, one column per run.
+def error_table(runs: dict[str, list[dict[str, float]]]) -> str:
+    """A table of group errors in percent, one column per method: mean and standard deviation over its seeds.
 
     Args:
-        errors: run name to the result of :func:`group_errors`.
+        runs: method to the result of :func:`group_errors` for each seed.
     """
-    names = list(errors)
-    lines = [f"{'test error, %':<64}" + "".join(f"{name:>12}" for name in names)]
+
+    def cell(errors: list[dict[str, float]], key: str) -> str:
+        values = [each[key] for each in errors if key in each]
+        if not values:
+            return "-"
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.2f}{spread}"
 
     def row(label: str, key: str) -> str:
-        return f"{label:<64}" + "".join(f"{errors[n][key]:>12.2f}" if key in errors[n] else f"{'-':>12}" for n in names)
+        return f"{label:<62}" + "".join(f"{cell(errors, key):>16}" for errors in runs.values())
 
-    lines.append(row("all", "error"))
+    seeds = max(len(errors) for errors in runs.values())
+    title = "error, %" + (f" (mean ± standard deviation of {seeds} seeds)" if seeds > 1 else "")
+    lines = [f"{title:<62}" + "".join(f"{name:>16}" for name in runs), row("all", "error")]
     for title, keys in GROUPS.items():
         lines.append(title)
         lines += [row("    " + key.removesuffix("_shot"), key) for key in keys]
+    if set(runs) == {"baseline", "mbj"} and seeds > 1:
+        lower = sum(m["error"] < b["error"] for b, m in zip(runs["baseline"], runs["mbj"], strict=True))
+        lines.append(f"mbj has the lower error with {lower} of {seeds} seeds")
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,7 @@ class Heads:
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
 
 
-def attach_head(model: nn.Module) -> Heads:
+def attach_head(model: Any) -> Heads:
     """Put recording layers in place of ``model.get_classifier()``. Parameters stay the same objects.
 
     Args:
@@ -123,9 +125,10 @@ def _is_classifier(module: nn.Module, model: nn.Module) -> bool:
 
 def _recording(layer: nn.Module) -> MBJLinear | MBJConv2d:
     if isinstance(layer, _RecordsInput):
-        return layer  # type: ignore[return-value]
+        assert isinstance(layer, MBJLinear | MBJConv2d)
+        return layer
     kind = MBJLinear if isinstance(layer, nn.Linear) else MBJConv2d
-    recording = kind.__new__(kind)
+    recording: Any = kind.__new__(kind)
     # The same parameters, hooks and mode: an optimizer built before still trains this layer.
     recording.__dict__ = layer.__dict__
     return recording

@@ -73,6 +73,11 @@ class CifarResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32, ...), got {depth}")
         self.num_classes, self.drop_rate = num_classes, drop_rate
+        self.layer1: nn.Module
+        self.layer2: nn.Module
+        self.layer3: nn.Module
+        self.global_pool: nn.Module
+        self.fc: nn.Module
         self.num_features = self.head_hidden_size = 4 * width
         self.grad_checkpointing = False
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)

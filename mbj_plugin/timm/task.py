@@ -45,7 +45,7 @@ class MBJTask(ClassificationTask):
             raise ValueError("a scripted model hides its classifier: drop --torchscript, --torchcompile works")
         super().__init__(model, criterion.bind(model), device=device, dtype=dtype, verbose=verbose)
 
-    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> MBJTask:
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> ClassificationTask:
         """Wrap the model in DistributedDataParallel. On CPU, which takes no device ids, they are left out."""
         device_ids = None if self.device.type == "cpu" else device_ids
         return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)

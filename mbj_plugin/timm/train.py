@@ -58,25 +58,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)
     try:
         args = parse_args(argv)
-        results = compare(args) if args.compare else {"mbj" if args.mbj else "baseline": train(args)}
+        results = train_all(args)
     except ValueError as error:
         sys.exit(f"train_timm: error: {error}")
     if int(os.environ.get("RANK", 0)) == 0:
-        print(error_table({name: each["errors"] for name, each in results.items()}))
+        print(error_table({name: [each["errors"] for each in runs] for name, runs in results.items()}))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def compare(args: Namespace) -> dict[str, dict[str, Any]]:
-    """Train the baseline and MBJ on the same images with the same seed. Returns the result of each."""
-    if args.resume:
-        raise ValueError("--compare trains two models and cannot resume one: resume each of them without --compare")
+def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All runs that the arguments ask for: with ``--compare`` the baseline beside MBJ, with ``--seeds N`` N of each.
+
+    Runs that are compared have the same seed and the same images. With several seeds both seeds count up from
+    ``--seed`` and ``--subset-seed``, so the spread holds the draw of the images too.
+
+    Returns:
+        "baseline" and "mbj" (those that were trained) to what :func:`train` returns for each seed.
+    """
+    if args.seeds < 1:
+        raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
+    if args.resume and (args.compare or args.seeds > 1):
+        raise ValueError("--resume goes on with one run: resume each run without --compare and --seeds")
     name = experiment(args)
-    runs = {"baseline": False, "mbj": True}
-    return {
-        run: train(Namespace(**{**vars(args), "mbj": use_mbj, "experiment": os.path.join(name, run)}))
-        for run, use_mbj in runs.items()
-    }
+    methods = {"baseline": False, "mbj": True} if args.compare else {"mbj" if args.mbj else "baseline": args.mbj}
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    for i in range(args.seeds):
+        for method, use_mbj in methods.items():
+            parts = [name] + [method] * args.compare + [f"seed{args.seed + i}"] * (args.seeds > 1)
+            changes = {"mbj": use_mbj, "experiment": os.path.join(*parts)}
+            changes |= {"seed": args.seed + i, "subset_seed": args.subset_seed + i}
+            results[method].append(train(Namespace(**{**vars(args), **changes})))
+    return results
 
 
 def train(args: Namespace) -> dict[str, Any]:
@@ -102,7 +115,7 @@ def train(args: Namespace) -> dict[str, Any]:
         metrics = _evaluate(run)
         # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
         run.task.remember_rng()
-        if folder is not None:
+        if folder is not None and saver is not None:
             errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
             rates = [group["lr"] for group in run.optimizer.param_groups]
             lr = sum(rates) / len(rates)

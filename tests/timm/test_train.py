@@ -61,6 +61,14 @@ def test_main_job_writes_what_it_says(tmp_path, tiny, capsys):
     assert (load(tmp_path / "e/mbj/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).any()
 
 
+def test_seeds_change_the_run_and_the_images(tmp_path, tiny):
+    flags = ["--seeds", "2", "--epochs", "1", "--output", str(tmp_path), "--experiment", "e", *tiny[4:]]
+    first, second = trainer.train_all(parse_args(flags))["baseline"]
+    assert (first["settings"]["seed"], second["settings"]["seed"]) == (42, 43)
+    manifests = [json.loads((tmp_path / f"e/seed{seed}/manifest.json").read_text()) for seed in (42, 43)]
+    assert manifests[0]["sha256"] != manifests[1]["sha256"]
+
+
 def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path, tiny):
     _, baseline = run(tmp_path, *tiny, name="baseline")
     _, off = run(tmp_path, *tiny, "--mbj", "--mbj-eta", "0", name="off")
@@ -121,7 +129,7 @@ def test_two_ranks(tmp_path, image_folder):
     ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("test error, %") == 1
+    assert done.stdout.count("error, %") == 1
     assert (load(tmp_path / "two/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
     again = subprocess.run(
         [*command, "--epochs", "4", "--resume", str(tmp_path / "two/last.pth.tar")],
@@ -177,7 +185,8 @@ def fails(*argv):
         (["--device", "cuda:7"], "sees no CUDA device"),
         (["--amp", "--amp-dtype", "int8"], "--amp-dtype.*'int8'"),
         (["--resume", "missing.pth.tar"], "no checkpoint at missing.pth.tar"),
-        (["--compare", "--resume", "x"], "--compare trains two models"),
+        (["--compare", "--resume", "x"], "--resume goes on with one run"),
+        (["--seeds", "0"], "--seeds must be 1 or more, got 0"),
         (["-c", "nowhere"], "no config 'nowhere'"),
         (["--mbj-class-counts", "missing.json"], "cannot read the class counts missing.json"),
     ],
