@@ -158,6 +158,7 @@ class FeatureMemoryLoss(_MemoryLoss):
         if self.eta == 0:
             return weight.new_zeros(())
         if self.prior_correction:
+            assert self.class_counts is not None
             log_prior = (self.class_counts * self._class_probs()).log()
             bias = log_prior if bias is None else bias + log_prior
         # A copy, because the backward pass comes after the enqueue.

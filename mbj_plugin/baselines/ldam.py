@@ -48,7 +48,8 @@ def use_cosine_classifier(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: where the classifier is no single linear layer.
     """
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    get_classifier = getattr(model, "get_classifier", None)
+    classifier = get_classifier() if get_classifier is not None else None
     if not isinstance(classifier, nn.Linear):
         raise ValueError(
             f"LDAM needs a model whose classifier is one nn.Linear, {type(model).__name__} has "

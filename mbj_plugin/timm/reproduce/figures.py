@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 # The same rows give the same file; text stays text, which keeps it small.
-STYLE = {"svg.hashsalt": "mbj", "svg.fonttype": "none", "font.size": 8}
+STYLE: Any = {"svg.hashsalt": "mbj", "svg.fonttype": "none", "font.size": 8}
 GROUPS = ("error", "head", "medium", "tail")
 Table = dict[str, dict[int, dict[str, Any]]]
 

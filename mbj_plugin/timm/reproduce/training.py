@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import mbj_plugin
 from mbj_plugin.longtail import class_counts, class_groups
+from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.reproduce.data import Images
 from mbj_plugin.timm.reproduce.recipe import (
     build_criterion,
@@ -33,7 +34,7 @@ from mbj_plugin.timm.reproduce.recipe import (
 from mbj_plugin.timm.reproduce.settings import Method, Protocol
 from mbj_plugin.timm.reproduce.trunk import FeatureLog, is_trunk, joins_trunk, remember
 
-SAVE_EVERY_S = 120.0
+SAVE_EVERY_S = 300.0
 TEST_BATCH = 1000
 _CAPTURE = threading.Lock()
 
@@ -70,7 +71,8 @@ class CellRun:
         self.model = build_model(protocol, method, self.num_classes, seed).to(self.device)
         self.criterion = build_criterion(protocol, method, counts.tolist(), self.model, self.steps, seed)
         self.optimizer, self.scheduler = build_optimizer(protocol, self.model, self.steps)
-        self.epoch, self.seconds, self.curve = 0, 0.0, []
+        self.epoch, self.seconds = 0, 0.0
+        self.curve: list[dict[str, Any]] = []
         self.graph = graph and self.device.type == "cuda"
         self.log: FeatureLog | None = None
         self._final: np.ndarray | None = None
@@ -101,7 +103,7 @@ class CellRun:
             self._train_epoch()
             now = time.monotonic()
             self.seconds += now - began
-            if self.log is not None and self.epoch == trunk_epoch:
+            if trunk_file is not None and self.log is not None and self.epoch == trunk_epoch:
                 self.save(trunk_file)
             late = now + (now - began) > deadline and self.epoch < self.protocol.epochs
             if state_file is not None and (late or now - saved > SAVE_EVERY_S):
@@ -209,7 +211,7 @@ class CellRun:
         """Go on from a state of this run, or from the trunk of its batch loss."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        if self.method.memory is not None and not state["criterion"]:
+        if isinstance(self.criterion, MBJLoss) and not state["criterion"]:
             remember(self.criterion, state["log"])
         else:
             self.criterion.load_state_dict(state["criterion"])

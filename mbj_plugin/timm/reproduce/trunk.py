@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mbj_plugin.losses import FeatureMemoryLoss
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.head import attach_head
 from mbj_plugin.timm.reproduce.settings import Method, Protocol
@@ -70,6 +71,7 @@ class FeatureLog:
 def remember(criterion: MBJLoss, log: dict[str, Tensor]) -> None:
     """Play a trunk's (S, B, D) features and (S, B) labels to the criterion's memory, step by step."""
     memory = criterion.memories["feature"]
+    assert isinstance(memory, FeatureMemoryLoss)
     device = memory.bank.cursor.device
     eta, memory.eta = memory.eta, 0.0  # remembers, and computes no loss
     weight = torch.zeros((), device=device)
