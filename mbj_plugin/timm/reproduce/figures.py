@@ -37,8 +37,12 @@ def draw_errors(table: Table, title: str, path: Path) -> None:
 
 @matplotlib.rc_context(STYLE)
 def draw_curves(table: Table, title: str, path: Path) -> None:
-    """One panel per group, one line per method: mean over the seeds, with a band of one standard deviation."""
-    methods = list(table)
+    """One panel per group, one line per method: mean over the seeds, with a band of one standard deviation.
+
+    Of the methods with the most seeds only: a line of one seed says little beside a mean.
+    """
+    most = max(len(runs) for runs in table.values())
+    methods = [method for method, runs in table.items() if len(runs) == most]
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, group in zip(axes, GROUPS[1:], strict=True):
