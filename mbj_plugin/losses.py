@@ -21,6 +21,7 @@ class _MemoryLoss(nn.Module):
     """What both losses share: the bank, the probabilities of Eq. 1, the step, and when the loss starts."""
 
     probs: Tensor | None
+    class_counts: Tensor | None
     step: Tensor
     seed: Tensor
 
@@ -34,18 +35,22 @@ class _MemoryLoss(nn.Module):
         norm: str,
         start: int,
         seed: int,
+        ramp: int,
     ) -> None:
         super().__init__()
         if not 0 <= eta < float("inf"):
             raise ValueError(f"eta must be a finite number >= 0 (0 turns the memory loss off), got {eta}")
         if int(start) != start or start < 0:
             raise ValueError(f"start must be a number of steps >= 0, got {start}")
-        self.eta, self.beta, self.norm, self.start = float(eta), beta, norm, int(start)
+        if int(ramp) != ramp or ramp < 0:
+            raise ValueError(f"ramp must be a number of steps >= 0, got {ramp}")
+        self.eta, self.beta, self.norm, self.start, self.ramp = float(eta), beta, norm, int(start), int(ramp)
         self.bank = MemoryBank(size, dim)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.long))
         # Not saved: counts belong to the data, and whoever resumes has the data.
         self.register_buffer("probs", None, persistent=False)
+        self.register_buffer("class_counts", None, persistent=False)
         if class_counts is not None:
             self.set_class_counts(class_counts)
         else:
@@ -53,7 +58,9 @@ class _MemoryLoss(nn.Module):
 
     def set_class_counts(self, class_counts: Tensor | Sequence[int]) -> None:
         """Set the (C,) training images per class, where they were not known at construction."""
-        self.probs = sampling_probs(class_counts, self.beta, self.norm).float().to(self.bank.cursor.device)
+        device = self.bank.cursor.device
+        self.probs = sampling_probs(class_counts, self.beta, self.norm).float().to(device)
+        self.class_counts = torch.as_tensor(class_counts).float().to(device)
 
     def _class_probs(self) -> Tensor:
         if self.probs is None:
@@ -62,7 +69,10 @@ class _MemoryLoss(nn.Module):
 
     def _weighted(self, loss: Tensor) -> Tensor:
         """eta * L_memory, 0 before the start. The step is on the device: no wait, and a CUDA graph sees it advance."""
-        return self.eta * torch.where(self.step >= self.start, loss, torch.zeros_like(loss))
+        loss = self.eta * torch.where(self.step >= self.start, loss, torch.zeros_like(loss))
+        if self.ramp:
+            loss = loss * ((self.step - self.start + 1) / self.ramp).clamp(0, 1)
+        return loss
 
     def _learning(self) -> bool:
         # Teachers and batch-norm recalibration run in train mode under no_grad: nothing of theirs is remembered.
@@ -94,6 +104,10 @@ class FeatureMemoryLoss(_MemoryLoss):
         norm: "sum" (the paper's Eq. 1) or "max" (every row of the rarest class enters).
         start: Calls before the loss counts. The memory fills from the first call on.
         seed: of the draws; they use no global generator.
+        ramp: Calls over which eta rises linearly after the start; 0 = at once.
+        prior_correction: Not in the paper. The memory holds class c in proportion to N_c P_c; True adds the logarithm
+            of that prior to the logits of L_memory (logit adjustment, https://arxiv.org/abs/2007.07314). beta then
+            chooses what is remembered, and no longer leans the classifier to one end.
 
     Raises:
         ValueError: for a value out of range.
@@ -110,8 +124,11 @@ class FeatureMemoryLoss(_MemoryLoss):
         start: int = 0,
         *,
         seed: int = 0,
+        ramp: int = 0,
+        prior_correction: bool = False,
     ) -> None:
-        super().__init__(class_counts, dim, size, eta, beta, norm, start, seed)
+        super().__init__(class_counts, dim, size, eta, beta, norm, start, seed, ramp)
+        self.prior_correction = prior_correction
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """eta * L_memory, then remember.
@@ -140,6 +157,10 @@ class FeatureMemoryLoss(_MemoryLoss):
     def _memory_loss(self, weight: Tensor, bias: Tensor | None, rank: int, world: int) -> Tensor:
         if self.eta == 0:
             return weight.new_zeros(())
+        if self.prior_correction:
+            assert self.class_counts is not None
+            log_prior = (self.class_counts * self._class_probs()).log()
+            bias = log_prior if bias is None else bias + log_prior
         # A copy, because the backward pass comes after the enqueue.
         rows, labels = self.bank.rows[rank::world].clone(), self.bank.labels[rank::world]
         loss = memory_cross_entropy(rows, labels, weight, bias)
@@ -169,6 +190,7 @@ class PrototypeMemoryLoss(_MemoryLoss):
         momentum: 0 remembers the weights themselves; m > 0 is the paper's MBJ*, which remembers an average that moves
             by (1 - m) a step.
         seed: of the draws; they use no global generator.
+        ramp: Calls over which eta rises linearly after the start; 0 = at once.
         num_classes: C, needed only where ``momentum`` > 0 and ``class_counts`` come later.
 
     Raises:
@@ -191,9 +213,10 @@ class PrototypeMemoryLoss(_MemoryLoss):
         momentum: float = 0.0,
         *,
         seed: int = 0,
+        ramp: int = 0,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__(class_counts, dim, size, eta, beta, norm, start, seed)
+        super().__init__(class_counts, dim, size, eta, beta, norm, start, seed, ramp)
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale must be a finite number > 0, got {scale}")
         if not 0 <= margin < float("inf"):

@@ -1,6 +1,7 @@
 """The two losses: bank + draw + equation, in the order loss first, memory after."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -76,6 +77,27 @@ class TestFeatureMemoryLoss:
         assert values[2] > 0
         assert loss.bank.filled == 18
 
+    def test_prior_correction_adds_the_log_of_the_memory_mix(self, weight):
+        kwargs = {"dim": 4, "size": 20, "eta": 3.0, "beta": 0.5, "norm": "max"}
+        loss = FeatureMemoryLoss([100, 10, 0], **kwargs, prior_correction=True)
+        features, labels = torch.randn(200, 4), torch.arange(2).repeat(100)
+        loss(features, labels, weight)
+        rows, held = loss.bank.rows.clone(), loss.bank.labels.clone()
+        mix = [100 * (1 / 100) ** 0.5, 10 * (1 / 10) ** 0.5]
+        bias = torch.tensor([*(math.log(m / sum(mix)) for m in mix), -math.inf])
+        expected = 3.0 * memory_cross_entropy(rows, held, weight, bias)
+        value = loss(features, labels, weight)
+        torch.testing.assert_close(value, expected)
+        value.backward()
+        assert torch.isfinite(weight.grad).all() and (weight.grad[2] == 0).all()
+        # With beta = 1 the memory is uniform, and there is nothing to correct.
+        plain, corrected = (
+            FeatureMemoryLoss(COUNTS, dim=4, beta=1.0, norm="max", prior_correction=c) for c in (False, True)
+        )
+        for step in range(3):
+            values = [loss(*batch(step), weight) for loss in (plain, corrected)]
+            torch.testing.assert_close(*values)
+
     def test_only_learning_steps_are_remembered(self, weight):
         loss = FeatureMemoryLoss(COUNTS, dim=4, **ALWAYS)
         with torch.no_grad():
@@ -143,6 +165,13 @@ class TestPrototypeMemoryLoss:
 
 @pytest.mark.parametrize("kind", [FeatureMemoryLoss, PrototypeMemoryLoss])
 class TestBoth:
+    def test_eta_rises_over_the_ramp(self, kind, weight):
+        plain, ramped = (kind(COUNTS, dim=4, start=2, ramp=ramp, **ALWAYS) for ramp in (0, 4))
+        pairs = [(plain(*batch(s), weight).item(), ramped(*batch(s), weight).item()) for s in range(8)]
+        assert pairs[:2] == [(0, 0)] * 2
+        for (whole, part), share in zip(pairs[2:], [0.25, 0.5, 0.75, 1, 1, 1], strict=True):
+            assert part == pytest.approx(share * whole, rel=1e-6)
+
     def test_eta_zero_is_off_but_remembers(self, kind, weight):
         loss = kind(COUNTS, dim=4, eta=0.0, **ALWAYS)
         assert [loss(*batch(step), weight).item() for step in range(3)] == [0, 0, 0]
@@ -197,6 +226,7 @@ class TestBoth:
             ({"norm": "typo"}, "norm.*'typo'"),
             ({"start": -3}, "start.*-3"),
             ({"start": 0.5}, "start.*0.5"),
+            ({"ramp": -1}, "ramp.*-1"),
         ],
     )
     @pytest.mark.parametrize("counts", [COUNTS, None])

@@ -32,6 +32,8 @@ class MBJLoss(nn.Module):
         start: calls before the memory loss counts.
         momentum: of the prototype memory (MBJ*); 0 = none.
         seed: of the draws.
+        ramp: calls over which eta rises linearly after the start; 0 = at once.
+        prior_correction: of the feature memory, see :class:`FeatureMemoryLoss`.
 
     Raises:
         ValueError: for a value out of range.
@@ -50,21 +52,25 @@ class MBJLoss(nn.Module):
         start: int = 0,
         momentum: float = 0.0,
         seed: int = 0,
+        ramp: int = 0,
+        prior_correction: bool = False,
     ) -> None:
         super().__init__()
         if memory not in MEMORIES:
             raise ValueError(f"memory must be one of {MEMORIES}, got {memory!r}")
         if momentum and memory == "feature":
             raise ValueError(f"momentum {momentum} moves prototypes: it needs memory 'prototype' or 'both'")
+        if prior_correction and memory == "prototype":
+            raise ValueError("prior_correction is for memorised features: it needs memory 'feature' or 'both'")
         self.base = base if base is not None else nn.CrossEntropyLoss()
         self.class_counts = torch.as_tensor(class_counts)
-        shared: dict[str, Any] = {"beta": beta, "norm": norm, "start": start, "seed": seed}
+        shared: dict[str, Any] = {"beta": beta, "norm": norm, "start": start, "seed": seed, "ramp": ramp}
         if size is not None:
             shared["size"] = size
         if eta is not None:
             shared["eta"] = eta
         kinds: tuple[tuple[str, Any, dict[str, Any]], ...] = (
-            ("feature", FeatureMemoryLoss, {}),
+            ("feature", FeatureMemoryLoss, {"prior_correction": prior_correction}),
             ("prototype", PrototypeMemoryLoss, {"momentum": momentum}),
         )
         self._make_memories = lambda dim: {
