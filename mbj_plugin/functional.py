@@ -122,7 +122,7 @@ def cosface_loss(cosine: Tensor, labels: Tensor, scale: float = 16.0, margin: fl
         Scalar, the mean over the labelled rows; 0 where none is labelled.
     """
     labels = torch.where(labels >= 0, labels, -1).long()
-    cosine = cosine.to(_loss_dtype(cosine))
+    cosine = torch.where(labels[:, None] >= 0, cosine, 0.0).to(_loss_dtype(cosine))
     target = torch.zeros_like(cosine).scatter_(1, labels.clamp(min=0)[:, None], 1.0)
     total = F.cross_entropy(scale * (cosine - margin * target), labels, ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
@@ -146,13 +146,13 @@ def multi_prototype_loss(
     Returns:
         Scalar, the mean over the labelled samples; 0 where none is labelled.
     """
-    similarity = similarity.to(_loss_dtype(similarity))
+    labelled = labels >= 0
+    similarity = torch.where(labelled[:, None], similarity, 0.0).to(_loss_dtype(similarity))
     filled = (prototype_labels >= 0)[None, :]
     same = labels[:, None] == prototype_labels[None, :]
     positive = _masked_logsumexp(-scale * similarity, same & filled)
     negative = _masked_logsumexp(scale * (similarity + margin), ~same & filled)
     loss = torch.logaddexp(positive + negative, torch.zeros_like(positive))
-    labelled = labels >= 0
     return torch.where(labelled, loss, 0.0).sum() / labelled.sum().clamp(min=1)
 
 

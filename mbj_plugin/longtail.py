@@ -46,7 +46,8 @@ def exponential_counts(num_classes: int, max_count: int, imbalance_ratio: float)
     if not 1 <= imbalance_ratio < float("inf"):
         raise ValueError(f"the imbalance ratio is n_max / n_min and must be a number >= 1, got {imbalance_ratio}")
     exponents = [c / max(num_classes - 1, 1) for c in range(num_classes)]
-    counts = np.array([int(max_count * (1.0 / imbalance_ratio) ** e) for e in exponents], dtype=np.int64)
+    # 49 * (1 / 49) is a little less than 1 in floating point, and means 1.
+    counts = np.array([int(max_count * (1.0 / imbalance_ratio) ** e + 1e-9) for e in exponents], dtype=np.int64)
     if counts.min() < 1:
         raise ValueError(
             f"imbalance ratio {imbalance_ratio} leaves the smallest class without an image: "
@@ -59,7 +60,8 @@ def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0)
     """Indices of an exponentially long-tailed subset of a labelled set, class 0 the largest.
 
     The profile is the largest one for which every class has enough images; inside a class the images are drawn
-    without replacement, and the draw of one class does not depend on the others. Sets of a higher ratio are nested.
+    without replacement, and the draw of one class does not depend on the others. Of a balanced set, the subset of a
+    higher ratio lies inside that of a lower one.
 
     Args:
         labels: one integer class per image.
@@ -74,6 +76,8 @@ def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0)
     """
     labels = np.asarray(labels, dtype=np.int64)
     available = class_counts(labels)
+    if not available.size:
+        raise ValueError("there is no labelled image to choose from")
     if available.min(initial=1) < 1:
         raise ValueError(f"class {int(available.argmin())} has no images: every class from 0 to the largest needs some")
     max_count = int(available.max())

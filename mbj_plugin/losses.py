@@ -6,6 +6,7 @@ MBJ-F of the paper is :class:`FeatureMemoryLoss`, MBJ-W is :class:`PrototypeMemo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.distributed as dist
@@ -40,10 +41,10 @@ class _MemoryLoss(nn.Module):
         super().__init__()
         if not 0 <= eta < float("inf"):
             raise ValueError(f"eta must be a finite number >= 0 (0 turns the memory loss off), got {eta}")
-        if int(start) != start or start < 0:
-            raise ValueError(f"start must be a number of steps >= 0, got {start}")
-        if int(ramp) != ramp or ramp < 0:
-            raise ValueError(f"ramp must be a number of steps >= 0, got {ramp}")
+        if not isinstance(start, Integral) or start < 0:
+            raise ValueError(f"start must be a number of steps >= 0, got {start!r}")
+        if not isinstance(ramp, Integral) or ramp < 0:
+            raise ValueError(f"ramp must be a number of steps >= 0, got {ramp!r}")
         self.eta, self.beta, self.norm, self.start, self.ramp = float(eta), beta, norm, int(start), int(ramp)
         self.bank = MemoryBank(size, dim)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -62,9 +63,13 @@ class _MemoryLoss(nn.Module):
         self.probs = sampling_probs(class_counts, self.beta, self.norm).float().to(device)
         self.class_counts = torch.as_tensor(class_counts).float().to(device)
 
-    def _class_probs(self) -> Tensor:
+    def _class_probs(self, weight: Tensor) -> Tensor:
         if self.probs is None:
             raise ValueError("the class counts are not known: give class_counts, or call set_class_counts(counts)")
+        if len(weight) != len(self.probs):
+            raise ValueError(
+                f"the weight has {len(weight)} classes, the class counts {len(self.probs)}: they must agree"
+            )
         return self.probs
 
     def _weighted(self, loss: Tensor) -> Tensor:
@@ -143,7 +148,7 @@ class FeatureMemoryLoss(_MemoryLoss):
         Returns:
             Scalar.
         """
-        probs, learning = self._class_probs(), self._learning()
+        probs, learning = self._class_probs(weight), self._learning()
         loss = self._memory_loss(weight, bias, *(_rank_and_world() if learning else (0, 1)))
         if learning:
             # Gathered first, drawn after: the same draw on every rank.
@@ -159,7 +164,7 @@ class FeatureMemoryLoss(_MemoryLoss):
             return weight.new_zeros(())
         if self.prior_correction:
             assert self.class_counts is not None
-            log_prior = (self.class_counts * self._class_probs()).log()
+            log_prior = (self.class_counts * self._class_probs(weight)).log()
             bias = log_prior if bias is None else bias + log_prior
         # A copy, because the backward pass comes after the enqueue.
         rows, labels = self.bank.rows[rank::world].clone(), self.bank.labels[rank::world]
@@ -242,7 +247,7 @@ class PrototypeMemoryLoss(_MemoryLoss):
         Returns:
             Scalar.
         """
-        probs, learning = self._class_probs(), self._learning()
+        probs, learning = self._class_probs(weight), self._learning()
         labels = hard_labels(labels, self._uniform(len(labels), stream=1 + _rank_and_world()[0]))
         loss = self._memory_loss(features, labels)
         if learning:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +35,8 @@ class MemoryBank(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):
-            if int(value) != value or value < 1:
-                raise ValueError(f"memory {name} must be an integer >= 1, got {value}")
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"memory {name} must be an integer >= 1, got {value!r}")
         self.size, self.dim = int(size), int(dim)
         self.register_buffer("slot_rows", torch.zeros(self.size + 1, self.dim))
         self.register_buffer("slot_labels", torch.full((self.size + 1,), -1, dtype=torch.long))
@@ -93,7 +95,9 @@ class MemoryBank(nn.Module):
         rows = rows.detach().float()
         stored = torch.isfinite(rows).all(dim=1) & (labels >= 0)
         if keep is not None:
-            stored = stored & keep
+            if keep.shape != labels.shape:
+                raise ValueError(f"keep must be (N,) like the labels {tuple(labels.shape)}, got {tuple(keep.shape)}")
+            stored = stored & keep.bool()
         rank = stored.cumsum(0)  # 1-based rank among the stored rows, in order of arrival
         count = rank[-1] if len(rank) else rank.sum()
         stored = stored & (rank > count - self.size)

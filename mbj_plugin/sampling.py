@@ -39,6 +39,7 @@ def hard_labels(labels: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         labels: (B,) integer classes, returned as they are; or (B, C) class probabilities, of which one class is drawn.
+            A row that is all zero or not finite is unlabelled, -1.
         uniform: (B,) numbers in [0, 1), one draw per row.
 
     Returns:
@@ -46,10 +47,7 @@ def hard_labels(labels: Tensor, uniform: Tensor) -> Tensor:
     """
     if labels.ndim == 1:
         return labels.long()
-    if labels.shape[1] > 2:
-        # Label smoothing lifts every class by the same amount. Mixup mixes two, so the lowest is that amount; left in,
-        # head images would enter under the name of every tail class.
-        labels = labels - labels.amin(dim=1, keepdim=True)
-    cumulative = labels.float().cumsum(dim=1)
-    threshold = uniform[:, None] * cumulative[:, -1:]
-    return (cumulative <= threshold).sum(dim=1).clamp(max=labels.shape[1] - 1)
+    cumulative = labels.float().clamp(min=0).cumsum(dim=1)
+    total = cumulative[:, -1]
+    drawn = (cumulative <= (uniform * total)[:, None]).sum(dim=1).clamp(max=labels.shape[1] - 1)
+    return torch.where(torch.isfinite(total) & (total > 0), drawn, -1)

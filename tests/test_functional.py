@@ -138,6 +138,11 @@ class TestCosFace:
         assert cosface_loss(cosine, labels).item() == pytest.approx(expected, rel=1e-13)
         assert torch.autograd.gradcheck(lambda c: cosface_loss(c, labels), (cosine,))
 
+    def test_what_an_unlabelled_row_holds_does_not_matter(self):
+        cosine = torch.tensor([[0.1, 0.5], [float("nan"), 0.0]], requires_grad=True)
+        cosface_loss(cosine, torch.tensor([0, -1])).backward()
+        assert torch.isfinite(cosine.grad).all()
+
     def test_nothing_labelled_is_zero(self):
         assert cosface_loss(randn(2, 3), torch.tensor([-1, -1])) == 0
 
@@ -171,6 +176,11 @@ class TestMultiPrototype:
         loss.backward()
         assert loss == 0
         assert similarity.grad.eq(0).all()
+
+    def test_what_an_unlabelled_row_holds_does_not_matter(self):
+        similarity = torch.tensor([[0.1, 0.5], [float("nan"), 0.0]], requires_grad=True)
+        multi_prototype_loss(similarity, torch.tensor([0, -1]), torch.tensor([0, 1])).backward()
+        assert torch.isfinite(similarity.grad).all()
 
     def test_extreme_similarities_stay_finite(self):
         similarity = torch.tensor([[-1.0, 1.0]], requires_grad=True)

@@ -18,6 +18,11 @@ def test_exponential_counts_of_a_balanced_and_of_a_single_class_set():
     assert exponential_counts(1, 7, 10).tolist() == [7]
 
 
+@pytest.mark.parametrize("count", [49, 98, 103, 107])
+def test_rounding_takes_no_image(count):
+    assert exponential_counts(10, count, count)[-1] == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -50,6 +55,8 @@ def test_exponential_subset_of_an_unbalanced_set_keeps_the_ratio():
 
 
 def test_exponential_subset_names_the_missing_class():
+    with pytest.raises(ValueError, match="no labelled image"):
+        exponential_subset([-1], 2)
     with pytest.raises(ValueError, match="class 1 has no images"):
         exponential_subset([0, 0, 2, 2], 2)
 

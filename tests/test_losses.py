@@ -60,15 +60,22 @@ class TestFeatureMemoryLoss:
         loss(torch.randn(3, 4), torch.tensor([-1, 2, -1]), weight)
         assert loss.bank.filled == 1
 
-    def test_soft_labels_enter_with_their_share(self, weight):
+    @pytest.mark.parametrize("target", [[0.7, 0.0, 0.0, 0.3], [0.5, 0.3, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
+    def test_soft_labels_enter_with_their_share(self, target):
         loss = FeatureMemoryLoss([8, 4, 2, 1], dim=4, size=100_000, beta=1.0, norm="max")
-        weight = torch.randn(4, 4)
-        mixed = 0.7 * F.one_hot(torch.tensor(0), 4) + 0.3 * F.one_hot(torch.tensor(3), 4)
-        smoothed = 0.9 * mixed + 0.1 / 4
-        loss(torch.randn(40_000, 4), smoothed.expand(40_000, 4), weight)
+        target = torch.tensor(target)
+        loss(torch.randn(40_000, 4), target.expand(40_000, 4), torch.randn(4, 4))
         entered = torch.bincount(loss.bank.labels[loss.bank.labels >= 0], minlength=4) / 40_000
-        # sum_c t_c P_c = 0.7 / 8 + 0.3, and no share for the classes that only smoothing touched.
-        torch.testing.assert_close(entered, torch.tensor([0.7 / 8, 0, 0, 0.3]), rtol=0, atol=0.01)
+        torch.testing.assert_close(entered, target * loss.probs, rtol=0, atol=0.01)
+
+    def test_soft_labels_without_a_class_do_not_enter(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, **ALWAYS)
+        loss(torch.randn(3, 4), torch.tensor([[0.0, 0, 0], [float("nan"), 1, 0], [0, 1, 0]]), weight)
+        assert loss.bank.labels[:2].tolist() == [1, -1]
+
+    def test_weight_of_other_classes(self):
+        with pytest.raises(ValueError, match="weight has 2 classes, the class counts 3"):
+            FeatureMemoryLoss(COUNTS, dim=4)(torch.randn(2, 4), torch.tensor([0, 1]), torch.randn(2, 4))
 
     def test_before_the_start_it_remembers_but_does_not_count(self, weight):
         loss = FeatureMemoryLoss(COUNTS, dim=4, start=2, **ALWAYS)

@@ -123,7 +123,7 @@ def test_no_shape_and_no_python_value_depends_on_data():
             bool(bank.filled > 0)
 
 
-@pytest.mark.parametrize(("size", "dim"), [(0, 2), (-1, 2), (0.5, 2), (3, 0)])
+@pytest.mark.parametrize(("size", "dim"), [(0, 2), (-1, 2), (0.5, 2), (3, 0), (float("inf"), 2), ("5", 2)])
 def test_bad_sizes(size, dim):
     with pytest.raises(ValueError, match="memory (size|dim) must be an integer >= 1"):
         MemoryBank(size, dim)
@@ -132,5 +132,7 @@ def test_bad_sizes(size, dim):
 def test_bad_rows():
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
         MemoryBank(3, 2).enqueue(torch.zeros(2, 3), torch.zeros(2))
+    with pytest.raises(ValueError, match="keep must be"):
+        MemoryBank(3, 2).enqueue(torch.zeros(2, 2), torch.zeros(2), torch.tensor([True]))
     with pytest.raises(ValueError, match="labels"):
         MemoryBank(3, 2).enqueue(torch.zeros(2, 2), torch.zeros(3))

@@ -8,8 +8,9 @@ from typing import Any
 
 from timm import utils
 
+from mbj_plugin.baselines import LOSSES
 from mbj_plugin.timm import settings
-from mbj_plugin.timm.config import check_keys, load_config
+from mbj_plugin.timm.config import check_values, load_config
 
 # Name and default of timm's flags as of 1.0.31. A default of None takes the type beside it.
 _VALUES: dict[str, dict[str, Any]] = {
@@ -138,6 +139,13 @@ def make_parser() -> ArgumentParser:
     settings.add_arguments(parser)
     ours = parser.add_argument_group("long tails")
     ours.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed, side by side")
+    ours.add_argument(
+        "--loss",
+        choices=LOSSES,
+        default="ce",
+        help="batch loss, with --mbj or without: 'ce' is what timm's flags choose; the others are "
+        "for long tails and take hard labels (default: %(default)s)",
+    )
     ours.add_argument("--seeds", type=int, default=1, metavar="N", help="train with N seeds, report mean and spread")
     ours.add_argument("--imbalance-ratio", type=float, metavar="R", help="cut the training set to n_max / n_min = R")
     ours.add_argument("--subset-seed", type=int, default=0, metavar="S", help="which images are cut (default: 0)")
@@ -178,11 +186,36 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     name = args.config or ("" if args.data_dir or args.dataset else DEFAULT_CONFIG)
     if name:
         values = load_config(name)
-        check_keys(values, set(vars(args)), f"config {name}")
+        check_values(values, parser, f"config {name}")
         parser.set_defaults(**values)
+        args = parser.parse_args(argv)
+        args.data_dir = args.data_dir or args.data
+    if args.mbj_recipe == "paper":
+        parser.set_defaults(**settings.PAPER_RECIPE)
         args = parser.parse_args(argv)
         args.data_dir = args.data_dir or args.data
     args.config = name
     args.prefetcher = not args.no_prefetcher
     args.grad_accum_steps = max(1, args.grad_accum_steps)
+    _check(args)
     return args
+
+
+def _check(args: Namespace) -> None:
+    """Raise ValueError for values that timm would stumble over in mid-run."""
+    allowed = {
+        "eval_metric": ("top1", "top5", "loss"),
+        "clip_mode": ("norm", "value", "agc"),
+        "mixup_mode": ("batch", "pair", "elem"),
+    }
+    for name, values in allowed.items():
+        if getattr(args, name) not in values:
+            raise ValueError(f"{_flag(name)} must be one of {values}, got {getattr(args, name)!r}")
+    for name in ("epochs", "batch_size", "checkpoint_hist"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{_flag(name)} must be 1 or more, got {getattr(args, name)}")
+    mixes = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+    if mixes and args.batch_size % 2:
+        raise ValueError(
+            f"Mixup and CutMix pair the images of a batch: --batch-size must be even, got {args.batch_size}"
+        )

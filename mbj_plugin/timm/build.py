@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from timm.utils import NativeScaler
 from torch import nn
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
-from mbj_plugin.timm.counts import dataset_labels, training_counts
-from mbj_plugin.timm.data import make_dataset, pad_crop
+from mbj_plugin.baselines import create_loss, use_cosine_classifier
+from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
+from mbj_plugin.timm.data import check_same_classes, make_dataset, pad_crop
 
 
 @dataclasses.dataclass
@@ -43,8 +45,20 @@ class Data:
             self.mixup_fn.mixup_enabled = False
 
 
+@contextmanager
+def blame(flags: str) -> Iterator[None]:
+    """What timm and torch raise for a wrong value, as one line that names the flags it came by."""
+    try:
+        yield
+    except (TypeError, AssertionError, RuntimeError, OSError, ImportError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{flags}: {reason}") from error
+
+
 def init_device(args: Namespace) -> torch.device:
     """The device of this process; joins the process group under torchrun."""
+    if hasattr(args, "world_size"):
+        return torch.device(args.device)  # a later run of the same process, which has joined its group already
     if args.torchscript and args.mbj:
         raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
     if args.device == "auto":
@@ -64,6 +78,8 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
     if not (timm.is_model(args.model.split(".")[0]) or ":" in args.model):
         near = difflib.get_close_matches(args.model, timm.list_models(), 3)
         raise ValueError(f"timm has no model {args.model!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
+        raise ValueError(f"there is no file {args.initial_checkpoint}, which --initial-checkpoint names")
     in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
     model = create_model(
         args.model,
@@ -76,6 +92,12 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
         checkpoint_path=args.initial_checkpoint,
         **args.model_kwargs,
     )
+    if getattr(create_loss(args.loss, [1] * args.num_classes), "cosine_classifier", False):
+        if args.mbj:
+            raise ValueError(
+                f"--loss {args.loss} brings a classifier of its own, which MBJ does not know: drop one of them"
+            )
+        model = use_cosine_classifier(model)
     model.to(device=device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -103,8 +125,10 @@ def make_datasets(args: Namespace) -> tuple[Any, Any]:
     mode = args.input_img_mode or ("L" if 1 in (args.in_chans, (args.input_size or [3])[0]) else "RGB")
     train_set = make_dataset(args, args.train_split, True, mode)
     evaluation_set = make_dataset(args, args.val_split, False, mode)
+    check_same_classes(train_set, evaluation_set)
     if args.num_classes is None:
-        args.num_classes = int(dataset_labels(train_set).max()) + 1
+        path = args.mbj_class_counts
+        args.num_classes = len(counts_from_file(path)) if path else int(dataset_labels(train_set).max()) + 1
     return train_set, evaluation_set
 
 
@@ -181,9 +205,24 @@ def _mixup_settings(args: Namespace) -> dict[str, Any]:
     }
 
 
-def make_batch_loss(args: Namespace) -> nn.Module:
-    """L_batch, chosen as timm's train.py chooses it."""
+def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Module:
+    """L_batch: one of :mod:`mbj_plugin.baselines`, or what timm's train.py chooses.
+
+    Args:
+        args: of the run.
+        counts: (C,) training images per class.
+        start: calls before the deferred re-weighting of ``ldam_drw``.
+
+    Raises:
+        ValueError: for soft labels with a loss that takes hard ones.
+    """
     mixup = bool(_mixup_settings(args))
+    if args.loss != "ce":
+        if mixup or args.smoothing or args.bce_loss:
+            raise ValueError(
+                f"--loss {args.loss} takes hard labels: add --smoothing 0, leave out Mixup, CutMix and --bce-loss"
+            )
+        return create_loss(args.loss, counts, start=start)
     if args.bce_loss and (mixup or args.smoothing):
         return BinaryCrossEntropy(
             smoothing=0.0 if mixup else args.smoothing,

@@ -55,9 +55,16 @@ class _ExactResume:
 
     def get_checkpoint_state(self, ema: bool = False, unwrap_fn: Any = unwrap_model) -> dict[str, Any]:
         state = super().get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)  # type: ignore[misc]
-        if not ema and self.rng_states is not None:
-            state["rng_states"] = self.rng_states
+        if not ema:
+            state["batch_loss"] = _batch_loss(self).state_dict()
+            if self.rng_states is not None:
+                state["rng_states"] = self.rng_states
         return state
+
+
+def _batch_loss(task: Any) -> nn.Module:
+    """L_batch, which can have a state of its own (the step of LDAM's deferred re-weighting)."""
+    return task.criterion.base if isinstance(task, MBJTask) else task.criterion
 
 
 class ResumableTask(_ExactResume, ClassificationTask):
@@ -79,6 +86,11 @@ def resume(task: Any, path: str, args: Any, optimizer: Any, loss_scaler: Any) ->
     """
     checkpoint = read_checkpoint(path)
     _check_model(checkpoint, task.get_eval_model(), args.model, path)
+    saved_opt = getattr(checkpoint.get("args"), "opt", args.opt)
+    if not args.no_resume_opt and saved_opt != args.opt:
+        raise ValueError(
+            f"{path} was trained by --opt {saved_opt}, this run asks for {args.opt}: set it back, or --no-resume-opt"
+        )
     epoch = resume_task_checkpoint(
         task,
         path,
@@ -86,6 +98,10 @@ def resume(task: Any, path: str, args: Any, optimizer: Any, loss_scaler: Any) ->
         loss_scaler=None if args.no_resume_opt else loss_scaler,
         log_info=False,
     )
+    own, saved = _batch_loss(task), checkpoint.get("batch_loss", {})
+    if own.state_dict().keys() != saved.keys():
+        raise ValueError(f"{path} was trained with another batch loss: set --loss as it was")
+    own.load_state_dict(saved)
     states = checkpoint.get("rng_states") or []
     if args.rank < len(states):
         _set_rng_state(states[args.rank])
@@ -113,7 +129,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"cannot read the checkpoint {path}, it is no checkpoint or cut short ({reason}): "
             "resume from an older one in the same folder"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is no training checkpoint (it has no state_dict): give one that train_timm wrote")
     return checkpoint
 

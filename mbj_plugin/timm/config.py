@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from argparse import ArgumentParser
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,20 @@ def find_config(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     shipped = {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
-    if (path := shipped.get(Path(name).name.removesuffix(".yaml"))) is not None:
+    if (path := shipped.get(name.removesuffix(".yaml"))) is not None:
         return path
     raise ValueError(f"no config {name!r}: it is no file, and the shipped ones are {', '.join(shipped)}")
 
 
-def load_config(name: str) -> dict[str, Any]:
+def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a config over those of the file that its ``_BASE_`` names, relative to itself.
 
     Raises:
-        ValueError: for a file that is missing or no YAML mapping.
+        ValueError: for a file that is missing, no YAML mapping, or its own base.
     """
     path = find_config(name)
+    if path.resolve() in leaves:
+        raise ValueError(f"the config {path} is its own _BASE_")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
@@ -44,12 +47,32 @@ def load_config(name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"the config {path} must be a mapping of flag names, got {type(values).__name__}")
     base = values.pop("_BASE_", None)
-    return (load_config(str(path.parent / base)) if base else {}) | values
+    return (load_config(str(path.parent / base), (*leaves, path.resolve())) if base else {}) | values
 
 
-def check_keys(values: dict[str, Any], known: set[str], source: str) -> None:
-    """Raise ValueError for a key that is no flag, with the nearest one."""
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
+def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) -> None:
+    """Raise ValueError for a key that is no flag, with the nearest one, and for a value that the flag does not take."""
+    actions = {action.dest: action for action in parser._actions}
+    for key, value in values.items():
+        if key not in actions:
+            near = difflib.get_close_matches(key, actions, 1)
             raise ValueError(f"{source}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        action = actions[key]
+        kind: Any = bool if action.nargs == 0 else action.type or str
+        if value is None or key.endswith("_kwargs"):
+            continue
+        several = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 1)
+        items = value if several and isinstance(value, list) else [value]
+        if several != isinstance(value, list) or not all(_is(item, kind) for item in items):
+            wanted = f"a list of {kind.__name__}" if several else kind.__name__
+            raise ValueError(f"{source}: {key} must be {wanted}, got {value!r}")
+        if action.choices and value not in action.choices:
+            raise ValueError(f"{source}: {key} must be one of {list(action.choices)}, got {value!r}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, kind) if kind in (int, bool) else True

@@ -34,6 +34,8 @@ class MBJLoss(nn.Module):
         seed: of the draws.
         ramp: calls over which eta rises linearly after the start; 0 = at once.
         prior_correction: of the feature memory, see :class:`FeatureMemoryLoss`.
+        smoothing: label smoothing that soft targets carry (timm's Mixup puts it there). The memory does without: else
+            head images would enter under the name of every tail class.
 
     Raises:
         ValueError: for a value out of range.
@@ -54,6 +56,7 @@ class MBJLoss(nn.Module):
         seed: int = 0,
         ramp: int = 0,
         prior_correction: bool = False,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if memory not in MEMORIES:
@@ -62,28 +65,32 @@ class MBJLoss(nn.Module):
             raise ValueError(f"momentum {momentum} moves prototypes: it needs memory 'prototype' or 'both'")
         if prior_correction and memory == "prototype":
             raise ValueError("prior_correction is for memorised features: it needs memory 'feature' or 'both'")
-        self.base = base if base is not None else nn.CrossEntropyLoss()
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+        self.smoothing = smoothing
+        # As everywhere in MBJ, a label of -1 is unlabelled.
+        self.base = base if base is not None else nn.CrossEntropyLoss(ignore_index=-1)
         self.class_counts = torch.as_tensor(class_counts)
         shared: dict[str, Any] = {"beta": beta, "norm": norm, "start": start, "seed": seed, "ramp": ramp}
         if size is not None:
             shared["size"] = size
         if eta is not None:
             shared["eta"] = eta
-        kinds: tuple[tuple[str, Any, dict[str, Any]], ...] = (
-            ("feature", FeatureMemoryLoss, {"prior_correction": prior_correction}),
-            ("prototype", PrototypeMemoryLoss, {"momentum": momentum}),
-        )
-        self._make_memories = lambda dim: {
-            name: kind(self.class_counts, dim, **shared, **extra)
-            for name, kind, extra in kinds
-            if memory in (name, "both")
-        }
+        self._memory_settings: dict[str, dict[str, Any]] = {}
+        if memory in ("feature", "both"):
+            self._memory_settings["feature"] = {**shared, "prior_correction": prior_correction}
+        if memory in ("prototype", "both"):
+            self._memory_settings["prototype"] = {**shared, "momentum": momentum}
         self._make_memories(1)  # so that a wrong value is an error here, not in bind
         self.memories = nn.ModuleDict()
         self._heads: Heads | None = None
         self._checked = False
         #: L_batch and eta * L_memory of the last call, detached, for logs.
         self.parts: dict[str, Tensor] = {}
+
+    def _make_memories(self, dim: int) -> dict[str, nn.Module]:
+        kinds: dict[str, Any] = {"feature": FeatureMemoryLoss, "prototype": PrototypeMemoryLoss}
+        return {name: kinds[name](self.class_counts, dim, **kw) for name, kw in self._memory_settings.items()}
 
     def bind(self, model: nn.Module) -> MBJLoss:
         """Read the classifier of ``model`` from now on, whose layer is replaced by one that records its input.
@@ -116,6 +123,8 @@ class MBJLoss(nn.Module):
             raise ValueError("MBJLoss does not know the model: call loss.bind(model) once, or train with MBJTask")
         features, weight, bias = self._heads.take(), self._heads.weight, self._heads.bias
         self._check_once(output, features, weight, bias)
+        if target.ndim == 2 and self.smoothing:
+            target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
         memory_loss = output.new_zeros((), dtype=torch.float32)
         if "feature" in self.memories:
             memory_loss = memory_loss + self.memories["feature"](features, target, weight, bias)

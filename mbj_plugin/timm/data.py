@@ -19,6 +19,7 @@ from mbj_plugin.longtail import exponential_subset
 from mbj_plugin.timm.counts import dataset_labels
 
 DIGITS = "sklearn/digits"
+EVALUATION_SPLITS = ("val", "valid", "validation", "eval", "evaluation")
 DIGITS_PARTS = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 
 
@@ -121,16 +122,26 @@ def make_dataset(args: Namespace, split: str, is_training: bool, input_img_mode:
 
 
 def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode: str) -> Any:
-    on_disk = args.dataset == "" or args.dataset.startswith(("torch/", "folder/", "image_folder/"))
-    if on_disk and not args.dataset_download:
-        if not args.data_dir:
-            raise ValueError("which images? give --data-dir FOLDER with one sub-folder per class and split")
-        if not Path(args.data_dir).is_dir():
-            raise ValueError(f"the data folder {args.data_dir} does not exist: give an existing one by --data-dir")
+    prefix = args.dataset.partition("/")[0].lower() if "/" in args.dataset else args.dataset
+    if prefix not in ("", "torch", "hfds", "hfids", "tfds", "wds"):
+        raise ValueError(
+            f"unknown data set {args.dataset!r}: write torch/cifar10, hfds/NAME, tfds/NAME, wds/NAME, {DIGITS}, "
+            "or leave --dataset out for a folder of images"
+        )
+    root = args.data_dir
+    if prefix in ("", "torch") and not args.dataset_download:
+        if not root:
+            raise ValueError(
+                "which images? give --data-dir FOLDER with a sub-folder per split, and in it one per class"
+            )
+        if not Path(root).exists():
+            raise ValueError(f"the data folder {root} does not exist: give an existing one by --data-dir")
+    if prefix == "":
+        root = _split_folder(Path(root), split)
     try:
         return create_dataset(
             args.dataset,
-            root=args.data_dir,
+            root=root,
             split=split,
             is_training=is_training,
             class_map=args.class_map,
@@ -142,10 +153,46 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
             input_key=args.input_key,
             target_key=args.target_key,
         )
-    except (RuntimeError, FileNotFoundError, AssertionError, OSError) as error:
+    except (RuntimeError, AssertionError, OSError, ImportError, TypeError) as error:
         raise ValueError(
             f"cannot read the {split} split of {args.dataset or 'the image folder'} in {args.data_dir}: {error}"
         ) from error
+
+
+def _split_folder(root: Path, split: str) -> str:
+    """The folder, or the tar file, of a split below ``root``. timm would take the whole of ``root`` without a word."""
+    synonyms = [names for names in (("train", "training"), EVALUATION_SPLITS) if split in names]
+    for name in (split, *(synonyms[0] if synonyms else ())):
+        for path in (root / name, root / f"{name}.tar"):
+            if path.exists():
+                return str(path)
+    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    raise ValueError(
+        f"{root} has no folder (or tar file) {split!r}, it holds {', '.join(found[:8]) or 'nothing'}: name the splits "
+        "by --train-split and --val-split"
+    )
+
+
+def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
+    """Raise ValueError where two folders number their classes differently: one has a class without images."""
+    train_map, evaluation_map = (_class_to_idx(dataset) for dataset in (train_set, evaluation_set))
+    if train_map is None or evaluation_map is None or train_map == evaluation_map:
+        return
+    missing = sorted(evaluation_map.keys() - train_map.keys())
+    if missing:
+        raise ValueError(f"class {missing[0]!r} has no images in training, but in evaluation: add some or take it away")
+    missing = sorted(train_map.keys() - evaluation_map.keys())
+    raise ValueError(f"class {missing[0]!r} has no images in evaluation, but in training: add some or take it away")
+
+
+def _class_to_idx(dataset: Any) -> dict[str, int] | None:
+    while isinstance(dataset, LongTailSubset):
+        dataset = dataset.dataset
+    for holder in (dataset, getattr(dataset, "reader", None)):
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if (mapping := getattr(holder, name, None)) is not None:
+                return mapping
+    return None
 
 
 def pad_crop(size: int, padding: int, hflip: float, mean: Any, std: Any, prefetch: bool) -> Callable[[Any], Any]:

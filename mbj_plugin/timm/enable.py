@@ -13,7 +13,7 @@ from argparse import Namespace
 from typing import Any
 
 import torch
-from timm.task import ClassificationTask
+from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
 from mbj_plugin.timm.counts import training_counts
@@ -45,7 +45,7 @@ class EnabledTask(MBJTask):
         counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
         updates = -(-len(loader) // max(1, args.grad_accum_steps))
         epoch = start_epoch(settings.start, args, updates)
-        mbj_loss = settings.criterion(counts, criterion, start=round(epoch * len(loader)), seed=args.seed)
+        mbj_loss = settings.criterion(counts, criterion, round(epoch * len(loader)), args.seed, args.smoothing)
         if verbose:
             _logger.info(
                 f"MBJ: {settings}, memory loss from epoch {epoch:g}, {counts.min()} to {counts.max()} images a class"
@@ -72,7 +72,14 @@ def _training_run() -> tuple[Namespace, Any]:
 
 def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
     # train.py has imported the class before it imports us, so the name cannot be replaced, but what it makes can.
-    return object.__new__(EnabledTask if cls is ClassificationTask else cls)
+    if cls is ClassificationTask:
+        return object.__new__(EnabledTask)
+    if cls.__module__.startswith("timm."):
+        raise ValueError(
+            f"mbj_plugin.timm.enable trains single-label classification, and this run is a {cls.__name__}: leave out "
+            "--kd-model-name and other tasks, or the module"
+        )
+    return object.__new__(cls)
 
 
-ClassificationTask.__new__ = staticmethod(_new)  # type: ignore[assignment]
+TrainingTask.__new__ = staticmethod(_new)  # type: ignore[assignment]

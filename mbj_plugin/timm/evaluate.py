@@ -65,8 +65,15 @@ def validate(
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits
     images = torch.zeros(num_classes, dtype=torch.long, device=device)
     wrong = torch.zeros_like(images)
+    ranks, rank = _ranks()
+    position = rank  # of the batch's first image in the whole set: rank r holds the images r, r + ranks, ...
     for batch, labels in loader:
         batch, labels = batch.to(device), labels.to(device)
+        if ranks > 1 and hasattr(loader.dataset, "__len__"):
+            # timm's sampler repeats images so that all ranks have as many; they count once.
+            places = position + ranks * torch.arange(len(labels), device=device)
+            labels = torch.where(places < len(loader.dataset), labels, -1)
+            position += ranks * len(labels)
         if channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         with amp_autocast():
@@ -77,7 +84,7 @@ def validate(
         totals += torch.stack([loss, hits[:, 0].sum(), hits.any(1).sum()])
         images += torch.bincount(labels, minlength=num_classes)
         wrong += torch.bincount(labels[~hits[:, 0]], minlength=num_classes)
-    if dist.is_available() and dist.is_initialized():
+    if ranks > 1:
         for tensor in (totals, images, wrong):
             dist.all_reduce(tensor)
     loss, top1, top5 = (totals / images.sum()).tolist()
@@ -88,6 +95,13 @@ def validate(
         "images": images.tolist(),
         "wrong": wrong.tolist(),
     }
+
+
+def _ranks() -> tuple[int, int]:
+    """Number of ranks, and this one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(), dist.get_rank()
+    return 1, 0
 
 
 def error_table(runs: dict[str, list[dict[str, float]]]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from mbj_plugin.timm.criterion import MBJLoss
 
 # Arguments that go to MBJLoss; all others are the factory's own and build the batch loss.
-_OURS = set(inspect.signature(MBJLoss).parameters) - {"base", "class_counts"}
+_OURS = set(inspect.signature(MBJLoss).parameters) - {"base", "class_counts", "smoothing"}
 
 
 def register_loss() -> bool:
@@ -41,6 +41,8 @@ def register_loss() -> bool:
         if (class_counts := kwargs.pop("class_counts", None)) is None:
             raise ValueError("The mbj loss requires class_counts, the training images per class.")
         ours = {key: kwargs.pop(key) for key in _OURS & kwargs.keys()}
+        if kwargs.get("soft_targets"):  # then Mixup has put the smoothing into the targets
+            ours["smoothing"] = kwargs.get("smoothing", 0.0)
         return MBJLoss(class_counts, original(kwargs.pop("base_loss_type", None), **kwargs), **ours)
 
     # timm imports both names into several of its modules; each of them must see the new ones.

@@ -75,8 +75,11 @@ class MBJTask(ClassificationTask):
             return
         own, saved = self._memories().state_dict(), state["mbj"]
         if own.keys() != saved.keys():
-            kinds = [sorted({key.split(".")[0] for key in keys}) for keys in (saved, own)]
-            raise ValueError(f"the checkpoint has memories {kinds[0]}, this run {kinds[1]}: set --mbj-memory as it was")
+            different = sorted(own.keys() ^ saved.keys())
+            raise ValueError(
+                f"the checkpoint's memory is of another kind, it differs in {different[0]}: "
+                "set --mbj-memory and --mbj-momentum as they were"
+            )
         for key, value in saved.items():
             if value.shape != own[key].shape:
                 raise ValueError(

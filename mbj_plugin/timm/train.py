@@ -80,6 +80,8 @@ def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
     if args.resume and (args.compare or args.seeds > 1):
         raise ValueError("--resume goes on with one run: resume each run without --compare and --seeds")
+    with build.blame(f"--device {args.device}"):
+        build.init_device(args)  # once: the runs share the process group
     name = experiment(args)
     methods = {"baseline": False, "mbj": True} if args.compare else {"mbj" if args.mbj else "baseline": args.mbj}
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
@@ -108,7 +110,7 @@ def train(args: Namespace) -> dict[str, Any]:
     run = make_run(args)
     folder = open_folder(args, run.data.train.dataset, run.first_epoch) if utils.is_primary(args) else None
     saver = _make_saver(run, folder) if folder else None
-    best: tuple[Any, Any] = (None, None)
+    best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
     for epoch in range(run.first_epoch, run.num_epochs):
         train_metrics = train_one_epoch(run, epoch)
@@ -134,26 +136,31 @@ def train(args: Namespace) -> dict[str, Any]:
 def make_run(args: Namespace) -> Run:
     """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
     settings = MBJSettings.from_args(args)
-    device = build.init_device(args)
+    with build.blame(f"--device {args.device}"):
+        device = build.init_device(args)
     utils.random_seed(args.seed, args.rank)
     datasets = build.make_datasets(args)
-    model = build.make_model(args, device)
+    with build.blame(f"--model {args.model} (with --model-kwargs, --initial-checkpoint, --pretrained, --gp)"):
+        model = build.make_model(args, device)
     amp_autocast, loss_scaler = build.make_amp(args, device)
-    data = build.make_loaders(args, model, datasets, device)
+    with build.blame("the images, their size or their augmentation"):
+        data = build.make_loaders(args, model, datasets, device)
     args.lr = args.lr or build.scaled_lr(args)
     updates_per_epoch = -(-len(data.train) // args.grad_accum_steps)
 
-    batch_loss = build.make_batch_loss(args).to(device)
+    start = round(start_epoch(settings.start, args, updates_per_epoch) * len(data.train))
+    batch_loss = build.make_batch_loss(args, data.counts, start).to(device)
     task: Any
     if args.mbj:
-        epoch = start_epoch(settings.start, args, updates_per_epoch)
-        criterion = settings.criterion(data.counts, batch_loss, round(epoch * len(data.train)), args.seed)
+        criterion = settings.criterion(data.counts, batch_loss, start, args.seed, args.smoothing)
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
-    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
+        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     first_epoch = resume(task, args.resume, args, optimizer, loss_scaler) if args.resume else 0
-    _wrap(task, args, device)
+    with build.blame(f"--torchcompile {args.torchcompile} or the averaged model"):
+        _wrap(task, args, device)
     scheduler, num_epochs = create_scheduler_v2(
         optimizer,
         **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),

@@ -3,7 +3,9 @@ import pytest
 from mbj_plugin.timm.args import parse_args
 from mbj_plugin.timm.config import config_folder, find_config, load_config
 
-SHIPPED = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("base"))
+SHIPPED = sorted(
+    path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith(("base", "reproduce"))
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -37,6 +39,13 @@ def test_command_line_over_config_over_base(tmp_path):
     assert (args.epochs, args.lr, args.batch_size, args.mbj) == (7, 0.25, 4, True)
 
 
+def test_the_paper_to_the_letter_yields_to_flags():
+    args = parse_args(["--mbj", "--mbj-recipe", "paper"])
+    assert (args.mbj_norm, args.mbj_start) == ("sum", "0")
+    args = parse_args(["--mbj", "--mbj-recipe", "paper", "--mbj-start", "auto"])
+    assert (args.mbj_norm, args.mbj_start) == ("sum", "auto")
+
+
 def test_without_a_data_set_the_digits_are_taken(tmp_path):
     assert parse_args([]).dataset == "sklearn/digits"
     assert parse_args([str(tmp_path)]).dataset == ""
@@ -47,6 +56,19 @@ def test_bad_configs(tmp_path):
     (tmp_path / "typo.yaml").write_text("epoch: 7\n")
     with pytest.raises(ValueError, match="unknown key 'epoch', did you mean 'epochs'"):
         parse_args(["-c", str(tmp_path / "typo.yaml")])
+    for values, message in (
+        ("mbj: 'no'", "mbj must be bool, got 'no'"),
+        ("epochs: 1.5", "epochs must be int, got 1.5"),
+        ("decay_milestones: 5", "decay_milestones must be a list of int, got 5"),
+        ("lr: [0.1]", "lr must be float"),
+        ("mbj_norm: typo", "mbj_norm must be one of"),
+        ("_BASE_: values.yaml", "its own _BASE_"),
+    ):
+        (tmp_path / "values.yaml").write_text(values)
+        with pytest.raises(ValueError, match=message):
+            parse_args(["-c", str(tmp_path / "values.yaml")])
+    with pytest.raises(ValueError, match="no config"):
+        find_config(str(tmp_path / "digits.yaml"))
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="must be a mapping"):
         load_config(str(tmp_path / "list.yaml"))

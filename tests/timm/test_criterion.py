@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import timm
 import torch
@@ -50,6 +52,30 @@ def test_soft_targets(base):
         x, y = images(step)
         loss(model(x), 0.7 * F.one_hot(y, 3) + 0.3 * F.one_hot(y.flip(0), 3)).backward()
     assert loss.memories["feature"].bank.filled == 12
+
+
+def test_smoothing_of_the_targets_does_not_reach_the_memory():
+    model = small_model()
+    loss = MBJLoss(COUNTS, SoftTargetCrossEntropy(), smoothing=0.5, **ALL).bind(model)
+    for step in range(8):
+        x, _ = images(step)
+        mixed = torch.tensor([0.6, 0.4, 0.0]).expand(6, 3)
+        loss(model(x), 0.5 * mixed + 0.5 / 3)
+    labels = loss.memories["feature"].bank.labels
+    assert set(labels[labels >= 0].tolist()) == {0, 1}
+
+
+def test_unlabelled_images_count_in_neither_loss():
+    model = small_model()
+    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    x, _ = images(0)
+    value = loss(model(x), torch.tensor([0, 1, -1, 2, -1, 0]))
+    assert torch.isfinite(value)
+    assert loss.memories["feature"].bank.filled == 4
+
+
+def test_it_can_be_pickled():
+    pickle.loads(pickle.dumps(MBJLoss(COUNTS)))
 
 
 def test_out_of_training_it_is_the_batch_loss_alone():
@@ -111,6 +137,7 @@ def test_other_number_of_classes():
         ({"eta": -1.0}, "eta.*-1.0"),
         ({"size": 0}, "memory size.*0"),
         ({"norm": "typo"}, "norm.*'typo'"),
+        ({"smoothing": 1.0}, "smoothing.*1.0"),
     ],
 )
 def test_bad_values(kwargs, message):

@@ -21,7 +21,7 @@ parser.add_argument("--data-dir")
 parser.add_argument("--out")
 parser.add_argument("--device-modules", nargs="+")
 parser.set_defaults(num_classes=3, grad_accum_steps=1, seed=3, epochs=2, sched="multistep", decay_milestones=[1],
-                    warmup_epochs=0, lr=0.05, torchscript=False)
+                    warmup_epochs=0, lr=0.05, smoothing=0.0)
 
 
 def main():
@@ -98,6 +98,14 @@ def test_a_script_of_another_shape_is_told_what_to_do():
     )
     done = run(["-c", code])
     assert "build MBJTask(model, MBJLoss(class_counts)) instead" in done.stderr
+
+
+def test_distillation_is_refused():
+    code = (
+        "import timm, torch, mbj_plugin.timm.enable; from timm.task import LogitDistillationTask;"
+        "LogitDistillationTask(timm.create_model('resnet18'), timm.create_model('resnet18'))"
+    )
+    assert "leave out --kd-model-name" in run(["-c", code]).stderr
 
 
 def test_launch_without_a_script():

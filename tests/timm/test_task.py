@@ -57,7 +57,10 @@ def test_a_checkpoint_without_memory_starts_with_an_empty_one(caplog):
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [({"size": 7}, r"slot_rows is \(8, 16\).*\(501, 16\).*--mbj-size"), ({"memory": "both"}, "--mbj-memory")],
+    [
+        ({"size": 7}, r"slot_rows is \(8, 16\).*\(501, 16\).*--mbj-size"),
+        ({"memory": "both"}, "differs in prototype.*--mbj-memory"),
+    ],
 )
 def test_a_checkpoint_of_another_memory(other, message):
     with pytest.raises(ValueError, match=message):

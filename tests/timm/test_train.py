@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path, tiny):
         ["--mixup", "0.5", "--no-prefetcher", "--mixup-off-epoch", "1"],
         ["--bce-loss", "--smoothing", "0.1", "--grad-accum-steps", "2", "--clip-grad", "1.0"],
         ["--model-ema", "--model-ema-decay", "0.5", "--channels-last", "--amp", "--amp-dtype", "bfloat16"],
+        ["--loss", "balanced_softmax", "--smoothing", "0"],
         ["--torchcompile", "aot_eager", "--imbalance-ratio", "3", "-b", "4"],
     ],
     ids=lambda flags: flags[0],
@@ -115,6 +117,16 @@ def test_killed_and_resumed_it_is_the_run_that_was_never_stopped(tmp_path, image
     assert (tmp_path / "whole/summary.csv").read_text() == (tmp_path / "cut/summary.csv").read_text()
 
 
+def test_deferred_weights_resume(tmp_path, tiny):
+    _, whole = run(tmp_path, *tiny, "--loss", "ldam_drw", name="whole")
+    _, half = run(tmp_path, *tiny, "--loss", "ldam_drw", "--epochs", "2", name="half")
+    assert 0 < half["batch_loss"]["step"] < whole["batch_loss"]["step"]
+    last = str(tmp_path / "half/last.pth.tar")
+    _, resumed = run(tmp_path, *tiny, "--loss", "ldam_drw", "--resume", last, name="half")
+    assert_same(whole, resumed, ("state_dict", "optimizer", "batch_loss"))
+    assert "set --model" in fails(*tiny, "--resume", last)
+
+
 def test_two_ranks(tmp_path, image_folder):
     flags = [*folder_flags(image_folder), "--mbj", "--output", str(tmp_path), "--experiment", "two"]
     command = [
@@ -132,7 +144,7 @@ def test_two_ranks(tmp_path, image_folder):
     assert done.stdout.count("error, %") == 1
     assert (load(tmp_path / "two/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
     again = subprocess.run(
-        [*command, "--epochs", "4", "--resume", str(tmp_path / "two/last.pth.tar")],
+        [*command, "--epochs", "4", "--resume", str(tmp_path / "two/last.pth.tar"), "--seeds", "1"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -181,11 +193,23 @@ def fails(*argv):
         (["--mbj", "--mbj-start", "soon"], "start must be.*'soon'"),
         (["--mbj", "--mbj-momentum", "0.5"], "momentum 0.5"),
         (["--mbj", "--torchscript"], "--torchscript"),
+        (["--dataset", "cifar10"], "unknown data set 'cifar10'.*torch/cifar10"),
+        (["--eval-metric", "acc"], "--eval-metric must be one of.*'acc'"),
+        (["--clip-mode", "foo"], "--clip-mode must be one of.*'foo'"),
+        (["--mixup", "0.2", "-b", "33"], "--batch-size must be even, got 33"),
+        (["--epochs", "0"], "--epochs must be 1 or more, got 0"),
+        (["--model-kwargs", "foo=1"], "--model resnet32_cifar.*foo"),
+        (["--opt", "foo"], "ptimizer.*foo"),
+        (["--opt-kwargs", "foo=1"], "--opt momentum.*foo"),
+        (["--initial-checkpoint", "nope.pth"], "no file nope.pth.*--initial-checkpoint"),
+        (["--device", "foo"], "--device foo"),
         (["--batch-size", "4000"], "do not fill one batch"),
         (["--device", "cuda:7"], "sees no CUDA device"),
         (["--amp", "--amp-dtype", "int8"], "--amp-dtype.*'int8'"),
         (["--resume", "missing.pth.tar"], "no checkpoint at missing.pth.tar"),
         (["--compare", "--resume", "x"], "--resume goes on with one run"),
+        (["--loss", "focal", "--smoothing", "0.1"], "--loss focal takes hard labels"),
+        (["--loss", "ldam_drw", "--mbj"], "--loss ldam_drw brings a classifier of its own"),
         (["--seeds", "0"], "--seeds must be 1 or more, got 0"),
         (["-c", "nowhere"], "no config 'nowhere'"),
         (["--mbj-class-counts", "missing.json"], "cannot read the class counts missing.json"),
@@ -207,13 +231,29 @@ def test_bad_norm_is_refused_by_the_parser(capsys):
 
 def test_bad_folders(tmp_path):
     (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
     assert "Found 0 images" in fails(str(tmp_path))
     one = tmp_path / "one" / "train" / "only"
     one.mkdir(parents=True)
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save(one / "a.png")
-    assert "1 class: a classifier needs two or more" in fails(str(tmp_path / "one"), "--model", "resnet18")
+    flags = (str(tmp_path / "one"), "--model", "resnet18")
+    assert "has no folder (or tar file) 'validation', it holds train" in fails(*flags)
+    assert "1 class: a classifier needs two or more" in fails(*flags, "--val-split", "train")
+    other = tmp_path / "one" / "validation" / "other"
+    other.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(other / "a.png")
+    assert "class 'other' has no images in training" in fails(*flags)
+
+
+def test_tar_files_stand_for_folders(tmp_path, image_folder):
+    for split in ("train", "validation"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            tar.add(image_folder / split, arcname=".")
+    folder, _ = run(tmp_path, *folder_flags(image_folder), "--epochs", "1", "--mbj", name="folder")
+    tars, _ = run(tmp_path, str(tmp_path), *folder_flags(image_folder)[1:], "--epochs", "1", "--mbj", name="tars")
+    assert folder["class_counts"] == tars["class_counts"] == [24, 12, 6]
 
 
 def test_unwritable_output(tmp_path, tiny):
@@ -228,6 +268,7 @@ def test_bad_checkpoints(tmp_path, tiny):
     assert "of another model" in fails(*resume, "--model-kwargs", "depth=14")
     assert "--mbj-size" in fails(*resume, "--mbj-size", "9")
     assert "--mbj-memory" in fails(*resume, "--mbj-memory", "prototype")
+    assert "--opt momentum, this run asks for adamw" in fails(*resume, "--opt", "adamw")
     path.write_bytes(path.read_bytes()[:-5000])
     assert "cut short" in fails(*resume)
     torch.save([1, 2], path)
