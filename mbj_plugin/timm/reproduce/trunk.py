@@ -74,7 +74,7 @@ def remember(criterion: MBJLoss, log: dict[str, Tensor]) -> None:
     assert isinstance(memory, FeatureMemoryLoss)
     device = memory.bank.cursor.device
     eta, memory.eta = memory.eta, 0.0  # remembers, and computes no loss
-    weight = torch.zeros((), device=device)
+    weight = torch.zeros(len(criterion.class_counts), memory.bank.dim, device=device)
     for features, labels in zip(log["rows"].to(device), log["labels"].to(device), strict=True):
         memory(features, labels, weight)
     memory.eta = eta
