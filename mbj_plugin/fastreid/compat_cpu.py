@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import multiprocessing
+import sys
 
 import torch
 import torch.distributed as dist
@@ -115,6 +117,10 @@ def gloo_worker(local_rank, main_func, world_size, ranks_per_machine, machine_ra
     """One rank of a run without CUDA: fast-reid's ``_distributed_worker`` over gloo. Arguments as there."""
     from fastreid.utils import comm
 
+    # A spawned process spawns its own children by default, and so each worker of a loader would import torch again.
+    # As on one rank, where the platform's default is fork; on macOS it is not, for good reasons.
+    if sys.platform == "linux":
+        multiprocessing.set_start_method("fork", force=True)
     rank = machine_rank * ranks_per_machine + local_rank
     dist.init_process_group("gloo", init_method=dist_url, world_size=world_size, rank=rank)
     for machine in range(world_size // ranks_per_machine):
@@ -131,8 +137,6 @@ def cpu_launch() -> str | None:
     """Ranks run on the CPU over gloo."""
     if torch.cuda.is_available():
         return HAS_CUDA
-    import sys
-
     import fastreid.engine  # noqa: F401  (its `launch` is the function, so the module comes from sys.modules)
 
     module = sys.modules["fastreid.engine.launch"]
