@@ -37,6 +37,7 @@ class MBJHead(EmbeddingHead):
         self.memories = nn.ModuleDict(
             {kind: _memory(kind, self.settings, num_classes, dim) for kind in self.settings.kinds}
         )
+        self.start = 0
         self.pending: list[Tensor] = []
         self.collecting = False
         self._neck: Tensor | None = None
@@ -56,10 +57,17 @@ class MBJHead(EmbeddingHead):
             class_counts: (C,) training images per class.
             iters_per_epoch: iterations of one epoch, for MODEL.MBJ.START.
         """
-        start = self.schedule.start_iteration(self.settings.start, iters_per_epoch)
+        self.start = self.schedule.start_iteration(self.settings.start, iters_per_epoch)
         for memory in self.memories.values():
             memory.set_class_counts(class_counts)
-            memory.start = start
+            memory.start = self.start
+
+    def begin_at(self, iteration: int) -> None:
+        """Training begins at an iteration of the run: START is one of the run, but a memory counts its own calls, of
+        which a run that was begun without MBJ has made none."""
+        for memory in self.memories.values():
+            # The step stays as it is: it also says whether there is a momentum yet.
+            memory.start = max(self.start - max(iteration - int(memory.step), 0), 0)
 
     def forward(self, features: Tensor, targets: Tensor | None = None):
         """As EmbeddingHead.
