@@ -15,7 +15,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
 from fastreid.utils.events import EventStorage
 from torch.nn import functional as F
 
-from mbj_plugin.fastreid import collect_losses, prepare
+from mbj_plugin.fastreid import checkpoint, collect_losses, prepare
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.functional import memory_cross_entropy, multi_prototype_loss
 
@@ -200,11 +200,16 @@ def test_distiller_remembers_the_student_only(make_cfg, make_trainer, steps, tmp
     assert teacher_memory.bank.filled == 0 and teacher_memory.step == 0
 
 
-def test_evaluation_needs_no_data_and_no_counts(make_cfg, make_trainer, tmp_path):
+@pytest.mark.parametrize("classes", [0, 24])
+def test_evaluation_needs_no_data_and_no_counts(make_cfg, make_trainer, tmp_path, monkeypatch, classes):
     torch.save({"model": make_trainer().model.state_dict()}, tmp_path / "weights.pth")
-    cfg = make_cfg("MODEL.WEIGHTS", str(tmp_path / "weights.pth"), "MODEL.HEADS.NUM_CLASSES", 24)
+    said = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(checkpoint.logger, level, lambda message, *values: said.append(message))
+    cfg = make_cfg("MODEL.WEIGHTS", str(tmp_path / "weights.pth"), "MODEL.HEADS.NUM_CLASSES", classes)
     cfg.DATASETS.NAMES = ("no such set",)
     assert DefaultPredictor(cfg)(torch.zeros(2, 3, 32, 16)).shape == (2, 16)
+    assert not said  # who only evaluates need not hear of memories
 
 
 def test_devices_of_another_machine(make_cfg):
