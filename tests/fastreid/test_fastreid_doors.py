@@ -113,14 +113,35 @@ def test_autoload_makes_a_bare_script_enough(command, script, arguments, environ
     python, folder = environment
     enabled = command("-m", "mbj_plugin.fastreid.autoload", "enable", cwd=tmp_path, python=python)
     assert "autoload is on" in enabled.stdout and autoload.enabled(folder)
-    command(script, *arguments, cwd=tmp_path, python=python, path="")
+    command(script, *arguments, cwd=tmp_path, python=python, path="", PYTHONDONTWRITEBYTECODE="")
     assert memory_of(tmp_path / "out")
+    assert len(list(folder.rglob("*mbj*.pyc"))) == 1
     # A program without fast-reid notices nothing.
     loaded = "import sys; print('mbj_plugin' in sys.modules, 'torch' in sys.modules)"
     assert command("-c", loaded, cwd=tmp_path, python=python).stdout.split() == ["False", "False"]
     assert autoload.disable(folder) and not autoload.enabled(folder) and not autoload.disable(folder)
-    assert [file.name for file in folder.iterdir() if "mbj" in file.name] == []
+    assert not list(folder.rglob("*mbj*"))
     assert command(script, *arguments, cwd=tmp_path, python=python, path="", check=False).returncode
+
+
+def test_autoload_waits_until_fastreid_is_imported(command, tmp_path):
+    """Whoever only looks for fast-reid, or fails to import it, does not use the hook up."""
+    hook = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {autoload.MODULE}"
+    autoload.enable(tmp_path)
+    lines = [
+        hook,
+        "import importlib.util, os",
+        "assert importlib.util.find_spec('fastreid') and 'fastreid' not in sys.modules",
+        "os.makedirs('broken/fastreid'); open('broken/fastreid/__init__.py', 'w').write('import no_such_module')",
+        "sys.path.insert(0, 'broken')",
+        "try: import fastreid",
+        "except ModuleNotFoundError: sys.path.remove('broken')",
+        "sys.path_importer_cache.clear()",
+        "import fastreid",
+        "print('mbj_plugin.fastreid' in sys.modules, any(type(f).__name__ == 'AfterFastreid' for f in sys.meta_path))",
+    ]
+    result = command("-c", "\n".join(lines), cwd=tmp_path)
+    assert result.stdout.split() == ["True", "False"]
 
 
 def test_autoload_command(tmp_path, monkeypatch, capsys):
