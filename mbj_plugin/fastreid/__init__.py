@@ -19,7 +19,7 @@ def _enable() -> None:
 
     config.register_config()
     datasets.register_datasets()
-    collect.watch_registry()
+    collect.watch_build_model()
     counts.watch_trainers()
     checkpoint.watch_checkpoints()
 

@@ -45,29 +45,23 @@ def cpu_device() -> str | None:
     """Models whose MODEL.DEVICE is a CUDA device are built on the CPU, with a warning."""
     if torch.cuda.is_available():
         return HAS_CUDA
-    from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+    from fastreid.modeling.meta_arch import build as meta_arch_build
 
-    get = META_ARCH_REGISTRY.get
-    expect(callable(get), "cpu_device", "META_ARCH_REGISTRY.get is gone")
+    expect(hasattr(meta_arch_build, "build_model"), "cpu_device", "build_model is gone")
+    build = meta_arch_build.build_model
 
-    def get_for_cpu(name):
-        architecture = get(name)
+    @functools.wraps(build)
+    def build_on_cpu(cfg):
+        if cfg.MODEL.DEVICE.startswith("cuda"):
+            logger.warning("MODEL.DEVICE is %s, but there is no CUDA: the model runs on the CPU", cfg.MODEL.DEVICE)
+            frozen = cfg.is_frozen()
+            cfg.defrost()
+            cfg.MODEL.DEVICE = "cpu"
+            if frozen:
+                cfg.freeze()
+        return build(cfg)
 
-        @functools.wraps(architecture, updated=())
-        def build(cfg):
-            # build_model reads MODEL.DEVICE after this call.
-            if cfg.MODEL.DEVICE.startswith("cuda"):
-                logger.warning("MODEL.DEVICE is %s, but there is no CUDA: the model runs on the CPU", cfg.MODEL.DEVICE)
-                frozen = cfg.is_frozen()
-                cfg.defrost()
-                cfg.MODEL.DEVICE = "cpu"
-                if frozen:
-                    cfg.freeze()
-            return architecture(cfg)
-
-        return build
-
-    META_ARCH_REGISTRY.get = get_for_cpu
+    rebind(build, build_on_cpu)
     return None
 
 

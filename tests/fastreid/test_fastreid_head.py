@@ -1,6 +1,5 @@
 """MBJHead inside every model, trainer, sampler and option of fast-reid, on real training steps."""
 
-import contextlib
 import copy
 
 import pytest
@@ -275,17 +274,37 @@ def test_a_model_without_a_loss_dict(make_cfg, make_trainer):
 
 
 def test_a_failed_step_leaves_nothing_behind(make_trainer, steps):
-    trainer = make_trainer(*MAX)
-    batch = next(trainer._trainer._data_loader_iter)
-    with contextlib.suppress(AssertionError):
+    trainer, waiting = make_trainer(*MAX), []
+    head, batch = mbj_heads(trainer.model)[0], next(trainer._trainer._data_loader_iter)
+    with pytest.raises(AssertionError):
         trainer.model(copy.deepcopy(batch))  # no EventStorage: the model itself fails, after its head
-    assert steps(trainer, 2)[-1]["loss_mbj"] >= 0
+    assert len(head.pending) == 1
+    head.register_forward_hook(lambda *_: waiting.append(len(head.pending)))
+    steps(trainer, 2)
+    assert waiting == [1, 1] and not head.pending  # each step's own loss, and not the failed one's beside it
 
 
-def test_mbj_loss_without_the_head(make_cfg):
-    cfg = make_cfg("MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.LOSSES.NAME", ("MBJLoss",), "MODEL.HEADS.NUM_CLASSES", 3)
-    with pytest.raises(ValueError, match=r"HEADS\.NAME is EmbeddingHead: set it to MBJHead"):
+@pytest.mark.parametrize(
+    ("head", "names", "said"),
+    [
+        ("EmbeddingHead", ("MBJLoss",), r"HEADS\.NAME is EmbeddingHead: set it to MBJHead"),
+        ("MBJHead", ("MBJLoss",), r"LOSSES\.NAME has MBJLoss alone.*CrossEntropyLoss"),
+    ],
+)
+def test_losses_that_train_nothing(make_cfg, head, names, said):
+    cfg = make_cfg("MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", names, "MODEL.HEADS.NUM_CLASSES", 3)
+    with pytest.raises(ValueError, match=said):
         build_model(cfg)
+
+
+def test_the_registry_still_hands_out_classes_to_derive_from(make_cfg):
+    class Derived(META_ARCH_REGISTRY.get("Baseline")):
+        pass
+
+    if "Derived" not in META_ARCH_REGISTRY._obj_map:
+        META_ARCH_REGISTRY.register(Derived)
+    model = build_model(make_cfg("MODEL.META_ARCHITECTURE", "Derived", "MODEL.HEADS.NUM_CLASSES", 3))
+    assert isinstance(model, Derived) and model.collects_mbj
 
 
 def test_an_architecture_without_configured_heads(make_cfg):
