@@ -135,6 +135,16 @@ class MBJHead(EmbeddingHead):
 
 
 def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
+    try:
+        return _allocate(kind, s, num_classes, dim)
+    except RuntimeError as error:  # the allocator's
+        gigabytes = s.size * dim * 4 / 1e9
+        raise ValueError(
+            f"MODEL.MBJ.SIZE {s.size} with {dim} numbers a slot takes {gigabytes:.0f} GB, which are not there: lower it"
+        ) from error
+
+
+def _allocate(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
     if kind == "feature":
         return FeatureMemoryLoss(None, dim, s.size, s.eta, s.beta, s.norm)
     return PrototypeMemoryLoss(
