@@ -97,7 +97,10 @@ def test_a_head_without_bottleneck(make_trainer, steps):
     assert steps(trainer, 6)[-1]["loss_mbj"] > 0
 
 
-# SetReWeightSampler is not here: it asks for batches larger than what it draws, and so never yields one.
+# One round draws (2 + 5 * 1) people with 2 images each.
+SETS = ("DATALOADER.NUM_INSTANCE", 2, "DATALOADER.SET_WEIGHT", [2, 1, 1, 1, 1, 1], "SOLVER.IMS_PER_BATCH", 28)
+
+
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -105,6 +108,7 @@ def test_a_head_without_bottleneck(make_trainer, steps):
         ("NaiveIdentitySampler", "DATALOADER.NUM_INSTANCE", 2),
         ("BalancedIdentitySampler", "DATALOADER.NUM_INSTANCE", 2),
         ("ImbalancedDatasetSampler",),
+        ("SetReWeightSampler", *SETS),
     ],
     ids=lambda sampler: sampler[0],
 )
