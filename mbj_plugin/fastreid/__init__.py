@@ -5,10 +5,10 @@ Then `MODEL.HEADS.NAME: MBJHead` in any fast-reid config is enough. See docs/fas
 
 import sys
 
-INSTALL = (
-    "pip install torchvision faiss-cpu opencv-python-headless scikit-learn tabulate tensorboard termcolor yacs Cython "
-    "&& pip install --no-deps fastreid==1.4.0"
-)
+from mbj_plugin.fastreid.packages import INSTALL
+
+# The doctor is the one who tells what is wrong, so for it alone the package comes up all the same.
+_DOCTOR = "mbj_plugin.fastreid.doctor" in sys.orig_argv
 
 
 def _enable() -> None:
@@ -19,7 +19,7 @@ def _enable() -> None:
 
     config.register_config()
     datasets.register_datasets()
-    collect.watch_registry()
+    collect.watch_build_model()
     counts.watch_trainers()
     checkpoint.watch_checkpoints()
 
@@ -27,13 +27,15 @@ def _enable() -> None:
 try:
     _enable()
 except ModuleNotFoundError as error:
-    # The doctor is the one who tells what is missing, so for it alone the package comes up without fast-reid.
-    if "mbj_plugin.fastreid.doctor" not in sys.orig_argv:
+    if not _DOCTOR:
         raise ModuleNotFoundError(
             f"mbj_plugin.fastreid needs fast-reid and what it imports, and {error.name} is missing. fast-reid's own "
             f"pins cannot be met on current Python, so it is installed without its dependencies:\n  {INSTALL}",
             name=error.name,
         ) from error
+except RuntimeError as error:
+    if not _DOCTOR or type(error).__name__ != "UpstreamChangedError":
+        raise
 else:
     from mbj_plugin.fastreid.collect import collect_losses
     from mbj_plugin.fastreid.counts import prepare

@@ -25,17 +25,25 @@ ROOT = {root!r}
 
 
 class AfterFastreid:
+    searching = False
+
     def find_spec(self, name, path=None, target=None):
-        if name != "fastreid":
+        if name != "fastreid" or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        # Others may only look for fastreid, or fail to import it the first time: this finder goes when it is imported.
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.searching = False
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def exec_module(module):
                 run(module)
                 load_plugin()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
 
             spec.loader.exec_module = exec_module
         return spec
@@ -79,7 +87,9 @@ def enable(folder: Path | str | None = None) -> Path:
 
 def disable(folder: Path | str | None = None) -> bool:
     """Remove the hook; False where there was none."""
-    found = [file for file in files(folder) if file.exists()]
+    module, pth = files(folder)
+    compiled = module.parent.glob(f"__pycache__/{MODULE}.*.pyc")  # of each Python that ran it, optimized or not
+    found = [file for file in (module, pth, *compiled) if file.exists()]
     for file in found:
         file.unlink()
     return bool(found)

@@ -1,7 +1,8 @@
 """Memories in fast-reid's checkpoints.
 
 They are buffers of the head, so that fast-reid saves and loads them. Its Checkpointer skips whatever differs in shape,
-one tensor at a time; of a memory that would leave a half-loaded one, so here it is all or nothing.
+one tensor at a time; of a memory that would leave a half-loaded one, so here it is all or nothing. And a run that only
+takes weights over, by MODEL.WEIGHTS, begins with an empty memory: labels of the old one may mean other people.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 
-import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
@@ -20,22 +20,41 @@ logger = logging.getLogger("fastreid.mbj_plugin")
 
 def memory_mismatch(model: nn.Module, saved: dict[str, Tensor]) -> str:
     """What of a saved model does not fit the memories of ``model``; empty where all does, or no memory was saved."""
-    if not any(".memories." in name for name in saved):
+    prefix, current = _prefix(saved), model.state_dict()
+    then = {name.removeprefix(prefix) for name in saved if ".memories." in name}
+    keys = _memory_keys(model)
+    now = set(keys)
+    if not then or not now:
         return ""
-    current = model.state_dict()
-    for name in _memory_keys(model) + _weight_keys(model):
-        key = next((k for k in (name, f"module.{name}") if k in saved), None)
-        if key is not None and saved[key].shape != current[name].shape:
-            then, now = tuple(saved[key].shape), tuple(current[name].shape)
-            return f"{name} has shape {then} in the checkpoint and {now} in the model"
+    if then != now:
+        name = min(then ^ now)
+        return f"{name} is only in the {'checkpoint' if name in then else 'model'}: MEMORY or MOMENTUM has changed"
+    for name in keys + _weight_keys(model):
+        shape = tuple(saved[prefix + name].shape) if prefix + name in saved else None
+        if shape not in (None, tuple(current[name].shape)):
+            return f"{name} has shape {shape} in the checkpoint and {tuple(current[name].shape)} in the model"
     return ""
 
 
-def drop_memories(model: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Take everything that belongs to a memory of ``model`` out of a saved model, in place."""
-    for name in _memory_keys(model):
-        saved.pop(name, None)
-        saved.pop(f"module.{name}", None)
+def keep_memories(model: nn.Module, saved: dict[str, Tensor]) -> bool:
+    """Put the memories of ``model`` in the place of those of a saved model, so that loading it leaves them as they are.
+
+    Returns:
+        Whether a memory was saved.
+    """
+    prefix, current = _prefix(saved), model.state_dict()
+    then = [name for name in saved if ".memories." in name]
+    own = _memory_keys(model)
+    if then and own:
+        for name in then:
+            del saved[name]
+        saved.update({prefix + name: current[name] for name in own})
+    return bool(then)
+
+
+def _prefix(saved: dict[str, Tensor]) -> str:
+    # Checkpointer takes it away as well: what DistributedDataParallel puts before every name.
+    return "module." if all(name.startswith("module.") for name in saved) else ""
 
 
 def _memory_keys(model: nn.Module) -> list[str]:
@@ -62,15 +81,16 @@ def watch_checkpoints() -> None:
     @functools.wraps(load_model)
     def load_model_checked(self, checkpoint):
         saved = checkpoint["model"]
-        problem = memory_mismatch(self.model, {k: v for k, v in saved.items() if isinstance(v, torch.Tensor)})
-        if problem and getattr(self, "resumes_mbj", False):
-            raise ValueError(
-                f"cannot resume: {problem}. Set MODEL.MBJ (SIZE, MEMORY, MOMENTUM), MODEL.HEADS and the training set "
-                "back to those of the checkpoint, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS."
-            )
-        if problem:
-            logger.warning("The memory starts empty: %s", problem)
-            drop_memories(self.model, saved)
+        # Who calls load() with an optimizer goes on with a run; without one, only the weights are wanted.
+        if getattr(self, "resumes_mbj", bool(self.checkpointables)):
+            problem = memory_mismatch(self.model, saved)
+            if problem:
+                raise ValueError(
+                    f"cannot resume: {problem}. Set MODEL.MBJ (SIZE, MEMORY, MOMENTUM), MODEL.HEADS and the training "
+                    "set back to those of the checkpoint, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS."
+                )
+        elif keep_memories(self.model, saved) and hasattr(self, "resumes_mbj") and mbj_heads(self.model):
+            logger.info("A new run: the memory of MODEL.WEIGHTS is left out, this one starts empty")
         return load_model(self, checkpoint)
 
     @functools.wraps(resume_or_load)
@@ -79,7 +99,7 @@ def watch_checkpoints() -> None:
         try:
             return resume_or_load(self, path, resume=resume)
         finally:
-            self.resumes_mbj = False
+            del self.resumes_mbj
 
     load_model_checked.checks_mbj = True
     Checkpointer._load_model = load_model_checked

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 
 import torch
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.modeling.meta_arch import build as meta_arch_build
 from fastreid.utils import events
 from torch import nn
 
+from mbj_plugin.fastreid.compat import rebind
 from mbj_plugin.fastreid.head import MBJHead
 
 
@@ -24,7 +25,7 @@ def mbj_heads(model: nn.Module) -> list[MBJHead]:
 def collect_losses(model: nn.Module) -> None:
     """Make ``model`` return ``loss_mbj`` in its loss dict: the mean over its heads, as MGN weights its eight.
 
-    Models that fast-reid's registry builds have it already. A second call changes nothing.
+    Models that fast-reid's build_model built have it already. A second call changes nothing.
     """
     if not getattr(model, "collects_mbj", False):
         model.collects_mbj = True
@@ -67,33 +68,37 @@ def _log(heads: list[MBJHead]) -> None:
         events.get_event_storage().put_scalar(name, mean, smoothing_hint=False)
 
 
-def watch_registry() -> None:
-    """Let META_ARCH_REGISTRY hand out architectures whose models collect. Runs once."""
-    get = META_ARCH_REGISTRY.get
-    if getattr(get, "collects_mbj", False):
+def watch_build_model() -> None:
+    """Let fast-reid's build_model return models that collect. Runs once.
+
+    The registry keeps its classes as they are: projects derive from what it hands out.
+    """
+    build = meta_arch_build.build_model
+    if getattr(build, "collects_mbj", False):
         return
 
-    def get_collecting(name: str):
-        architecture = get(name)
+    @functools.wraps(build)
+    def build_collecting(cfg):
+        model = build(cfg)
+        _check_heads(model, cfg)
+        if mbj_heads(model):
+            collect_losses(model)
+        return model
 
-        @functools.wraps(architecture, updated=())
-        def build(cfg):
-            model = architecture(cfg)
-            _check_heads(model, cfg)
-            if mbj_heads(model):
-                collect_losses(model)
-            return model
-
-        return build
-
-    get_collecting.collects_mbj = True
-    META_ARCH_REGISTRY.get = get_collecting
+    build_collecting.collects_mbj = True
+    rebind(build, build_collecting)
 
 
 def _check_heads(model: nn.Module, cfg) -> None:
+    names = cfg.MODEL.LOSSES.NAME
     if any(isinstance(module, MBJHead) for module in model.modules()):
+        if names and set(names) == {"MBJLoss"}:
+            raise ValueError(
+                "MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train the classifier: name one as well, "
+                'such as ("CrossEntropyLoss", "MBJLoss"). MBJHead brings the memory loss whether or not it is named.'
+            )
         return
-    if "MBJLoss" in cfg.MODEL.LOSSES.NAME:
+    if "MBJLoss" in names:
         raise ValueError(
             f"MODEL.LOSSES.NAME asks for MBJLoss, but MODEL.HEADS.NAME is {cfg.MODEL.HEADS.NAME}: set it to MBJHead"
         )

@@ -13,6 +13,7 @@ import collections.abc
 import functools
 import importlib
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Patch:
 
 
 PATCHES: dict[str, Patch] = {}
-STATUS: dict[str, str] = {}  # name -> "on", or "off: why"
+STATUS: dict[str, str] = {}  # name -> "on", "off: why" or "failed: why"
 
 
 def patch(upstream: str, symptom: str) -> Callable[[Callable[[], str | None]], Callable[[], str | None]]:
@@ -55,8 +56,12 @@ def patch(upstream: str, symptom: str) -> Callable[[Callable[[], str | None]], C
 def apply_all() -> None:
     """Apply every patch that has not run yet, in the order of their registration."""
     for name, entry in PATCHES.items():
-        if name not in STATUS:
-            reason = entry.apply()
+        if STATUS.get(name, "failed").startswith("failed"):
+            try:
+                reason = entry.apply()
+            except UpstreamChangedError as error:
+                STATUS[name] = f"failed: {error}"  # for the doctor; any other import of the plugin ends here
+                raise
             STATUS[name] = f"off: {reason}" if reason else "on"
 
 
@@ -95,7 +100,7 @@ def _import_error(*modules: str) -> str:
 def torch_six() -> str | None:
     """A stand-in module `torch._six` with the names that torch 1.x had there. It stays: projects import it later."""
     if "torch._six" not in _import_error("fastreid.data"):
-        return "fastreid.data imports"
+        return "importing fastreid.data does not ask for torch._six, or finds it"
     stand_in = types.ModuleType("torch._six")
     stand_in.string_classes = (str, bytes)
     stand_in.int_classes = int
@@ -236,3 +241,48 @@ def empty_training_set() -> str | None:
 
     CommDataset.__init__ = checked
     return None
+
+
+@patch(
+    "data/samplers/triplet_sampler.py",
+    "SetReWeightSampler: `'a' cannot be empty` (it numbers cameras that have names), or a batch that never comes",
+)
+def set_reweight_sampler() -> str | None:
+    """It takes cameras by their names, sorted with numbers as numbers, and draws until the batch is full."""
+    from fastreid.data.samplers import triplet_sampler
+
+    sampler = triplet_sampler.SetReWeightSampler
+    draw = vars(sampler).get("_infinite_indices")
+    expect(draw is not None, "set_reweight_sampler", "SetReWeightSampler._infinite_indices is gone")
+    if "range(len(self.cam_pid.keys()))" not in inspect.getsource(draw):
+        return "it does not number the cameras"
+
+    def _infinite_indices(self):
+        np.random.seed(self._seed)
+        cameras = sorted(self.cam_pid, key=lambda name: [int(p) if p.isdecimal() else p for p in _parts(str(name))])
+        if len(cameras) != len(self.set_weight):
+            raise ValueError(
+                f"DATALOADER.SET_WEIGHT has {len(self.set_weight)} weights, but the training set has {len(cameras)} "
+                f"cameras: give one for each of {', '.join(map(str, cameras))}"
+            )
+        while True:
+            batch = []
+            # Its check of the batch size wants a multiple, two or more, of what one round draws.
+            while len(batch) < self.batch_size:
+                for camera, weight in zip(cameras, self.set_weight, strict=True):
+                    people = np.random.choice(
+                        self.cam_pid[camera], size=weight, replace=False, p=self.set_pid_prob[camera]
+                    )
+                    for person in people:
+                        images = self.pid_index[person]
+                        again = len(images) <= self.num_instances
+                        batch += np.random.choice(images, size=self.num_instances, replace=again).tolist()
+            np.random.shuffle(batch)
+            yield from triplet_sampler.reorder_index(batch, self._world_size)
+
+    sampler._infinite_indices = _infinite_indices
+    return None
+
+
+def _parts(name: str) -> list[str]:
+    return re.split(r"(\d+)", name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import multiprocessing
+import sys
 
 import torch
 import torch.distributed as dist
@@ -43,29 +45,23 @@ def cpu_device() -> str | None:
     """Models whose MODEL.DEVICE is a CUDA device are built on the CPU, with a warning."""
     if torch.cuda.is_available():
         return HAS_CUDA
-    from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+    from fastreid.modeling.meta_arch import build as meta_arch_build
 
-    get = META_ARCH_REGISTRY.get
-    expect(callable(get), "cpu_device", "META_ARCH_REGISTRY.get is gone")
+    expect(hasattr(meta_arch_build, "build_model"), "cpu_device", "build_model is gone")
+    build = meta_arch_build.build_model
 
-    def get_for_cpu(name):
-        architecture = get(name)
+    @functools.wraps(build)
+    def build_on_cpu(cfg):
+        if cfg.MODEL.DEVICE.startswith("cuda"):
+            logger.warning("MODEL.DEVICE is %s, but there is no CUDA: the model runs on the CPU", cfg.MODEL.DEVICE)
+            frozen = cfg.is_frozen()
+            cfg.defrost()
+            cfg.MODEL.DEVICE = "cpu"
+            if frozen:
+                cfg.freeze()
+        return build(cfg)
 
-        @functools.wraps(architecture, updated=())
-        def build(cfg):
-            # build_model reads MODEL.DEVICE after this call.
-            if cfg.MODEL.DEVICE.startswith("cuda"):
-                logger.warning("MODEL.DEVICE is %s, but there is no CUDA: the model runs on the CPU", cfg.MODEL.DEVICE)
-                frozen = cfg.is_frozen()
-                cfg.defrost()
-                cfg.MODEL.DEVICE = "cpu"
-                if frozen:
-                    cfg.freeze()
-            return architecture(cfg)
-
-        return build
-
-    META_ARCH_REGISTRY.get = get_for_cpu
+    rebind(build, build_on_cpu)
     return None
 
 
@@ -115,6 +111,10 @@ def gloo_worker(local_rank, main_func, world_size, ranks_per_machine, machine_ra
     """One rank of a run without CUDA: fast-reid's ``_distributed_worker`` over gloo. Arguments as there."""
     from fastreid.utils import comm
 
+    # A spawned process spawns its own children by default, and so each worker of a loader would import torch again.
+    # As on one rank, where the platform's default is fork; on macOS it is not, for good reasons.
+    if sys.platform == "linux":
+        multiprocessing.set_start_method("fork", force=True)
     rank = machine_rank * ranks_per_machine + local_rank
     dist.init_process_group("gloo", init_method=dist_url, world_size=world_size, rank=rank)
     for machine in range(world_size // ranks_per_machine):
@@ -131,8 +131,6 @@ def cpu_launch() -> str | None:
     """Ranks run on the CPU over gloo."""
     if torch.cuda.is_available():
         return HAS_CUDA
-    import sys
-
     import fastreid.engine  # noqa: F401  (its `launch` is the function, so the module comes from sys.modules)
 
     module = sys.modules["fastreid.engine.launch"]

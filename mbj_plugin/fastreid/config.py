@@ -25,12 +25,15 @@ DEFAULTS = {
     "SCALE": 16.0,  # alpha of Eq. 4
     "MARGIN": 0.2,  # delta of Eq. 4
 }
+# What goes beyond is a slip of the pen, and would overflow in fp32 or in the allocator.
+HIGHEST = {"SIZE": 10**8, "ETA": 1e6, "BETA": 100.0, "START": 10**12, "SCALE": 1e6, "MARGIN": 1e6}
+BELOW_1 = math.nextafter(1.0, 0.0)
 
 
 def _number(low: float, high: float, wanted: str, above: bool = False) -> Callable[[str, object], float]:
     def check(key: str, value: object) -> float:
         number = _as_float(value)
-        if number is None or not low <= number < high or (above and number == low):
+        if number is None or not low <= number <= high or (above and number == low):
             raise ValueError(f"MODEL.MBJ.{key} must be {wanted}, got {value!r}")
         return number
 
@@ -48,8 +51,8 @@ def _choice(names: tuple[str, ...]) -> Callable[[str, object], str]:
 
 def _size(key: str, value: object) -> int:
     number = _as_float(value)
-    if number is None or number < 1 or number != int(number):
-        raise ValueError(f"MODEL.MBJ.{key} must be a whole number of slots >= 1, got {value!r}")
+    if number is None or not 1 <= number <= HIGHEST[key] or number != int(number):
+        raise ValueError(f"MODEL.MBJ.{key} must be a whole number of slots from 1 to {HIGHEST[key]}, got {value!r}")
     return int(number)
 
 
@@ -57,11 +60,13 @@ def _start(key: str, value: object) -> str | int | float:
     number = _as_float(value)
     if value == "auto":
         return "auto"
-    if number is None or number < 0 or (number >= 1 and number != int(number)):
+    if number is None or not 0 <= number <= HIGHEST[key] or (number >= 1 and number != int(number)):
         raise ValueError(
             f"MODEL.MBJ.{key} must be auto (the first decay of the learning rate), a number of iterations, or a "
             f"fraction of the run between 0 and 1, got {value!r}"
         )
+    if number == 1 and str(value).strip() != "1":
+        raise ValueError(f"MODEL.MBJ.{key} {value} is no fraction of the run below 1; for iteration 1 write 1")
     return number if 0 < number < 1 else int(number)
 
 
@@ -70,7 +75,7 @@ def _as_float(value: object) -> float | None:
         return None
     try:
         number = float(value)  # YAML reads 1e-3 as text
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -78,13 +83,13 @@ def _as_float(value: object) -> float | None:
 CHECKS: dict[str, Callable[[str, object], object]] = {
     "MEMORY": _choice(MEMORIES),
     "SIZE": _size,
-    "ETA": _number(0, math.inf, "a number >= 0 (0 turns MBJ off)"),
-    "BETA": _number(0, math.inf, "a number >= 0"),
+    "ETA": _number(0, HIGHEST["ETA"], f"a number from 0 (which turns MBJ off) to {HIGHEST['ETA']:g}"),
+    "BETA": _number(0, HIGHEST["BETA"], f"a number from 0 to {HIGHEST['BETA']:g}"),
     "NORM": _choice(NORMS),
     "START": _start,
-    "MOMENTUM": _number(0, 1, "a number from 0 to below 1"),
-    "SCALE": _number(0, math.inf, "a number > 0", above=True),
-    "MARGIN": _number(0, math.inf, "a number >= 0"),
+    "MOMENTUM": _number(0, BELOW_1, "a number from 0 to below 1"),
+    "SCALE": _number(0, HIGHEST["SCALE"], f"a number above 0, up to {HIGHEST['SCALE']:g}", above=True),
+    "MARGIN": _number(0, HIGHEST["MARGIN"], f"a number from 0 to {HIGHEST['MARGIN']:g}"),
 }
 
 

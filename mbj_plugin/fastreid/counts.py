@@ -10,7 +10,7 @@ import functools
 import logging
 
 import torch
-from fastreid.engine.train_loop import SimpleTrainer
+from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
@@ -94,13 +94,14 @@ def prepare(model: nn.Module, data_loader) -> None:
         len(seen),
         seen.min(),
         seen.max(),
-        next(iter(heads[0].memories.values())).start,
+        heads[0].start,
     )
 
 
 def watch_trainers() -> None:
-    """Let SimpleTrainer, and so every trainer built on it, call :func:`prepare`. Runs once."""
-    init = SimpleTrainer.__init__
+    """Let SimpleTrainer, and so every trainer built on it, call :func:`prepare`, and let training tell the heads at
+    which iteration it begins. Runs once."""
+    init, train = SimpleTrainer.__init__, TrainerBase.train
     if getattr(init, "prepares_mbj", False):
         return
 
@@ -109,5 +110,13 @@ def watch_trainers() -> None:
         prepare(model, data_loader)
         init(self, model, data_loader, optimizer, param_wrapper)
 
+    @functools.wraps(train)
+    def train_from(self, start_epoch, max_epoch, iters_per_epoch):
+        model = getattr(getattr(self, "_trainer", self), "model", None)  # DefaultTrainer holds a SimpleTrainer
+        for head in mbj_heads(model) if model is not None else ():
+            head.begin_at(start_epoch * iters_per_epoch)
+        return train(self, start_epoch, max_epoch, iters_per_epoch)
+
     init_and_prepare.prepares_mbj = True
     SimpleTrainer.__init__ = init_and_prepare
+    TrainerBase.train = train_from

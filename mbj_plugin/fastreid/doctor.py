@@ -12,28 +12,21 @@ from collections.abc import Iterator
 import torch
 
 import mbj_plugin
-from mbj_plugin.fastreid import INSTALL, autoload
+from mbj_plugin.fastreid import autoload
+from mbj_plugin.fastreid.packages import IMPLIED, INSTALL, NEEDED, OPTIONAL
 
-# Module that fast-reid imports -> package that brings it.
-NEEDED = {
-    "fastreid": "fastreid (with --no-deps)",
-    "torchvision": "torchvision",
-    "PIL": "Pillow",
-    "yaml": "PyYAML",
-    "yacs": "yacs",
-    "faiss": "faiss-cpu",
-    "cv2": "opencv-python-headless",
-    "sklearn": "scikit-learn",
-    "tabulate": "tabulate",
-    "termcolor": "termcolor",
-    "tensorboard": "tensorboard",
-}
 SHOWN = ("torch", "torchvision", "numpy", "fastreid", "yacs", "faiss-cpu", "Cython")
 
 
 def missing() -> list[str]:
     """Packages that fast-reid needs and this Python lacks."""
-    return [package for module, package in NEEDED.items() if not _found(module)]
+    needed = {"fastreid": "fastreid (with --no-deps)", **NEEDED, **IMPLIED}
+    return [package for module, package in needed.items() if not _found(module)]
+
+
+def missing_options() -> list[str]:
+    """Packages that this Python lacks and only a part of fast-reid needs, with what for."""
+    return [f"{package}: {what_for}" for module, (package, what_for) in OPTIONAL.items() if not _found(module)]
 
 
 def _found(module: str) -> bool:
@@ -63,6 +56,13 @@ def _patches() -> Iterator[str]:
             yield f"    fastreid/{entry.upstream}: {entry.symptom}"
 
 
+def failed() -> list[str]:
+    """Patches under which fast-reid has changed. The first ends the import, so later ones have not run."""
+    from mbj_plugin.fastreid import compat
+
+    return [name for name, status in compat.STATUS.items() if status.startswith("failed")]
+
+
 def _evaluation() -> str:
     from mbj_plugin.fastreid import fast_eval
 
@@ -80,14 +80,19 @@ def _evaluation() -> str:
 
 
 def main() -> int:
-    """Print the report; 1 where something is missing."""
+    """Print the report; 1 where something is missing or a patch does not fit."""
     print("Versions", *_versions(), sep="\n  ")
     lacking = missing()
     if lacking:
         print("Missing", *lacking, "install with:", INSTALL, sep="\n  ")
         return 1
+    if missing_options():
+        print("Missing, needed only for", *missing_options(), sep="\n  ")
     print(f"fast-reid comes from {importlib.util.find_spec('fastreid').origin}")
     print("Patches", *_patches(), sep="\n  ")
+    if failed():
+        print(f"The plugin does not load: fast-reid has changed under {', '.join(failed())}")
+        return 1
     print(f"Fast evaluation: {_evaluation()}")
     print(f"Autoload: {'on' if autoload.enabled() else 'off'}")
     return 0

@@ -37,6 +37,7 @@ class MBJHead(EmbeddingHead):
         self.memories = nn.ModuleDict(
             {kind: _memory(kind, self.settings, num_classes, dim) for kind in self.settings.kinds}
         )
+        self.start = 0
         self.pending: list[Tensor] = []
         self.collecting = False
         self._neck: Tensor | None = None
@@ -56,10 +57,17 @@ class MBJHead(EmbeddingHead):
             class_counts: (C,) training images per class.
             iters_per_epoch: iterations of one epoch, for MODEL.MBJ.START.
         """
-        start = self.schedule.start_iteration(self.settings.start, iters_per_epoch)
+        self.start = self.schedule.start_iteration(self.settings.start, iters_per_epoch)
         for memory in self.memories.values():
             memory.set_class_counts(class_counts)
-            memory.start = start
+            memory.start = self.start
+
+    def begin_at(self, iteration: int) -> None:
+        """Training begins at an iteration of the run: START is one of the run, but a memory counts its own calls, of
+        which a run that was begun without MBJ has made none."""
+        for memory in self.memories.values():
+            # The step stays as it is: it also says whether there is a momentum yet.
+            memory.start = max(self.start - max(iteration - int(memory.step), 0), 0)
 
     def forward(self, features: Tensor, targets: Tensor | None = None):
         """As EmbeddingHead.
@@ -127,6 +135,16 @@ class MBJHead(EmbeddingHead):
 
 
 def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
+    try:
+        return _allocate(kind, s, num_classes, dim)
+    except RuntimeError as error:  # the allocator's
+        gigabytes = s.size * dim * 4 / 1e9
+        raise ValueError(
+            f"MODEL.MBJ.SIZE {s.size} with {dim} numbers a slot takes {gigabytes:.0f} GB, which are not there: lower it"
+        ) from error
+
+
+def _allocate(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
     if kind == "feature":
         return FeatureMemoryLoss(None, dim, s.size, s.eta, s.beta, s.norm)
     return PrototypeMemoryLoss(

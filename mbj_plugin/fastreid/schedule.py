@@ -58,4 +58,13 @@ class Schedule:
                 self.max_epoch,
             )
             return run // 2
-        return int(start * run) if isinstance(start, float) else start
+        if isinstance(start, float):
+            return int(start * run)
+        if start >= run:
+            logger.warning(
+                "MODEL.MBJ.START is iteration %d, but the run has only %d: the memory loss never counts. Set START to "
+                "an earlier iteration, a fraction of the run or auto.",
+                start,
+                run,
+            )
+        return start

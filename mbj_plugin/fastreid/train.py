@@ -53,6 +53,9 @@ def train(args: Namespace) -> dict | None:
     Returns:
         fast-reid's results, such as mAP and Rank-1 in percent; None on other ranks than the first.
     """
+    # Here, for spawned ranks too, because demo imports this module: it registers the backbone of Demo-MBJ.yml.
+    from mbj_plugin.fastreid import demo  # noqa: F401
+
     cfg = read_config(args)
     default_setup(cfg, args)
     if args.eval_only:

@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 from fastreid.config import get_cfg
 
-from mbj_plugin.fastreid.config import DEFAULTS, read_settings
+from mbj_plugin.fastreid import head, schedule
+from mbj_plugin.fastreid.config import DEFAULTS, HIGHEST, read_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.fastreid.train import config_folder, find_config
 
@@ -33,6 +35,8 @@ def test_defaults_are_the_papers():
         ("SIZE", 500.0, 500),
         ("START", "auto", "auto"),
         ("START", 0, 0),
+        ("START", 1, 1),
+        ("START", 0.99, 0.99),
         ("START", 1200, 1200),
         ("START", 0.25, 0.25),
         ("MOMENTUM", 0, 0.0),
@@ -57,6 +61,8 @@ def test_values_come_in_their_own_type(key, given, read, tmp_path):
         *[("ETA", value) for value in (-0.1, math.inf, math.nan, "auto", None)],
         *[("BETA", -1), ("NORM", "mean"), ("MEMORY", "weights"), ("MEMORY", "Prototype"), ("SCALE", 0), ("MARGIN", -1)],
         *[("START", value) for value in ("late", -1, 1.5)],
+        *[("SIZE", 10**13), ("SIZE", 10**400), ("START", 10**13), ("START", 1.0), ("START", "1.0"), ("BETA", 101)],
+        *[(key, 1e39) for key in ("ETA", "SCALE", "MARGIN", "BETA")],
         *[("MOMENTUM", 1), ("MOMENTUM", -0.1), ("SIZES", 3)],
     ],
 )
@@ -121,6 +127,36 @@ def test_start(solver, start, iteration):
     assert schedule.start_iteration(start, 10) == iteration
 
 
+@pytest.mark.parametrize(("start", "late"), [(1199, False), (1200, True), (10**12, True), (0.999, False)])
+def test_a_start_beyond_the_run_is_told(monkeypatch, start, late):
+    said = []
+    monkeypatch.setattr(schedule.logger, "warning", lambda message, *values: said.append(message % values))
+    Schedule("MultiStepLR", (40, 70), 120, 0, 0, 64).start_iteration(start, 10)
+    assert [f"iteration {start}, but the run has only 1200" in text for text in said] == [True] * late
+
+
+def test_a_memory_that_does_not_fit_names_its_size(monkeypatch):
+    def allocate(*arguments):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(head, "_allocate", allocate)
+    with pytest.raises(ValueError, match=r"MODEL\.MBJ\.SIZE 3500 with 2048 numbers"):
+        head._memory("prototype", read_settings(get_cfg()), 10, 2048)
+
+
+@pytest.mark.parametrize("kind", ["prototype", "feature"])
+def test_the_highest_values_stay_finite(kind):
+    cfg = merged(*[value for key in ("ETA", "BETA", "SCALE", "MARGIN") for value in (f"MODEL.MBJ.{key}", HIGHEST[key])])
+    cfg.MODEL.MBJ.NORM = "max"
+    memory = head._memory(kind, read_settings(cfg), 3, 4)
+    memory.set_class_counts(torch.ones(3))
+    features, weight, labels = torch.randn(6, 4), torch.randn(3, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    losses = [memory(features.requires_grad_(), labels, weight.requires_grad_()) for _ in range(4)]
+    losses[-1].backward()
+    grad = features.grad if kind == "prototype" else weight.grad
+    assert losses[-1].isfinite() and grad.isfinite().all() and grad.any()
+
+
 def test_shipped_configs_are_the_papers_settings():
     names = sorted(path.stem for path in config_folder().glob("*_S5-*.yml"))
     sets = [f"{data}_LT_H{head}_S5" for data in ("Market1501", "DukeMTMC") for head in (100, 50, 20)]
@@ -128,12 +164,17 @@ def test_shipped_configs_are_the_papers_settings():
     for name in names:
         cfg = get_cfg()
         cfg.merge_from_file(find_config(f"{name}.yml"))
-        solver, heads = cfg.SOLVER, cfg.MODEL.HEADS
-        assert (solver.IMS_PER_BATCH, solver.OPT, solver.BASE_LR, solver.STEPS) == (64, "Adam", 3.5e-4, [40, 70])
+        solver, heads, mbj = cfg.SOLVER, cfg.MODEL.HEADS, cfg.MODEL.MBJ
+        assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH) == ("build_resnet_backbone", "50x")
+        assert cfg.MODEL.BACKBONE.PRETRAIN and cfg.MODEL.LOSSES.NAME == ("CrossEntropyLoss",)
+        assert (solver.IMS_PER_BATCH, solver.OPT, solver.BASE_LR, solver.MAX_EPOCH) == (64, "Adam", 3.5e-4, 120)
+        assert (solver.SCHED, solver.STEPS, solver.GAMMA) == ("MultiStepLR", [40, 70], 0.1)
         assert (heads.CLS_LAYER, heads.SCALE, heads.MARGIN) == ("CosSoftmax", 16, 0.2)
+        assert (mbj.MEMORY, mbj.SIZE, mbj.BETA, mbj.NORM, mbj.MOMENTUM) == ("prototype", 3500, 1.5, "sum", 0)
+        assert pytest.approx(1 / 7, abs=1e-6) == mbj.ETA and (mbj.SCALE, mbj.MARGIN) == (16, 0.2)
+        assert cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
         assert (heads.NAME == "MBJHead") == name.endswith("-MBJ")
         assert (name.rpartition("-")[0],) == cfg.DATASETS.NAMES
-        assert pytest.approx(1 / 7, abs=1e-6) == cfg.MODEL.MBJ.ETA and cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
 
 
 def test_an_unknown_config_file_lists_those_there_are():

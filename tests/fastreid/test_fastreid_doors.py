@@ -1,5 +1,6 @@
 """The ways in: launcher, own training command, autoload, import line; with and without spawned ranks; the doctor."""
 
+import configparser
 import os
 import site
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbj_plugin.fastreid import autoload, compat, train
+from mbj_plugin.fastreid import autoload, compat, packages, train
 from mbj_plugin.fastreid.config import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,12 @@ def test_own_training_command_in_a_bare_clone(command, arguments, tmp_path):
     assert "mAP" in result.stdout
 
 
+def test_own_training_command_knows_the_demos_backbone(command, tmp_path):
+    options = ["OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 16]
+    command(ROOT / "tools" / "train_fastreid.py", "--config-file", "Demo-MBJ.yml", *options, cwd=tmp_path, path="")
+    assert memory_of(tmp_path / "out")
+
+
 def test_own_training_command_lists_its_configs(capsys):
     with pytest.raises(SystemExit):
         train.main(["--config-file", "nothing.yml"])
@@ -113,14 +120,35 @@ def test_autoload_makes_a_bare_script_enough(command, script, arguments, environ
     python, folder = environment
     enabled = command("-m", "mbj_plugin.fastreid.autoload", "enable", cwd=tmp_path, python=python)
     assert "autoload is on" in enabled.stdout and autoload.enabled(folder)
-    command(script, *arguments, cwd=tmp_path, python=python, path="")
+    command(script, *arguments, cwd=tmp_path, python=python, path="", PYTHONDONTWRITEBYTECODE="")
     assert memory_of(tmp_path / "out")
+    assert len(list(folder.rglob("*mbj*.pyc"))) == 1
     # A program without fast-reid notices nothing.
     loaded = "import sys; print('mbj_plugin' in sys.modules, 'torch' in sys.modules)"
     assert command("-c", loaded, cwd=tmp_path, python=python).stdout.split() == ["False", "False"]
     assert autoload.disable(folder) and not autoload.enabled(folder) and not autoload.disable(folder)
-    assert [file.name for file in folder.iterdir() if "mbj" in file.name] == []
+    assert not list(folder.rglob("*mbj*"))
     assert command(script, *arguments, cwd=tmp_path, python=python, path="", check=False).returncode
+
+
+def test_autoload_waits_until_fastreid_is_imported(command, tmp_path):
+    """Whoever only looks for fast-reid, or fails to import it, does not use the hook up."""
+    hook = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {autoload.MODULE}"
+    autoload.enable(tmp_path)
+    lines = [
+        hook,
+        "import importlib.util, os",
+        "assert importlib.util.find_spec('fastreid') and 'fastreid' not in sys.modules",
+        "os.makedirs('broken/fastreid'); open('broken/fastreid/__init__.py', 'w').write('import no_such_module')",
+        "sys.path.insert(0, 'broken')",
+        "try: import fastreid",
+        "except ModuleNotFoundError: sys.path.remove('broken')",
+        "sys.path_importer_cache.clear()",
+        "import fastreid",
+        "print('mbj_plugin.fastreid' in sys.modules, any(type(f).__name__ == 'AfterFastreid' for f in sys.meta_path))",
+    ]
+    result = command("-c", "\n".join(lines), cwd=tmp_path)
+    assert result.stdout.split() == ["True", "False"]
 
 
 def test_autoload_command(tmp_path, monkeypatch, capsys):
@@ -156,6 +184,36 @@ def test_doctor_without_fastreid(command, tmp_path):
     result = command("-m", "mbj_plugin.fastreid.doctor", cwd=tmp_path, path=path, check=False)
     assert result.returncode == 1
     assert "faiss-cpu" in result.stdout and "pip install --no-deps fastreid==1.4.0" in result.stdout
+
+
+def test_doctor_tells_of_a_patch_that_does_not_fit(command, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util, sys\n\n\nclass Changed:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name != 'fastreid.utils.params':\n            return None\n"
+        "        sys.meta_path.remove(self)\n"
+        "        spec = importlib.util.find_spec(name)\n"
+        "        run = spec.loader.exec_module\n"
+        "        def exec_module(module):\n"
+        "            run(module)\n            del module.ContiguousParams.buffer_is_valid\n"
+        "        spec.loader.exec_module = exec_module\n"
+        "        return spec\n\n\n"
+        "sys.meta_path.insert(0, Changed())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    report = command("-m", "mbj_plugin.fastreid.doctor", cwd=tmp_path, path=path, check=False)
+    assert report.returncode == 1 and "Traceback" not in report.stderr
+    assert "flat_gradients: failed: fastreid/solver/build.py" in report.stdout
+    assert "cpu_loader: not run" in report.stdout and "does not load" in report.stdout
+    loud = command("-c", "import mbj_plugin.fastreid", cwd=tmp_path, path=path, check=False)
+    assert loud.returncode and "UpstreamChangedError" in loud.stderr
+
+
+def test_the_extra_names_what_the_doctor_looks_for():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extra = setup["options.extras_require"]["fastreid"].split()
+    assert sorted(extra) == sorted(packages.EXTRA) and all(package in packages.INSTALL for package in extra)
 
 
 def test_the_docs_list_every_patch_and_key():

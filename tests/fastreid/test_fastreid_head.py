@@ -1,8 +1,5 @@
 """MBJHead inside every model, trainer, sampler and option of fast-reid, on real training steps."""
 
-import contextlib
-import copy
-
 import pytest
 import torch
 from fastreid.data import build_reid_train_loader
@@ -10,12 +7,11 @@ from fastreid.data.common import CommDataset
 from fastreid.data.transforms import build_transforms
 from fastreid.engine import DefaultPredictor, DefaultTrainer
 from fastreid.engine.train_loop import AMPTrainer
-from fastreid.modeling.heads import build_heads
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
+from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 from torch.nn import functional as F
 
-from mbj_plugin.fastreid import collect_losses, prepare
+from mbj_plugin.fastreid import checkpoint
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.functional import memory_cross_entropy, multi_prototype_loss
 
@@ -101,7 +97,10 @@ def test_a_head_without_bottleneck(make_trainer, steps):
     assert steps(trainer, 6)[-1]["loss_mbj"] > 0
 
 
-# SetReWeightSampler is not here: it asks for batches larger than what it draws, and so never yields one.
+# One round draws (2 + 5 * 1) people with 2 images each.
+SETS = ("DATALOADER.NUM_INSTANCE", 2, "DATALOADER.SET_WEIGHT", [2, 1, 1, 1, 1, 1], "SOLVER.IMS_PER_BATCH", 28)
+
+
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -109,6 +108,7 @@ def test_a_head_without_bottleneck(make_trainer, steps):
         ("NaiveIdentitySampler", "DATALOADER.NUM_INSTANCE", 2),
         ("BalancedIdentitySampler", "DATALOADER.NUM_INSTANCE", 2),
         ("ImbalancedDatasetSampler",),
+        ("SetReWeightSampler", *SETS),
     ],
     ids=lambda sampler: sampler[0],
 )
@@ -200,91 +200,19 @@ def test_distiller_remembers_the_student_only(make_cfg, make_trainer, steps, tmp
     assert teacher_memory.bank.filled == 0 and teacher_memory.step == 0
 
 
-def test_evaluation_needs_no_data_and_no_counts(make_cfg, make_trainer, tmp_path):
+@pytest.mark.parametrize("classes", [0, 24])
+def test_evaluation_needs_no_data_and_no_counts(make_cfg, make_trainer, tmp_path, monkeypatch, classes):
     torch.save({"model": make_trainer().model.state_dict()}, tmp_path / "weights.pth")
-    cfg = make_cfg("MODEL.WEIGHTS", str(tmp_path / "weights.pth"), "MODEL.HEADS.NUM_CLASSES", 24)
+    said = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(checkpoint.logger, level, lambda message, *values: said.append(message))
+    cfg = make_cfg("MODEL.WEIGHTS", str(tmp_path / "weights.pth"), "MODEL.HEADS.NUM_CLASSES", classes)
     cfg.DATASETS.NAMES = ("no such set",)
     assert DefaultPredictor(cfg)(torch.zeros(2, 3, 32, 16)).shape == (2, 16)
+    assert not said  # who only evaluates need not hear of memories
 
 
 def test_devices_of_another_machine(make_cfg):
     cfg = make_cfg("MODEL.DEVICE", "cuda:1" if not torch.cuda.is_available() else "cpu")
     cfg.freeze()
     assert build_model(cfg).device.type == "cpu" and cfg.is_frozen()
-
-
-# ---------------------------------------------------------------------------------------------------- bad input
-
-
-def test_targets_that_are_not_one_label_per_image(make_cfg):
-    head = build_heads(make_cfg("MODEL.HEADS.NUM_CLASSES", 24))
-    with pytest.raises(ValueError, match=r"one label per image.*\(2, 5\)"):
-        head(torch.randn(2, 16, 4, 2), torch.zeros(2, 5))
-
-
-def test_a_loss_that_nobody_collected(make_cfg, make_trainer):
-    model = build_heads(make_cfg("MODEL.HEADS.NUM_CLASSES", 24))
-    model.set_data(torch.ones(24), 9)
-    features, targets = torch.randn(4, 16, 4, 2), torch.zeros(4, dtype=torch.long)
-    model(features, targets)
-    with pytest.raises(RuntimeError, match="collect_losses"):
-        model(features, targets)
-
-
-def test_class_counts_that_nobody_gave(make_cfg):
-    head = build_heads(make_cfg("MODEL.HEADS.NUM_CLASSES", 24))
-    with pytest.raises(ValueError, match=r"prepare\(model, data_loader\)"):
-        head(torch.randn(4, 16, 4, 2), torch.zeros(4, dtype=torch.long))
-
-
-class OwnModel(torch.nn.Module):
-    """A model that no registry of fast-reid knows."""
-
-    def __init__(self, cfg, wrap=lambda loss: {"loss": loss}):
-        super().__init__()
-        self.heads, self.wrap = build_heads(cfg), wrap
-
-    def forward(self, batch):
-        features = batch["images"].mean((1, 2, 3))[:, None, None, None].expand(-1, 16, 4, 2)
-        return self.wrap(self.heads(features, batch["targets"])["cls_outputs"].sum())
-
-
-def test_own_models_and_loops(make_cfg, make_trainer):
-    loader = make_trainer().data_loader
-    model = OwnModel(make_cfg(*MAX, "MODEL.HEADS.NUM_CLASSES", 24))
-    collect_losses(model)
-    collect_losses(model)  # changes nothing
-    prepare(model, loader)
-    for batch, _ in zip(loader, range(4), strict=False):
-        losses = model(batch)
-    assert losses.keys() == {"loss", "loss_mbj"} and losses["loss_mbj"] > 0
-
-
-def test_a_model_without_a_loss_dict(make_cfg, make_trainer):
-    loader = make_trainer().data_loader
-    model = OwnModel(make_cfg(*MAX, "MODEL.HEADS.NUM_CLASSES", 24), wrap=lambda loss: loss)
-    collect_losses(model)
-    prepare(model, loader)
-    with pytest.raises(TypeError, match="not a dict of losses"):
-        model(next(iter(loader)))
-
-
-def test_a_failed_step_leaves_nothing_behind(make_trainer, steps):
-    trainer = make_trainer(*MAX)
-    batch = next(trainer._trainer._data_loader_iter)
-    with contextlib.suppress(AssertionError):
-        trainer.model(copy.deepcopy(batch))  # no EventStorage: the model itself fails, after its head
-    assert steps(trainer, 2)[-1]["loss_mbj"] >= 0
-
-
-def test_mbj_loss_without_the_head(make_cfg):
-    cfg = make_cfg("MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.LOSSES.NAME", ("MBJLoss",), "MODEL.HEADS.NUM_CLASSES", 3)
-    with pytest.raises(ValueError, match=r"HEADS\.NAME is EmbeddingHead: set it to MBJHead"):
-        build_model(cfg)
-
-
-def test_an_architecture_without_configured_heads(make_cfg):
-    if "Headless" not in META_ARCH_REGISTRY._obj_map:
-        META_ARCH_REGISTRY._do_register("Headless", lambda cfg: torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="Headless builds other heads"):
-        build_model(make_cfg("MODEL.META_ARCHITECTURE", "Headless"))

@@ -64,6 +64,21 @@ def test_resume_restores_the_memory_and_goes_on(make_trainer, steps):
     assert mbj_heads(again.model)[0].memories["prototype"].step == 27
 
 
+@pytest.mark.parametrize("start", [20, 0.7])
+def test_start_is_an_iteration_of_the_run_also_where_the_memory_came_later(make_trainer, start):
+    make_trainer("MODEL.HEADS.NAME", "EmbeddingHead").train()
+    later = make_trainer(*MAX, "SOLVER.MAX_EPOCH", 3, "MODEL.MBJ.START", start, "MODEL.MBJ.MOMENTUM", 0.5)
+    later.resume_or_load(resume=True)
+    losses, inner = [], later._trainer
+    write = inner._write_metrics
+    inner._write_metrics = lambda losses_, seconds: (losses.append(losses_["loss_mbj"].item()), write(losses_, seconds))
+    later.train()
+    first = 20 if start == 20 else int(0.7 * 27)
+    assert later.start_epoch == 2 and not any(losses[: first - 18]) and all(losses[first - 18 + 1 :])
+    memory = mbj_heads(later.model)[0].memories["prototype"]
+    assert memory.step == 9 and memory.momentum_weight.norm() > 0.5 * later.model.heads.weight.norm()
+
+
 def test_an_interrupted_run_is_the_uninterrupted_one(make_trainer, steps, monkeypatch):
     """Same batches in, same weights and memory out, whether or not a checkpoint lies between."""
     opts = (*MAX, "MODEL.MBJ.MEMORY", "both", "MODEL.MBJ.MOMENTUM", 0.5)
@@ -142,6 +157,34 @@ def test_checkpoints_that_do_not_fit(make_trainer, steps, change, tensor):
     assert bank.filled == 0 and bank.cursor == 0
     assert torch.equal(fresh.model.backbone[0].weight, first.model.backbone[0].weight)
     assert "loss_mbj" in steps(fresh, 2)[-1]
+
+
+@pytest.mark.parametrize(
+    "change", [("MODEL.MBJ.MEMORY", "both"), ("MODEL.MBJ.MEMORY", "feature"), ("MODEL.MBJ.MOMENTUM", 0.5)]
+)
+def test_resuming_with_another_kind_of_memory(make_trainer, steps, change):
+    first = make_trainer(*MAX)
+    steps(first, 4)
+    first.checkpointer.save("last", epoch=0)
+    with pytest.raises(ValueError, match=r"cannot resume: heads\.memories\..*MEMORY or MOMENTUM has changed"):
+        make_trainer(*MAX, *change).resume_or_load(resume=True)
+
+
+@pytest.mark.parametrize("wrapped", ["", "module."])
+def test_weights_bring_no_memory_along(make_trainer, steps, tmp_path, wrapped):
+    """A memory that would fit too: its labels, and its step, belong to the other run."""
+    first = make_trainer(*MAX)
+    steps(first, 4)
+    saved = {wrapped + name: value for name, value in first.model.state_dict().items()}
+    torch.save({"model": saved}, tmp_path / "weights.pth")
+    fresh = make_trainer(*MAX, "MODEL.WEIGHTS", str(tmp_path / "weights.pth"))
+    fresh.resume_or_load(resume=False)
+    memory = mbj_heads(fresh.model)[0].memories["prototype"]
+    assert memory.step == 0 and memory.bank.filled == 0 and memory.bank.calls == 0
+    assert torch.equal(fresh.model.backbone[0].weight, first.model.backbone[0].weight)
+    # An own loop that hands its optimizer to Checkpointer goes on with its run.
+    Checkpointer(fresh.model, optimizer=fresh.optimizer).load(str(tmp_path / "weights.pth"))
+    assert memory.step == 4
 
 
 def test_another_class_count(make_trainer, steps):
