@@ -149,7 +149,7 @@ class FeatureMemoryLoss(_MemoryLoss):
             Scalar.
         """
         probs, learning = self._class_probs(weight), self._learning()
-        loss = self._memory_loss(weight, bias, *(_rank_and_world() if learning else (0, 1)))
+        loss = self._memory_loss(weight, bias, *(rank_and_world() if learning else (0, 1)))
         if learning:
             # Gathered first, drawn after: the same draw on every rank.
             features, labels = _all_gather(features.detach().float()), _all_gather(labels)
@@ -248,7 +248,7 @@ class PrototypeMemoryLoss(_MemoryLoss):
             Scalar.
         """
         probs, learning = self._class_probs(weight), self._learning()
-        labels = hard_labels(labels, self._uniform(len(labels), stream=1 + _rank_and_world()[0]))
+        labels = hard_labels(labels, self._uniform(len(labels), stream=1 + rank_and_world()[0]))
         loss = self._memory_loss(features, labels)
         if learning:
             keep = self._uniform(len(probs), stream=0) < probs
@@ -276,7 +276,8 @@ class PrototypeMemoryLoss(_MemoryLoss):
         return self.momentum_weight
 
 
-def _rank_and_world() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
+    """This rank and the number of ranks; (0, 1) without ``torch.distributed``."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -284,7 +285,7 @@ def _rank_and_world() -> tuple[int, int]:
 
 def _all_gather(tensor: Tensor) -> Tensor:
     """(world * B, ...) rows of all ranks, in the order of ranks. Every rank must bring the same number of rows."""
-    _, world = _rank_and_world()
+    _, world = rank_and_world()
     if world == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world)]

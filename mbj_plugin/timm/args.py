@@ -181,19 +181,16 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.data and not args.data_dir:
-        args.data_dir = args.data
-    name = args.config or ("" if args.data_dir or args.dataset else DEFAULT_CONFIG)
+    name = args.config or ("" if args.data or args.data_dir or args.dataset else DEFAULT_CONFIG)
     if name:
         values = load_config(name)
         check_values(values, parser, f"config {name}")
         parser.set_defaults(**values)
         args = parser.parse_args(argv)
-        args.data_dir = args.data_dir or args.data
     if args.mbj_recipe == "paper":
         parser.set_defaults(**settings.PAPER_RECIPE)
         args = parser.parse_args(argv)
-        args.data_dir = args.data_dir or args.data
+    args.data_dir = args.data_dir or args.data
     args.config = name
     args.prefetcher = not args.no_prefetcher
     args.grad_accum_steps = max(1, args.grad_accum_steps)

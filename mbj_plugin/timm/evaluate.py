@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from mbj_plugin.longtail import class_groups
+from mbj_plugin.losses import rank_and_world
 
 GROUPS = {
     "head / medium / tail (20 / 20 / 60 % of the classes by rank)": ("head", "medium", "tail"),
@@ -65,7 +66,7 @@ def validate(
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits
     images = torch.zeros(num_classes, dtype=torch.long, device=device)
     wrong = torch.zeros_like(images)
-    ranks, rank = _ranks()
+    rank, ranks = rank_and_world()
     position = rank  # of the batch's first image in the whole set: rank r holds the images r, r + ranks, ...
     for batch, labels in loader:
         batch, labels = batch.to(device), labels.to(device)
@@ -95,13 +96,6 @@ def validate(
         "images": images.tolist(),
         "wrong": wrong.tolist(),
     }
-
-
-def _ranks() -> tuple[int, int]:
-    """Number of ranks, and this one."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size(), dist.get_rank()
-    return 1, 0
 
 
 def error_table(runs: dict[str, list[dict[str, float]]]) -> str:

@@ -38,7 +38,7 @@ def first_decay(rates: list[float], stepwise: bool) -> int:
     bound = peak * (1 - 1e-9) if stepwise else peak / 2
     after_peak = rates.index(peak)
     for epoch in range(after_peak, len(rates)):
-        if rates[epoch] < bound or (not stepwise and rates[epoch] <= bound):
+        if rates[epoch] <= bound:
             return epoch
     return round(0.6 * len(rates))
 
