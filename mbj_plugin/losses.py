@@ -196,6 +196,8 @@ class PrototypeMemoryLoss(_MemoryLoss):
             by (1 - m) a step.
         seed: of the draws; they use no global generator.
         ramp: Calls over which eta rises linearly after the start; 0 = at once.
+        interval: Not in the paper. Prototypes enter in every ``interval``-th call only, so that a full memory reaches
+            further back and its rows differ more.
         num_classes: C, needed only where ``momentum`` > 0 and ``class_counts`` come later.
 
     Raises:
@@ -219,9 +221,13 @@ class PrototypeMemoryLoss(_MemoryLoss):
         *,
         seed: int = 0,
         ramp: int = 0,
+        interval: int = 1,
         num_classes: int | None = None,
     ) -> None:
         super().__init__(class_counts, dim, size, eta, beta, norm, start, seed, ramp)
+        if not isinstance(interval, Integral) or interval < 1:
+            raise ValueError(f"interval must be a number of calls >= 1, got {interval!r}")
+        self.interval = int(interval)
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale must be a finite number > 0, got {scale}")
         if not 0 <= margin < float("inf"):
@@ -251,7 +257,7 @@ class PrototypeMemoryLoss(_MemoryLoss):
         labels = hard_labels(labels, self._uniform(len(labels), stream=1 + rank_and_world()[0]))
         loss = self._memory_loss(features, labels)
         if learning:
-            keep = self._uniform(len(probs), stream=0) < probs
+            keep = (self._uniform(len(probs), stream=0) < probs) & (self.step % self.interval == 0)
             self.bank.enqueue(self._prototypes(weight), torch.arange(len(probs), device=probs.device), keep)
             self.step.add_(1)
         return loss

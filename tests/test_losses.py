@@ -155,6 +155,17 @@ class TestPrototypeMemoryLoss:
         torch.testing.assert_close(loss.bank.rows[:3], first)
         torch.testing.assert_close(loss.bank.rows[3:6], first + 0.1)
 
+    def test_interval_remembers_every_so_manieth_call(self, weight):
+        loss = PrototypeMemoryLoss(COUNTS, dim=4, size=50, interval=3, **ALWAYS)
+        expected = []
+        for step in range(7):
+            with torch.no_grad():
+                weight.add_(1.0)
+            loss(*batch(step), weight)
+            expected += [weight.detach().clone()] * (step in (0, 3, 6))
+        assert loss.bank.filled == 9
+        torch.testing.assert_close(loss.bank.rows[:9], torch.cat(expected))
+
     def test_soft_labels_draw_one_class(self, weight):
         loss = PrototypeMemoryLoss(COUNTS, dim=4, **ALWAYS)
         loss(*batch(0), weight)
@@ -248,6 +259,7 @@ class TestBoth:
         ({"scale": 0.0}, "scale.*0.0"),
         ({"margin": -0.1}, "margin.*-0.1"),
         ({"momentum": 1.0}, "momentum.*1.0"),
+        ({"interval": 0}, "interval.*0"),
         ({"class_counts": None, "momentum": 0.5}, "num_classes"),
     ],
 )

@@ -21,12 +21,13 @@ DEFAULTS = {
     "BETA": 1.5,  # beta of Eq. 5
     "NORM": "sum",  # Eq. 5 as printed; "max" divides by the largest P instead (ours)
     "START": "auto",  # when the loss counts, which the paper leaves open; see mbj_plugin.fastreid.schedule
+    "INTERVAL": 1,  # prototypes enter in every so-manieth iteration (ours)
     "MOMENTUM": 0.0,  # prototype memory; > 0 is the paper's MBJ*
     "SCALE": 16.0,  # alpha of Eq. 4
     "MARGIN": 0.2,  # delta of Eq. 4
 }
 # What goes beyond is a slip of the pen, and would overflow in fp32 or in the allocator.
-HIGHEST = {"SIZE": 10**8, "ETA": 1e6, "BETA": 100.0, "START": 10**12, "SCALE": 1e6, "MARGIN": 1e6}
+HIGHEST = {"SIZE": 10**8, "ETA": 1e6, "BETA": 100.0, "START": 10**12, "INTERVAL": 10**12, "SCALE": 1e6, "MARGIN": 1e6}
 BELOW_1 = math.nextafter(1.0, 0.0)
 
 
@@ -49,11 +50,16 @@ def _choice(names: tuple[str, ...]) -> Callable[[str, object], str]:
     return check
 
 
-def _size(key: str, value: object) -> int:
-    number = _as_float(value)
-    if number is None or not 1 <= number <= HIGHEST[key] or number != int(number):
-        raise ValueError(f"MODEL.MBJ.{key} must be a whole number of slots from 1 to {HIGHEST[key]}, got {value!r}")
-    return int(number)
+def _whole(unit: str) -> Callable[[str, object], int]:
+    def check(key: str, value: object) -> int:
+        number = _as_float(value)
+        if number is None or not 1 <= number <= HIGHEST[key] or number != int(number):
+            raise ValueError(
+                f"MODEL.MBJ.{key} must be a whole number of {unit} from 1 to {HIGHEST[key]}, got {value!r}"
+            )
+        return int(number)
+
+    return check
 
 
 def _start(key: str, value: object) -> str | int | float:
@@ -82,11 +88,12 @@ def _as_float(value: object) -> float | None:
 
 CHECKS: dict[str, Callable[[str, object], object]] = {
     "MEMORY": _choice(MEMORIES),
-    "SIZE": _size,
+    "SIZE": _whole("slots"),
     "ETA": _number(0, HIGHEST["ETA"], f"a number from 0 (which turns MBJ off) to {HIGHEST['ETA']:g}"),
     "BETA": _number(0, HIGHEST["BETA"], f"a number from 0 to {HIGHEST['BETA']:g}"),
     "NORM": _choice(NORMS),
     "START": _start,
+    "INTERVAL": _whole("iterations"),
     "MOMENTUM": _number(0, BELOW_1, "a number from 0 to below 1"),
     "SCALE": _number(0, HIGHEST["SCALE"], f"a number above 0, up to {HIGHEST['SCALE']:g}", above=True),
     "MARGIN": _number(0, HIGHEST["MARGIN"], f"a number from 0 to {HIGHEST['MARGIN']:g}"),
@@ -114,6 +121,7 @@ class Settings:
     beta: float
     norm: str
     start: str | int | float
+    interval: int
     momentum: float
     scale: float
     margin: float

@@ -1,4 +1,4 @@
-"""Long-tailed editions <H, S> of Market-1501 and DukeMTMC-reID (paper, Section 4.1).
+"""Long-tailed editions <H, S> of Market-1501 and DukeMTMC-reID (paper, Section 4.1), and of Omniglot.
 
 The H most frequent identities keep all their training images, the others S. Query and gallery stay whole. Which images
 stay depends on their names alone, not on the folder, the file system or the machine.
@@ -15,6 +15,7 @@ from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
 
+from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal
 from mbj_plugin.longtail import head_tail_subset
 
 HEADS = (100, 50, 20)
@@ -34,6 +35,10 @@ class _LongTailed(ImageDataset):
         kept = head_tail_subset([identity for _, identity, _ in items], self.num_head, TAIL_SIZE)
         return [items[index] for index in kept]
 
+
+class _Explained:
+    """Mixed in where fast-reid's own error does not say what to do."""
+
     def check_before_run(self, required_files: list[str]) -> None:
         """As fast-reid's, but it says what to do."""
         for path in required_files:
@@ -47,12 +52,13 @@ class _LongTailed(ImageDataset):
 def _edition(base: type[ImageDataset], num_head: int) -> type[ImageDataset]:
     name = f"{base.__name__}_LT_H{num_head}_S{TAIL_SIZE}"
     doc = f"<H{num_head}, S{TAIL_SIZE}> edition of {base.__name__}."
-    return type(name, (_LongTailed, base), {"num_head": num_head, "__doc__": doc, "__module__": __name__})
+    bases = (_LongTailed, base) if issubclass(base, Omniglot) else (_LongTailed, _Explained, base)
+    return type(name, bases, {"num_head": num_head, "__doc__": doc, "__module__": __name__})
 
 
 def register_datasets() -> None:
-    """Register the six editions with fast-reid. Runs once."""
-    for base in (Market1501, DukeMTMC):
+    """Register all editions with fast-reid. Runs once."""
+    for base in (Market1501, DukeMTMC, Omniglot, OmniglotVal):
         for num_head in HEADS:
             edition = _edition(base, num_head)
             if edition.__name__ not in globals():

@@ -157,5 +157,6 @@ def _allocate(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
         scale=s.scale,
         margin=s.margin,
         momentum=s.momentum,
+        interval=s.interval,
         num_classes=num_classes,
     )

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from mbj_plugin import exponential_subset
+from mbj_plugin import exponential_subset, results
 from mbj_plugin.baselines import create_loss
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.reproduce import runner
@@ -244,7 +244,7 @@ def test_out_of_time_leaves_the_cells_and_goes_on_later(npz, settings_file):
 def test_a_cell_that_another_worker_holds_is_left_alone(npz, settings_file):
     cells = load_settings(settings_file).group("all")[:1]
     (npz / "state").mkdir()
-    with runner.claimed(npz / "state" / f"{cells[0].file_name}.lock") as mine:
+    with results.claimed(npz / "state" / f"{cells[0].file_name}.lock") as mine:
         assert mine
         assert runner.run_cells(cells, job(npz, settings_file)) == 1
     assert runner.run_cells(cells, job(npz, settings_file)) == 0

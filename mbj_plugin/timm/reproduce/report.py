@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from mbj_plugin.results import paired, spread, write_section
 from mbj_plugin.timm.reproduce.runner import finished_cells, read_rows
 from mbj_plugin.timm.reproduce.settings import Cell, Method, Protocol, Settings
 
@@ -48,9 +49,9 @@ def paper_error(dataset: str, imbalance_ratio: int, method: str) -> float | None
 
 
 def write_report(results: str | Path, page: str | Path, settings: Settings) -> None:
-    """Write the page, and its figures into a folder beside it that has the page's name.
+    """Write the page's section on classification, and its figures into a folder beside it that has the page's name.
 
-    ``<folder>/reading.md``, where there is one, is the page's first part: what a person concludes from the tables.
+    ``<folder>/reading.md``, where there is one, is its first part: what a person concludes from the tables.
 
     Raises:
         ValueError: where there are no rows.
@@ -63,7 +64,7 @@ def write_report(results: str | Path, page: str | Path, settings: Settings) -> N
     page = Path(page)
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    parts = ["# Results: classification", _preface(results)]
+    parts = ["# Classification", _preface(results)]
     if (folder / "reading.md").exists():
         parts.append((folder / "reading.md").read_text().strip())
     for (protocol, dataset, ratio), table in sorted(tables(rows, settings).items(), key=_table_order):
@@ -78,7 +79,7 @@ def write_report(results: str | Path, page: str | Path, settings: Settings) -> N
             f"![curves]({folder.name}/{stem}-curves.svg)",
         ]
     parts += [methods_text(settings, rows), missing_text(settings, results), _versions(rows)]
-    page.write_text("\n\n".join(parts) + "\n")
+    write_section(page, "classification", "\n\n".join(parts))
 
 
 def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[tuple[str, str, int], Table]:
@@ -113,7 +114,7 @@ def table_text(table: Table, paper: tuple[str, int] | None = None) -> str:
             numbers[0] = f"**{numbers[0]}**"
         twin = next((row["same_run_as"] for row in runs.values() if "same_run_as" in row), None)
         name = f"`{method}`" + (f" (= `{twin}`)" if twin else "")
-        pairs = [paired(table, method, other) for other in ("ce", "balanced_softmax")]
+        pairs = [_pair(table, method, other) for other in ("ce", "balanced_softmax")]
         values = [name, str(len(runs)), *numbers, *pairs]
         if paper:
             number = paper_error(*paper, method)
@@ -122,24 +123,11 @@ def table_text(table: Table, paper: tuple[str, int] | None = None) -> str:
     return "\n".join(lines)
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation; the mean alone for one value."""
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def paired(table: Table, method: str, other: str) -> str:
-    """Mean difference of errors over the seeds that both have ± its standard error, and in how many it is lower."""
+def _pair(table: Table, method: str, other: str) -> str:
     if method == other or other not in table:
         return ""
-    seeds = sorted(table[method].keys() & table[other].keys())
-    differences = [table[method][seed]["error"] - table[other][seed]["error"] for seed in seeds]
-    if not differences:
-        return ""
-    text = f"{statistics.mean(differences):+.1f}".replace("-", "−")
-    if len(differences) > 1:
-        text += f" ± {statistics.stdev(differences) / len(differences) ** 0.5:.1f}"
-    return f"{text} ({sum(d < 0 for d in differences)}/{len(differences)})"
+    errors = ({seed: row["error"] for seed, row in table[name].items()} for name in (method, other))
+    return paired(*errors, lower_is_better=True)
 
 
 def describe(method: Method) -> str:

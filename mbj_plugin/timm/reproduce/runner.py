@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import math
-import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 
+from mbj_plugin import results
+from mbj_plugin.results import append_row, claimed
 from mbj_plugin.timm.reproduce.data import Images, load_images
 from mbj_plugin.timm.reproduce.settings import Cell, Settings, load_settings
 from mbj_plugin.timm.reproduce.training import CellRun
@@ -170,35 +169,9 @@ def _twin(cell: Cell, settings: Settings, sha256: str, results: str) -> dict[str
     return None
 
 
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether this worker holds the lock. A dead worker holds none: the system lets go of it."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a results file, [] where there is none.
-
-    Raises:
-        ValueError: for a line that is no row.
-    """
-    if not Path(path).exists():
-        return []
-    rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            _cell_of(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no row of results ({error}): mend or remove it") from error
-        rows.append(row)
-    return rows
+    """Rows of a results file, [] where there is none."""
+    return results.read_rows(path, KEYS)
 
 
 def _cell_of(row: dict[str, Any]) -> Cell:
@@ -222,15 +195,3 @@ def check_rows(cells: list[Cell], settings: Settings, path: str | Path) -> None:
             raise ValueError(
                 f"{path} holds {cell} with other settings: give the new ones a new name, or remove the old rows"
             )
-
-
-def append_row(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one line in one write, under a lock: concurrent workers never mix lines."""
-    line = json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Retrieval: cells of (data set, <H, S>, method, seed), trained by fast-reid's own DefaultTrainer, and their report."""

@@ -1,0 +1,204 @@
+"""The retrieval section of the results page, from the rows alone; the reading of them is a file beside."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from mbj_plugin import results
+from mbj_plugin.fastreid.reproduce.runner import finished_cells, read_rows
+from mbj_plugin.fastreid.reproduce.settings import Settings
+from mbj_plugin.results import paired, spread, write_section
+
+TITLES = {
+    "omniglot": "Omniglot",
+    "omniglot_val": "Omniglot, validation alphabets (where choices are made)",
+    "market1501": "Market-1501",
+}
+# The paper's Table 2, Market-1501, (mAP, Rank-1) in percent, by H.
+PAPER = {
+    "baseline": {100: (62.8, 83.8), 50: (60.5, 80.7), 20: (55.6, 78.6)},
+    "mbj_star": {100: (71.2, 87.3), 50: (67.1, 85.1), 20: (66.0, 84.2)},
+    "mbj_w": {100: (72.6, 88.4), 50: (68.8, 86.2), 20: (66.7, 84.8)},
+}
+NUMBERS = ("mAP", "rank1", "mINP", "train_accuracy")
+# Fig. 4: the arms of both tasks. Those of classification all have the paper's norm.
+ABLATION = {"baseline": "ce", "MBJ-F": "mbj_late_sum", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
+RETRIEVAL_ARMS = {"baseline": "baseline", "MBJ-F": "mbj_f", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
+#: By method, then seed.
+Table = dict[str, dict[int, dict[str, Any]]]
+
+
+def write_report(path: str | Path, page: str | Path, settings: Settings) -> None:
+    """Write the page's section on retrieval, and its figures into a folder beside it that has the page's name.
+
+    ``<folder>/reading_retrieval.md``, where there is one, is its first part: what a person concludes from the tables.
+    The ablation takes the rows of classification from ``<folder>/classification.jsonl``.
+
+    Raises:
+        ValueError: where there are no rows.
+    """
+    from mbj_plugin.fastreid.reproduce.figures import draw_gains
+
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"there are no rows in {path}: run some cells first")
+    folder = Path(page).with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = ["# Retrieval", _preface(path)]
+    if (folder / "reading_retrieval.md").exists():
+        parts.append((folder / "reading_retrieval.md").read_text().strip())
+    grouped = tables(rows, settings)
+    for dataset in settings.datasets:
+        editions = {edition: table for (name, edition), table in grouped.items() if name == dataset}
+        for (num_head, tail_size), table in sorted(editions.items()):
+            parts += [f"## {TITLES.get(dataset, dataset)}, <H{num_head},S{tail_size}>"]
+            parts += [table_text(table, num_head if dataset == "market1501" else None)]
+            parts += [facts_text(table)] if any("memory" in row for row in _flat(table)) else []
+        panels = {f"<H{h},S{s}>": t for (h, s), t in sorted(editions.items()) if "baseline" in t and len(t) > 1}
+        if panels:
+            draw_gains(panels, TITLES.get(dataset, dataset), folder / f"retrieval-{dataset}.svg")
+            parts.append(f"![gains]({folder.name}/retrieval-{dataset}.svg)")
+    parts += [ablation_text(grouped, folder / "classification.jsonl"), methods_text(settings)]
+    parts += [missing_text(settings, path), _versions(rows)]
+    write_section(page, "retrieval", "\n\n".join(filter(None, parts)))
+
+
+def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[tuple[str, tuple[int, int]], Table]:
+    """Rows by (data set, (H, S)), then method in the order of the settings, then seed."""
+    grouped: dict[tuple[str, tuple[int, int]], Table] = defaultdict(lambda: defaultdict(dict))
+    order = list(settings.methods)
+    known = [row for row in rows if row["method"] in order]
+    for row in sorted(known, key=lambda row: (order.index(row["method"]), row["seed"])):
+        grouped[row["dataset"], (row["num_head"], row["tail_size"])][row["method"]][row["seed"]] = row
+    return grouped
+
+
+def _flat(table: Table) -> list[dict[str, Any]]:
+    return [row for runs in table.values() for row in runs.values()]
+
+
+def _column(runs: dict[int, dict[str, Any]], name: str) -> dict[int, float]:
+    return {seed: row[name] for seed, row in runs.items()}
+
+
+def table_text(table: Table, paper_head: int | None = None) -> str:
+    """Mean and standard deviation over seeds, and the paired difference of mAP to the baseline.
+
+    Args:
+        table: by method, then seed.
+        paper_head: H, where the paper's numbers belong beside ours.
+    """
+    head = ["method", "seeds", "mAP", "Rank-1", "mINP", "train acc.", "mAP − `baseline`"]
+    head += ["paper: mAP", "Rank-1"] if paper_head else []
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    best = max(statistics.mean(_column(runs, "mAP").values()) for runs in table.values())
+    for method, runs in table.items():
+        numbers = [spread(list(_column(runs, name).values())) for name in NUMBERS]
+        if statistics.mean(_column(runs, "mAP").values()) == best:
+            numbers[0] = f"**{numbers[0]}**"
+        pair = ""
+        if method != "baseline" and "baseline" in table:
+            pair = paired(_column(runs, "mAP"), _column(table["baseline"], "mAP"), lower_is_better=False)
+        values = [f"`{method}`", str(len(runs)), *numbers, pair]
+        if paper_head:
+            values += [f"{n:.1f}" for n in PAPER.get(method, {}).get(paper_head, ())] or ["", ""]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def facts_text(table: Table) -> str:
+    """What the memories hold at the end of a run, and how hard they pull: means over seeds."""
+    columns = {
+        "filled, %": lambda f: 100 * f["fill"],
+        "tail with a row, %": lambda f: 100 * f["tail_covered"],
+        "rows a tail identity": lambda f: f["rows_per_tail"],
+        "age, iterations": lambda f: f.get("age"),
+        "angle to now, °": lambda f: f.get("to_now"),
+        "angle between entries, °": lambda f: f.get("step"),
+    }
+    head = ["method", "memory", *columns, "L_batch", "eta L_memory", "gradient ratio", "cosine"]
+    lines = ["What the memories hold after the last iteration:", ""]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for method, runs in table.items():
+        kinds = dict.fromkeys(kind for row in runs.values() for kind in row.get("memory", {}))
+        for kind in kinds:
+            facts = [row["memory"][kind] for row in runs.values() if "memory" in row]
+            values = [_mean([column(f) for f in facts]) for column in columns.values()]
+            pulls = [row["pull"] for row in runs.values() if "pull" in row]
+            names = ("loss_batch", "loss_memory", "gradient_ratio", "gradient_cosine")
+            values += [_mean([p[name] for p in pulls], 2) for name in names]
+            lines.append("| " + " | ".join([f"`{method}`", kind, *values]) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float | None], digits: int = 1) -> str:
+    there = [value for value in values if value is not None]
+    return f"{statistics.mean(there):.{digits}f}" if there else ""
+
+
+def ablation_text(grouped: dict[tuple[str, tuple[int, int]], Table], classification: Path) -> str:
+    """The paper's Fig. 4: features, prototypes or both, on both tasks."""
+    lines = ["## What is remembered (Fig. 4)", "", "| task | " + " | ".join(ABLATION) + " |", "|---|---|---|---|---|"]
+    rows = results.read_rows(classification, ("dataset", "imbalance_ratio", "protocol", "method", "error"))
+    for protocol in sorted({row["protocol"] for row in rows}):
+        cells = [
+            [r["error"] for r in rows if (r["dataset"], r["imbalance_ratio"], r["protocol"], r["method"]) == key]
+            for key in (("cifar10_lt", 100, protocol, method) for method in ABLATION.values())
+        ]
+        lines.append(f"| CIFAR-10-LT, rho 100, protocol `{protocol}`: error | {_cells(cells)} |")
+    for (dataset, (num_head, tail_size)), table in sorted(grouped.items()):
+        if dataset != "omniglot_val":
+            cells = [list(_column(table.get(m, {}), "mAP").values()) for m in RETRIEVAL_ARMS.values()]
+            lines.append(f"| {TITLES.get(dataset, dataset)} <H{num_head},S{tail_size}>: mAP | {_cells(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(cells: list[list[float]]) -> str:
+    return " | ".join(f"{spread(values)} (n = {len(values)})" if values else "missing" for values in cells)
+
+
+def methods_text(settings: Settings) -> str:
+    """What each name means."""
+    lines = ["## What the retrieval names mean", "", "| method | MODEL.MBJ |", "|---|---|"]
+    for name, keys in settings.methods.items():
+        words = "no MBJ: EmbeddingHead" if keys is None else ", ".join(f"{k} {v}" for k, v in keys.items())
+        lines.append(f"| `{name}` | {words} |")
+    return "\n".join(lines)
+
+
+def missing_text(settings: Settings, path: str | Path) -> str:
+    """Cells of the named groups without a row, and the commands that remain."""
+    finished = finished_cells(path)
+    missing = {name: [c for c in settings.group(name) if c not in finished] for name in settings.groups}
+    missing = {name: cells for name, cells in missing.items() if cells}
+    if not missing:
+        return ""
+    lines = ["## What is missing in retrieval", ""]
+    for name, cells in missing.items():
+        lines.append(f"- group `{name}`: {len(cells)} of {len(settings.group(name))} cells have no row")
+    lines += ["", "Commands that run what is left (finished cells are skipped):", "", "```sh"]
+    lines += [f"python tools/reproduce_retrieval.py --data datasets --group {name}" for name in missing]
+    return "\n".join([*lines, "```"])
+
+
+def _preface(path: str | Path) -> str:
+    name = Path(path).name
+    return (
+        f"Made by `python tools/reproduce_retrieval.py --report` from [{name}](results/{name}); do not edit. mAP, "
+        "Rank-1 and mINP in percent, by fast-reid's own evaluation of the model of the last epoch. ± after a mean is "
+        "the standard deviation over seeds; ± after a difference is the standard error of the mean of the paired "
+        "differences (same seed = same initial weights, same batches, same crops), and (k/n) says in how many of n "
+        "pairs mAP is higher. Training accuracy is fast-reid's, over the last epoch, on augmented images."
+    )
+
+
+def _versions(rows: list[dict[str, Any]]) -> str:
+    stacks = {(row["device"], *(f"{k} {v}" for k, v in sorted(row["versions"].items()))) for row in rows}
+    sets = {(r["dataset"], r["num_head"], r["tail_size"], r["identities"], r["images"], r["iterations"]) for r in rows}
+    lines = ["## Versions and data of retrieval", ""]
+    lines += [f"- {', '.join(stack)}" for stack in sorted(stacks)]
+    lines += [f"- {d} <H{h},S{s}>: {c} identities, {n} images, {i} iterations" for d, h, s, c, n, i in sorted(sets)]
+    return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""Many cells: which are finished, who takes which, one row and one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fastreid.data.build
+import torch
+import torch.multiprocessing as mp
+from fastreid.engine import DefaultTrainer
+from fastreid.utils.env import seed_all_rng
+
+from mbj_plugin import __version__, results
+from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.fastreid.counts import class_counts
+from mbj_plugin.fastreid.reproduce.facts import memory_facts, pull
+from mbj_plugin.fastreid.reproduce.settings import KEYS, Cell, Settings, load_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every worker of a call shares.
+
+    Args:
+        data: folder of the data sets; what FASTREID_DATASETS names elsewhere.
+        results: JSON lines, one per finished cell.
+        state_dir: fast-reid's output folders, one per cell, and the locks.
+        settings_file: None = the shipped one.
+        processes: side by side.
+        threads: of torch on the CPU, per process.
+        options: config options for all cells, such as ["MODEL.DEVICE", "cuda"]. They must not change the result.
+    """
+
+    data: str
+    results: str
+    state_dir: str
+    settings_file: str | None = None
+    processes: int = 1
+    threads: int = 1
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a results file, [] where there is none."""
+    return results.read_rows(path, KEYS)
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    return Cell(**{key: row[key] for key in KEYS})
+
+
+def finished_cells(path: str | Path) -> set[Cell]:
+    return {cell_of(row) for row in read_rows(path)}
+
+
+def check_rows(cells: list[Cell], settings: Settings, path: str | Path) -> None:
+    """A cell that is there already must have been run with the settings of today.
+
+    Raises:
+        ValueError: where it was not.
+    """
+    wanted = set(cells)
+    for row in read_rows(path):
+        cell = cell_of(row)
+        if cell in wanted and row["settings"] != settings.of(cell):
+            raise ValueError(
+                f"{path} holds {cell} with other settings: give the new ones a new name, or remove the old rows"
+            )
+
+
+def run_cells(cells: list[Cell], job: Job) -> int:
+    """Run every cell that has no row yet. One that was cut short starts again: a resumed fast-reid run draws other
+    batches, and would not be the same run.
+
+    Returns:
+        Number of cells left without a row (under way in another call).
+
+    Raises:
+        FileNotFoundError: for a data set that is not there.
+        ValueError: for a row that was made with other settings.
+    """
+    check_rows(cells, load_settings(job.settings_file), job.results)
+    Path(job.state_dir).mkdir(parents=True, exist_ok=True)
+    Path(job.results).parent.mkdir(parents=True, exist_ok=True)
+    if job.processes == 1:
+        _work(0, cells, job)
+    else:
+        mp.spawn(_work, (cells, job), nprocs=job.processes)
+    finished = finished_cells(job.results)
+    return sum(cell not in finished for cell in cells)
+
+
+def _work(rank: int, cells: list[Cell], job: Job) -> None:
+    """One process: takes the first cell that is free, until none is left."""
+    torch.set_num_threads(job.threads)
+    fastreid.data.build._root = job.data
+    # Otherwise the trainer sets fast-reid's logger up, which prints every layer.
+    logger = logging.getLogger("fastreid")
+    logger.addHandler(logging.NullHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    settings = load_settings(job.settings_file)
+    for cell in cells:
+        if cell in finished_cells(job.results):
+            continue
+        with results.claimed(Path(job.state_dir) / f"{cell.file_name}.lock") as mine:
+            if mine and cell not in finished_cells(job.results):
+                row = run_cell(cell, settings, job)
+                results.append_row(job.results, row)
+                done = len(finished_cells(job.results))
+                print(
+                    f"{cell}: mAP {row['mAP']:.2f}, Rank-1 {row['rank1']:.2f}, training accuracy "
+                    f"{row['train_accuracy']:.1f}, {row['seconds']:.0f} s [{done} rows, {len(cells)} cells asked for]",
+                    flush=True,
+                )
+
+
+def run_cell(cell: Cell, settings: Settings, job: Job) -> dict[str, Any]:
+    """Train and evaluate one cell with fast-reid's own trainer.
+
+    Returns:
+        Its row.
+    """
+    started = time.monotonic()
+    folder = Path(job.state_dir) / cell.file_name
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = settings.config(cell, [*job.options, "OUTPUT_DIR", str(folder)])
+    cfg.freeze()
+    seed_all_rng(cell.seed)
+    trainer = DefaultTrainer(cfg)
+    # Of the set, not of what MBJ was told: the baseline's are the same.
+    counts = class_counts(trainer.data_loader.dataset, trainer.data_loader.dataset.num_classes)
+    scores = trainer.train()
+    last_epoch = lambda name: trainer.storage.history(name).avg(trainer.iters_per_epoch)  # noqa: E731
+    row = dataclasses.asdict(cell) | {
+        "mAP": float(scores["mAP"]),
+        "rank1": float(scores["Rank-1"]),
+        "mINP": float(scores["mINP"]),
+        "train_accuracy": 100 * float(last_epoch("cls_accuracy")),
+        "train_loss": float(last_epoch("total_loss")),
+        "identities": len(counts),
+        "images": int(counts.sum()),
+        "iterations": trainer.max_iter,
+        "settings": settings.of(cell),
+        "versions": {
+            "mbj_plugin": __version__,
+            "fastreid": version("fastreid"),
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+        },
+        "device": f"{next(trainer.model.parameters()).device.type}, {torch.get_num_threads()} thread(s)",
+    }
+    if mbj_heads(trainer.model):
+        tail = counts <= cell.tail_size
+        row["memory"] = memory_facts(trainer.model, tail)
+        trainer.model.train()
+        row["pull"] = pull(trainer.model, next(trainer._trainer._data_loader_iter))
+    return row | {"seconds": round(time.monotonic() - started, 1)}

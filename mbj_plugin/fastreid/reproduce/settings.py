@@ -1,0 +1,158 @@
+"""The one YAML of settings: data sets with their recipes, methods as MODEL.MBJ keys, and named groups of cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fastreid.config import CfgNode, get_cfg
+
+from mbj_plugin.fastreid import demo  # noqa: F401  (registers the small backbone)
+from mbj_plugin.fastreid.config import checked
+from mbj_plugin.fastreid.datasets import TAIL_SIZE
+from mbj_plugin.fastreid.train import config_folder, find_config
+
+KEYS = ("dataset", "num_head", "tail_size", "method", "seed")
+#: The parts of a config that a row carries: what makes the run, without paths and logging.
+RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the tables, by the names that its row carries."""
+
+    dataset: str
+    num_head: int
+    tail_size: int
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset} <H{self.num_head},S{self.tail_size}> {self.method} seed {self.seed}"
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.dataset}-H{self.num_head}-S{self.tail_size}-{self.method}-{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A registered data set that has editions <H, S>, and the config of its recipe."""
+
+    name: str
+    config: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The whole YAML. ``methods``: name to MODEL.MBJ keys, None for the baseline."""
+
+    datasets: dict[str, Dataset]
+    methods: dict[str, dict[str, Any] | None]
+    groups: dict[str, dict[str, Any]]
+
+    def cells(
+        self,
+        dataset: str,
+        heads: Iterable[int],
+        methods: Iterable[str],
+        seeds: Iterable[int],
+        tail_size: int = TAIL_SIZE,
+    ) -> list[Cell]:
+        """All combinations, seed by seed, so that an interrupted run holds pairs.
+
+        Raises:
+            ValueError: for a name that the settings do not have, naming the nearest.
+        """
+        _known("data set", dataset, self.datasets)
+        methods = list(methods)
+        for method in methods:
+            _known("method", method, self.methods)
+        product = itertools.product(seeds, heads, methods)
+        return [Cell(dataset, num_head, tail_size, method, seed) for seed, num_head, method in product]
+
+    def group(self, name: str) -> list[Cell]:
+        """The cells of a named group.
+
+        Raises:
+            ValueError: for an unknown group.
+        """
+        _known("group", name, self.groups)
+        return self.cells(**self.groups[name])
+
+    def config(self, cell: Cell, options: Iterable[str] = ()) -> CfgNode:
+        """fast-reid's config of a cell, without OUTPUT_DIR.
+
+        Args:
+            cell: which.
+            options: config options on top, ``KEY value ...``, such as MODEL.DEVICE.
+        """
+        dataset, method = self.datasets[cell.dataset], self.methods[cell.method]
+        cfg = get_cfg()
+        cfg.merge_from_file(find_config(dataset.config))
+        edition = f"{dataset.name}_LT_H{cell.num_head}_S{cell.tail_size}"
+        cfg.merge_from_list(["DATASETS.NAMES", (edition,), "DATASETS.TESTS", (dataset.name,)])
+        cfg.merge_from_list(["MODEL.HEADS.NAME", "EmbeddingHead" if method is None else "MBJHead"])
+        for key, value in (method or {}).items():
+            cfg.MODEL.MBJ[key] = checked(key, value)
+        cfg.merge_from_list(list(options))
+        return cfg
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        """What makes the run of a cell, as plain types, where it is not fast-reid's default: the ``settings`` of its
+        row. MODEL.MBJ is there whole, since its defaults are ours to change."""
+        cfg, default = self.config(cell), get_cfg()
+        recorded = {name: _difference(cfg[name], default[name]) for name in RECORDED}
+        if self.methods[cell.method] is not None:
+            recorded["MODEL"]["MBJ"] = dict(cfg.MODEL.MBJ)
+        else:
+            recorded["MODEL"].pop("MBJ", None)
+        return recorded
+
+
+def load_settings(path: str | Path | None = None) -> Settings:
+    """Settings from a YAML file; by default the one that is shipped, ``configs/fastreid/reproduce.yaml``.
+
+    Raises:
+        ValueError: for a file that cannot be read, an unknown key or method, or a value out of range.
+    """
+    source = Path(path) if path else config_folder() / "reproduce.yaml"
+    try:
+        content = yaml.safe_load(source.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the settings {source}: {error}") from error
+    if not isinstance(content, dict) or set(content) != {"datasets", "methods", "groups"}:
+        raise ValueError(f"the settings {source} must hold datasets, methods and groups, and nothing else")
+    datasets = {name: Dataset(**values) for name, values in content["datasets"].items()}
+    settings = Settings(datasets, content["methods"], content["groups"])
+    for method in filter(None, settings.methods.values()):
+        for key, value in method.items():
+            checked(key, value)
+    for name, group in settings.groups.items():
+        if not set(group) <= {"dataset", "heads", "tail_size", "methods", "seeds"}:
+            raise ValueError(f"group {name!r} may hold dataset, heads, tail_size, methods and seeds: {sorted(group)}")
+        settings.group(name)
+    return settings
+
+
+def _difference(node: CfgNode, default: CfgNode) -> dict[str, Any]:
+    different = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            if inner := _difference(value, default[key]):
+                different[key] = inner
+        elif value != default[key]:
+            different[key] = list(value) if isinstance(value, tuple) else value
+    return different
+
+
+def _known(what: str, name: str, names: Iterable[str]) -> None:
+    if name not in (names := sorted(names)):
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what} {name!r}{hint} There are: {', '.join(names)}")

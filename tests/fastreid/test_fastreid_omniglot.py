@@ -1,0 +1,81 @@
+"""Omniglot in Market-1501's layout, from an archive that is drawn here."""
+
+import numpy as np
+import pytest
+from fastreid.data.datasets import DATASET_REGISTRY
+from PIL import Image
+
+from mbj_plugin.fastreid.omniglot import SIDE, Omniglot, OmniglotVal, write_dataset
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """Two characters of each of 30 alphabets, drawn by 20 people: a few pixels of ink each."""
+    characters, drawers = 60, 20
+    rng = np.random.default_rng(0)
+    images = np.zeros((characters * drawers, SIDE * SIDE), dtype=np.uint8)
+    images[np.arange(len(images))[:, None], rng.integers(0, SIDE * SIDE, (len(images), 5))] = 1
+    images[0] = 0
+    images[0].reshape(SIDE, SIDE)[3:6, 6:9] = [[1, 1, 1], [1, 1, 1], [0, 0, 0]]  # block (1, 2), two thirds ink
+    character = np.repeat(np.arange(characters), drawers)
+    path = tmp_path_factory.mktemp("omniglot") / "omniglot.npz"
+    np.savez(
+        path,
+        images_packed=np.packbits(images, axis=1),
+        character=character.astype(np.uint16),
+        drawer=np.tile(np.arange(drawers), characters).astype(np.uint8),
+        alphabet=(character // 2).astype(np.uint8),
+        alphabet_names=np.array([f"Alphabet ({n})" for n in range(30)]),
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(npz, tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    for kind in (Omniglot, OmniglotVal):
+        write_dataset(npz, root, kind)
+    return root
+
+
+def test_pixels_are_means_of_blocks(root):
+    (path,) = (root / "omniglot" / "bounding_box_train").glob("*_c00_Alphabet0-000.png")
+    pixels = np.asarray(Image.open(path))
+    assert pixels.shape == (35, 35)
+    assert pixels[1, 2] == 170 and pixels.sum() == 170
+
+
+@pytest.mark.parametrize(("kind", "train", "test"), [(Omniglot, 20, 10), (OmniglotVal, 15, 5)])
+def test_alphabets_and_drawers_are_apart(root, kind, train, test):
+    dataset = DATASET_REGISTRY.get(kind.__name__)(root=str(root))
+    alphabet = lambda items: {int(path.split("Alphabet")[1].split("-")[0]) for path, _, _ in items}  # noqa: E731
+    assert alphabet(dataset.train) == set(range(train))
+    assert alphabet(dataset.query) == alphabet(dataset.gallery) == set(range(train, train + test))
+    assert {camera for _, _, camera in dataset.query} == set(range(4))
+    assert {camera for _, _, camera in dataset.gallery} == set(range(4, 20))
+    assert len(dataset.train) == 2 * train * 20 and len(dataset.query) == 2 * test * 4
+    assert not {identity for _, identity, _ in dataset.query} & {
+        int(name.split("_")[1]) for _, name, _ in dataset.train
+    }
+
+
+def test_the_head_is_not_the_first_alphabets(root):
+    dataset = DATASET_REGISTRY.get("Omniglot_LT_H20_S5")(root=str(root))
+    images = [name for _, name, _ in dataset.train]
+    assert sorted({images.count(name) for name in images}) == [5, 20] and len(images) == 20 * 20 + 20 * 5
+    head = {path.split("Alphabet")[1].split("-")[0] for path, name, _ in dataset.train if images.count(name) == 20}
+    assert len(head) > 10
+
+
+def test_a_missing_folder_says_what_to_do(tmp_path):
+    for name in ("Omniglot", "OmniglotVal_LT_H50_S5"):
+        with pytest.raises(FileNotFoundError, match=r"write_omniglot\.py.*FASTREID_DATASETS"):
+            DATASET_REGISTRY.get(name)(root=str(tmp_path))
+
+
+def test_a_wrong_archive_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="cannot read"):
+        write_dataset(tmp_path / "none.npz", tmp_path)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match=r"lacks the arrays \['images_packed'"):
+        write_dataset(tmp_path / "other.npz", tmp_path)

@@ -1,0 +1,14 @@
+"""Run cells of the retrieval tables in fast-reid, and make their section of the results page.
+
+    python tools/write_omniglot.py omniglot.npz FOLDER
+    python tools/reproduce_retrieval.py --data FOLDER --group omniglot
+    python tools/reproduce_retrieval.py --report
+
+A finished cell is never run again; one that was cut short starts again.
+"""
+
+import mbj_plugin.fastreid  # noqa: F401  (before anything of fast-reid)
+from mbj_plugin.fastreid.reproduce.command import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Write Omniglot in the folder layout of Market-1501, for training and for validation.
+
+python tools/write_omniglot.py omniglot.npz FOLDER
+"""
+
+import argparse
+import sys
+
+import mbj_plugin.fastreid  # noqa: F401  (before anything of fast-reid)
+from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal, write_dataset
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write Omniglot's background set as two re-ID data sets.")
+    parser.add_argument("npz", help="the images; docs/fastreid.md says which arrays")
+    parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
+    args = parser.parse_args()
+    try:
+        for kind in (Omniglot, OmniglotVal):
+            print(f"{kind.__name__}: {write_dataset(args.npz, args.folder, kind)}")
+    except ValueError as error:
+        sys.exit(f"write_omniglot: {error}")
