@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Run cells of the paper's classification tables, and make the results page from them.
 
     python tools/reproduce.py --data FOLDER --group cpu_main
@@ -6,6 +7,11 @@
 
 A finished cell is never run again; an interrupted one goes on where it was saved.
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mbj_plugin.timm.reproduce.command import main
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Run cells of the retrieval tables in fast-reid, and make their section of the results page.
 
     python tools/write_omniglot.py omniglot.npz FOLDER
@@ -7,7 +8,11 @@
 A finished cell is never run again; one that was cut short starts again.
 """
 
-import mbj_plugin.fastreid  # noqa: F401  (before anything of fast-reid)
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from mbj_plugin.fastreid.reproduce.command import main
 
 if __name__ == "__main__":

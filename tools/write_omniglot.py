@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Write Omniglot in the folder layout of Market-1501, for training and for validation.
 
 python tools/write_omniglot.py omniglot.npz FOLDER
@@ -5,8 +6,10 @@ python tools/write_omniglot.py omniglot.npz FOLDER
 
 import argparse
 import sys
+from pathlib import Path
 
-import mbj_plugin.fastreid  # noqa: F401  (before anything of fast-reid)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal, write_dataset
 
 if __name__ == "__main__":
