@@ -187,8 +187,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         check_values(values, parser, f"config {name}")
         parser.set_defaults(**values)
         args = parser.parse_args(argv)
-    if args.mbj_recipe == "paper":
-        parser.set_defaults(**settings.PAPER_RECIPE)
+    if args.mbj_recipe != "default":
+        parser.set_defaults(**settings.RECIPES[args.mbj_recipe])
         args = parser.parse_args(argv)
     args.data_dir = args.data_dir or args.data
     args.config = name

@@ -2,6 +2,8 @@ import pytest
 
 from mbj_plugin.timm.args import parse_args
 from mbj_plugin.timm.config import config_folder, find_config, load_config
+from mbj_plugin.timm.reproduce.settings import load_settings
+from mbj_plugin.timm.schedule import start_epoch
 
 SHIPPED = sorted(
     path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith(("base", "reproduce"))
@@ -44,6 +46,18 @@ def test_the_paper_to_the_letter_yields_to_flags():
     assert (args.mbj_norm, args.mbj_start) == ("sum", "0")
     args = parse_args(["--mbj", "--mbj-recipe", "paper", "--mbj-start", "auto"])
     assert (args.mbj_norm, args.mbj_start) == ("sum", "auto")
+
+
+def test_the_balanced_recipe_is_mbj_of_the_results_page():
+    args = parse_args(["--mbj", "--mbj-recipe", "balanced", "-c", "cifar10_lt100"])
+    mbj = load_settings().methods["mbj"]
+    assert (args.loss, args.mbj_memory, args.mbj_eta) == (mbj.loss, mbj.memory, mbj.eta)
+    assert (args.mbj_beta, args.mbj_norm) == (mbj.beta, mbj.norm)
+    assert args.mbj_start == "auto" and mbj.start == "decay"
+
+
+def test_the_cifar_recipe_decays_at_the_end_of_epoch_120():
+    assert start_epoch("auto", parse_args(["-c", "cifar10_lt100"]), updates_per_epoch=10) == 120
 
 
 def test_without_a_data_set_the_digits_are_taken(tmp_path):
