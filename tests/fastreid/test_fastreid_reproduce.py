@@ -26,9 +26,9 @@ def settings_file(make_cfg, tmp_path):
         "datasets:\n"
         f"  market1501: {{name: Market1501, config: {tmp_path / 'tiny.yml'}}}\n"
         "methods:\n"
-        "  baseline: null\n"
-        "  mbj_wf: {MEMORY: both, NORM: max, START: 0}\n"
-        "  mbj_w: {MEMORY: prototype, START: 1000}\n"
+        "  baseline: {}\n"
+        "  mbj_wf: {MBJ: {MEMORY: both, NORM: max, START: 0}}\n"
+        "  mbj_w: {MBJ: {MEMORY: prototype, START: 1000}}\n"
         "groups:\n"
         "  all: {dataset: market1501, heads: [20], methods: [baseline, mbj_wf], seeds: [0]}\n"
     )
@@ -151,5 +151,7 @@ def test_shipped_groups_name_registered_editions():
     for name in SHIPPED.groups:
         for cell in SHIPPED.group(name):
             DATASET_REGISTRY.get(SHIPPED.config(cell).DATASETS.NAMES[0])
+    wide = SHIPPED.config(Cell("omniglot", 20, 5, "baseline_margin4", 0))
+    assert wide.MODEL.HEADS.MARGIN == 0.4 and wide.MODEL.HEADS.NAME == "EmbeddingHead"
     market = SHIPPED.config(Cell("market1501", 50, 5, "baseline", 0))
     assert market.MODEL.HEADS.NAME == "EmbeddingHead" and market.DATASETS.NAMES == ("Market1501_LT_H50_S5",)

@@ -162,10 +162,10 @@ def _cells(cells: list[list[float]]) -> str:
 
 def methods_text(settings: Settings) -> str:
     """What each name means."""
-    lines = ["## What the retrieval names mean", "", "| method | MODEL.MBJ |", "|---|---|"]
-    for name, keys in settings.methods.items():
-        words = "no MBJ: EmbeddingHead" if keys is None else ", ".join(f"{k} {v}" for k, v in keys.items())
-        lines.append(f"| `{name}` | {words} |")
+    lines = ["## What the retrieval names mean", "", "| method | in MODEL |", "|---|---|"]
+    for name, nodes in settings.methods.items():
+        words = [f"{node}.{key} {value}" for node, values in nodes.items() for key, value in values.items()]
+        lines.append(f"| `{name}` | {', '.join(words) or 'the recipe, without MBJ'} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The one YAML of settings: data sets with their recipes, methods as MODEL.MBJ keys, and named groups of cells."""
+"""The one YAML of settings: data sets with their recipes, methods as keys of MODEL, and named groups of cells."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The whole YAML. ``methods``: name to MODEL.MBJ keys, None for the baseline."""
+    """The whole YAML. ``methods``: name to what it changes in MODEL, by node; one with a node MBJ has MBJHead."""
 
     datasets: dict[str, Dataset]
-    methods: dict[str, dict[str, Any] | None]
+    methods: dict[str, dict[str, dict[str, Any]]]
     groups: dict[str, dict[str, Any]]
 
     def cells(
@@ -97,9 +97,10 @@ class Settings:
         cfg.merge_from_file(find_config(dataset.config))
         edition = f"{dataset.name}_LT_H{cell.num_head}_S{cell.tail_size}"
         cfg.merge_from_list(["DATASETS.NAMES", (edition,), "DATASETS.TESTS", (dataset.name,)])
-        cfg.merge_from_list(["MODEL.HEADS.NAME", "EmbeddingHead" if method is None else "MBJHead"])
-        for key, value in (method or {}).items():
-            cfg.MODEL.MBJ[key] = checked(key, value)
+        cfg.merge_from_list(["MODEL.HEADS.NAME", "MBJHead" if "MBJ" in method else "EmbeddingHead"])
+        for node, values in method.items():
+            for key, value in values.items():
+                cfg.merge_from_list([f"MODEL.{node}.{key}", value])
         cfg.merge_from_list(list(options))
         return cfg
 
@@ -108,7 +109,7 @@ class Settings:
         row. MODEL.MBJ is there whole, since its defaults are ours to change."""
         cfg, default = self.config(cell), get_cfg()
         recorded = {name: _difference(cfg[name], default[name]) for name in RECORDED}
-        if self.methods[cell.method] is not None:
+        if "MBJ" in self.methods[cell.method]:
             recorded["MODEL"]["MBJ"] = dict(cfg.MODEL.MBJ)
         else:
             recorded["MODEL"].pop("MBJ", None)
@@ -130,8 +131,8 @@ def load_settings(path: str | Path | None = None) -> Settings:
         raise ValueError(f"the settings {source} must hold datasets, methods and groups, and nothing else")
     datasets = {name: Dataset(**values) for name, values in content["datasets"].items()}
     settings = Settings(datasets, content["methods"], content["groups"])
-    for method in filter(None, settings.methods.values()):
-        for key, value in method.items():
+    for method in settings.methods.values():
+        for key, value in method.get("MBJ", {}).items():
             checked(key, value)
     for name, group in settings.groups.items():
         if not set(group) <= {"dataset", "heads", "tail_size", "methods", "seeds"}:
