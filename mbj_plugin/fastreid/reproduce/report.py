@@ -126,7 +126,7 @@ def facts_text(table: Table) -> str:
         kinds = dict.fromkeys(kind for row in runs.values() for kind in row.get("memory", {}))
         for kind in kinds:
             facts = [row["memory"][kind] for row in runs.values() if "memory" in row]
-            values = [_mean([column(f) for f in facts]) for column in columns.values()]
+            values = [_mean([column(f) for f in facts], 2 if "°" in name else 1) for name, column in columns.items()]
             pulls = [row["pull"] for row in runs.values() if "pull" in row]
             names = ("loss_batch", "loss_memory", "gradient_ratio", "gradient_cosine")
             values += [_mean([p[name] for p in pulls], 2) for name in names]
@@ -134,7 +134,7 @@ def facts_text(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: list[float | None], digits: int = 1) -> str:
+def _mean(values: list[float | None], digits: int) -> str:
     there = [value for value in values if value is not None]
     return f"{statistics.mean(there):.{digits}f}" if there else ""
 
