@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -60,6 +61,7 @@ def log_epoch(
     epoch: int,
     num_epochs: int,
     train_metrics: dict[str, float],
+    columns: dict[str, float],
     metrics: dict[str, Any],
     errors: dict[str, float],
     lr: float,
@@ -76,7 +78,7 @@ def log_epoch(
     summary = folder / "summary.csv"
     utils.update_summary(
         epoch,
-        train_metrics,
+        train_metrics | _fitting(columns, summary, train_metrics),
         {key: metrics[key] for key in ("loss", "top1", "top5")}
         | {f"{k}_error": v for k, v in errors.items() if k != "error"},
         filename=str(summary),
@@ -84,6 +86,16 @@ def log_epoch(
         write_header=not summary.exists() or summary.stat().st_size == 0,
         log_wandb=_start_wandb(args),
     )
+
+
+def _fitting(columns: dict[str, float], summary: Path, train_metrics: dict[str, float]) -> dict[str, float]:
+    """The diagnostics for a row: where a resumed run's file has a header already, exactly the columns that it has."""
+    if summary.exists() and summary.stat().st_size:
+        header = summary.open().readline().strip().split(",")
+        names = [name.removeprefix("train_") for name in header if name.startswith("train_")]
+    else:
+        names = list(columns)
+    return {name: columns.get(name, math.nan) for name in names if name not in train_metrics}
 
 
 def _start_wandb(args: Namespace) -> bool:

@@ -29,6 +29,7 @@ from mbj_plugin.timm import build
 from mbj_plugin.timm.args import parse_args
 from mbj_plugin.timm.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
 from mbj_plugin.timm.evaluate import error_table, group_errors, validate
+from mbj_plugin.timm.monitor import EpochDiagnostics, make_monitor
 from mbj_plugin.timm.run_folder import experiment, log_epoch, open_folder, plain, result, write
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
@@ -109,6 +110,9 @@ def train(args: Namespace) -> dict[str, Any]:
     started = time.time()
     run = make_run(args)
     folder = open_folder(args, run.data.train.dataset, run.first_epoch) if utils.is_primary(args) else None
+    diagnostics = None
+    if folder is not None and run.task.monitor is not None:
+        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train))
     saver = _make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
@@ -121,10 +125,13 @@ def train(args: Namespace) -> dict[str, Any]:
             errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
             rates = [group["lr"] for group in run.optimizer.param_groups]
             lr = sum(rates) / len(rates)
-            log_epoch(epoch, run.num_epochs, train_metrics, metrics, errors, lr, folder, args)
+            columns = diagnostics.report(epoch) if diagnostics else {}
+            log_epoch(epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, folder, args)
             best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
         if run.scheduler is not None:
             run.scheduler.step(epoch + 1, metrics[args.eval_metric])
+    if diagnostics is not None:
+        diagnostics.close()
     assert metrics is not None
     results = result(args, run.data.counts, metrics, best, time.time() - started)
     if folder is not None:
@@ -151,11 +158,14 @@ def make_run(args: Namespace) -> Run:
     start = round(start_epoch(settings.start, args, updates_per_epoch) * len(data.train))
     batch_loss = build.make_batch_loss(args, data.counts, start).to(device)
     task: Any
+    criterion: Any = batch_loss
     if args.mbj:
         criterion = settings.criterion(data.counts, batch_loss, start, args.seed, args.smoothing)
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
+    if args.mbj_diagnostics and utils.is_primary(args):
+        task.monitor = make_monitor(model, criterion, data.counts, data.train, data.evaluation)
     with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     first_epoch = resume(task, args.resume, args, optimizer, loss_scaler) if args.resume else 0
