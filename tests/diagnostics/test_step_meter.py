@@ -16,14 +16,25 @@ def bank_with(*labels):
     return bank
 
 
-def test_share_of_samples_with_a_positive_and_mean_losses():
-    meter = StepMeter(4)
-    meter.see(torch.tensor([0, 1, 2, 3, 2]), [bank_with(2, 0)])  # 3 of 5
-    meter.add(torch.tensor(1.0), torch.tensor(4.0, dtype=torch.bfloat16))
-    meter.see(torch.tensor([1, -1, 3]), [bank_with(2), bank_with(3)])  # 1 of 3: no label, no positive
-    meter.add(torch.tensor(2.0), torch.tensor(5.0))
+def test_share_of_samples_with_a_positive_over_every_fourth_step():
+    meter, zero = StepMeter(4), torch.zeros(())
+    batches = {0: [0, 1, 2, 3, 2], 4: [1, -1, 3]}  # 3 of 5, then 1 of 3: no label, no positive
+    for step in range(8):
+        banks = [bank_with(2, 0)] if step < 4 else [bank_with(2), bank_with(3)]
+        meter.see(torch.tensor(batches.get(step, [2, 2])), banks)
+        meter.add(zero, zero)
+    assert meter.scalars()["mbj/positive_share"] == pytest.approx(4 / 8)
+
+
+@pytest.mark.parametrize("steps", [1, 63, 64, 65, 200])
+def test_mean_losses_over_all_steps(steps):
+    meter, g = StepMeter(4), torch.Generator().manual_seed(0)
+    losses = torch.rand(steps, 2, generator=g)
+    for memory, batch in losses:
+        meter.add(memory, batch.bfloat16())
     scalars = meter.scalars()
-    assert scalars == {"mbj/loss_memory": 1.5, "mbj/loss_batch": 4.5, "mbj/positive_share": pytest.approx(4 / 8)}
+    assert scalars["mbj/loss_memory"] == pytest.approx(float(losses[:, 0].double().mean()), rel=1e-6)
+    assert scalars["mbj/loss_batch"] == pytest.approx(float(losses[:, 1].bfloat16().double().mean()), rel=1e-6)
     assert all(math.isnan(value) for value in meter.scalars().values())  # it has started anew
 
 
@@ -45,7 +56,7 @@ def test_nothing_is_read_in_a_step():
     """On the meta device, which has no values, whatever would wait for one is an error."""
     meter, bank = StepMeter(3), MemoryBank(4, 2).to("meta")
     labels, loss = torch.zeros(5, dtype=torch.long, device="meta"), torch.zeros((), device="meta")
-    for _ in range(2):
+    for _ in range(70):
         meter.see(labels, [bank])
         meter.add(loss, loss)
     with pytest.raises((NotImplementedError, RuntimeError)):
