@@ -66,4 +66,5 @@ def memories_report(heads: Sequence[Mapping[str, nn.Module]], class_counts: Arra
 
 def nanmean(values: Tensor) -> float:
     """Mean of the values that are not NaN; NaN where there is none."""
-    return float(values[~values.isnan()].mean()) if (~values.isnan()).any() else math.nan
+    known = values[~values.isnan()]
+    return float(known.mean()) if len(known) else math.nan

@@ -7,7 +7,6 @@ are of many instances. Recording changes nothing that the run depends on.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,32 +35,38 @@ class Probe:
         self, features: Callable[[], Tensor], groups: Sequence[str], history: int = 10, period: int = 50
     ) -> None:
         self.features, self.groups, self.period = features, list(groups), period
-        self.records: deque[Tensor] = deque(maxlen=history)
+        self.history = history
         self.last_step = -period
+        self._set([])
+
+    def _set(self, records: list[Tensor]) -> None:
+        self.records = records[-self.history :]
+        jitter = torch.full((len(self.groups),), torch.nan, dtype=torch.float64)
+        if len(self.records) > 1:
+            jitter = angular_variance(torch.stack(self.records, dim=1))
+        owner = np.array(self.groups)
+        means = {name: nanmean(jitter[torch.from_numpy(owner == name)]) for name in GROUPS}
+        self._scalars = {f"mbj/probe_jitter_{name}": mean for name, mean in means.items()}
 
     def record(self, step: int) -> None:
         """Record the features, if ``period`` steps have passed since the last time."""
         if step - self.last_step >= self.period:
-            self.records.append(self.features().detach().float().cpu())
+            self._set([*self.records, self.features().detach().float().cpu()])
             self.last_step = step
 
     def scalars(self) -> dict[str, float]:
         """``mbj/probe_jitter_GROUP`` in rad^2, the mean over the group's images; NaN before the second record."""
-        jitter = torch.full((len(self.groups),), torch.nan, dtype=torch.float64)
-        if len(self.records) > 1:
-            jitter = angular_variance(torch.stack(list(self.records), dim=1))
-        owner = np.array(self.groups)
-        return {f"mbj/probe_jitter_{name}": nanmean(jitter[torch.from_numpy(owner == name)]) for name in GROUPS}
+        return dict(self._scalars)
 
     def state_dict(self) -> dict[str, Any]:
         """The records, for an exact resume."""
-        return {"last_step": self.last_step, "records": list(self.records)}
+        return {"last_step": self.last_step, "records": self.records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved records; those of other probe images are of another number and are left out."""
         if all(len(record) == len(self.groups) for record in state["records"]):
             self.last_step = state["last_step"]
-            self.records.extend(state["records"])
+            self._set(state["records"])
 
 
 def choose_probe(

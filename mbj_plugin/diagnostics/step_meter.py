@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mbj_plugin.memory import MemoryBank
 
-
 SEEN_EVERY = 4  # steps between two batches whose positives are counted: it keeps the cost far below 1 % of a step
 SUMMED_EVERY = 64  # steps whose losses wait on the device before they are summed up
 
