@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import nn
 
 from mbj_plugin.diagnostics.jitter import class_angular_variance
 from mbj_plugin.longtail import class_groups
@@ -33,14 +34,14 @@ def memory_report(bank: MemoryBank, class_counts: ArrayLike) -> dict[str, float]
     """
     groups = class_groups(class_counts)
     labels = bank.labels.cpu()
-    filled = labels >= 0
-    labels, num_classes = labels[filled], sum(len(groups[name]) for name in GROUPS)
-    entries = torch.bincount(labels, minlength=num_classes)
-    age = torch.bincount(labels, bank.ages.cpu()[filled].double(), minlength=num_classes)
-    jitter = class_angular_variance(bank.rows.cpu()[filled], labels, num_classes)
-    scalars = {"fill": len(labels) / bank.size, "coverage": int((entries > 0).sum()) / num_classes}
+    filled, num_classes = labels >= 0, len(np.asarray(class_counts))
+    labels = labels[filled]
+    jitter = class_angular_variance(bank.rows.cpu()[filled], labels, num_classes).numpy()
+    entries = np.bincount(labels, minlength=num_classes)
+    age = np.bincount(labels, bank.ages.cpu()[filled], minlength=num_classes)
+    scalars = {"fill": len(labels) / bank.size, "coverage": float((entries > 0).mean())}
     for name in GROUPS:
-        classes = torch.from_numpy(groups[name])
+        classes = groups[name]
         count = int(entries[classes].sum())
         scalars[f"entries_{name}"] = float(count)
         scalars[f"age_{name}"] = float(age[classes].sum()) / count if count else math.nan
@@ -59,12 +60,12 @@ def memories_report(heads: Sequence[Mapping[str, nn.Module]], class_counts: Arra
     for kind in heads[0] if heads else ():
         reports = [memory_report(head[kind].bank, class_counts) for head in heads]  # type: ignore[arg-type]
         for name in reports[0]:
-            values = [report[name] for report in reports]
-            scalars[f"mbj/{kind}/{name}"] = nanmean(torch.tensor(values, dtype=torch.float64))
+            scalars[f"mbj/{kind}/{name}"] = nanmean([report[name] for report in reports])
     return scalars
 
 
-def nanmean(values: Tensor) -> float:
-    """Mean of the values that are not NaN; NaN where there is none."""
-    known = values[~values.isnan()]
+def nanmean(values: ArrayLike) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, where there is none."""
+    values = np.asarray(values, dtype=np.float64)
+    known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

@@ -41,11 +41,10 @@ class Probe:
 
     def _set(self, records: list[Tensor]) -> None:
         self.records = records[-self.history :]
-        jitter = torch.full((len(self.groups),), torch.nan, dtype=torch.float64)
+        jitter, owner = np.full(len(self.groups), np.nan), np.array(self.groups)
         if len(self.records) > 1:
-            jitter = angular_variance(torch.stack(self.records, dim=1))
-        owner = np.array(self.groups)
-        means = {name: nanmean(jitter[torch.from_numpy(owner == name)]) for name in GROUPS}
+            jitter = angular_variance(torch.stack(self.records, dim=1)).numpy()
+        means = {name: nanmean(jitter[owner == name]) for name in GROUPS}
         self._scalars = {f"mbj/probe_jitter_{name}": mean for name, mean in means.items()}
 
     def record(self, step: int) -> None:
