@@ -76,34 +76,35 @@ def watch_training() -> None:
 def add_hook(trainer: TrainerBase, iters_per_epoch: int) -> None:
     """Add the hook to a trainer, before the writers, which write what is there; a second call changes nothing."""
     inner = getattr(trainer, "_trainer", trainer)  # DefaultTrainer holds a SimpleTrainer
-    model, hooks = getattr(inner, "model", None), trainer._hooks
+    model: Any = getattr(inner, "model", None)
+    hooks = trainer._hooks
     heads = [module for module in model.modules() if isinstance(module, MBJHead)] if model is not None else []
     if not heads or not heads[0].settings.diagnostics or any(isinstance(hook, DiagnosticsHook) for hook in hooks):
         return
     model = model.module if isinstance(model, DistributedDataParallel) else model
     cfg = getattr(trainer, "cfg", None)
-    monitor = _make_monitor(model, heads, inner.data_loader, cfg)
+    monitor = _make_monitor(model, heads, getattr(getattr(inner, "data_loader", None), "dataset", None), cfg)
     trainer.register_hooks([DiagnosticsHook(monitor, getattr(cfg, "OUTPUT_DIR", None), iters_per_epoch)])
     first_writer = [isinstance(hook, PeriodicWriter) for hook in hooks[:-1]] + [True]
     hooks.insert(first_writer.index(True), hooks.pop())
 
 
-def _make_monitor(model: nn.Module, heads: list[MBJHead], loader: Any, cfg: Any) -> Monitor:
-    counts = class_counts(loader.dataset, len(heads[0].weight))
-    probe = _make_probe(model, counts, loader.dataset, cfg)
-    watched = [head for head in heads if head.memories]
-    if not watched:  # ETA 0
-        return Monitor(counts, probe=probe)
-    meter = StepMeter(len(counts))
-    watched[0].meter = meter
-    return Monitor(counts, [head.memories for head in watched], meter, probe)  # type: ignore[misc]
+def _make_monitor(model: nn.Module, heads: list[MBJHead], dataset: Any, cfg: Any) -> Monitor:
+    # None where ETA is 0, or where nobody has told the heads the class counts, which they complain of themselves.
+    watched: list[Any] = [head for head in heads if any(m.probs is not None for m in head.memories.values())]
+    probe = _make_probe(model, len(heads[0].weight), dataset, cfg)
+    if not watched:
+        return Monitor([1], probe=probe)
+    counts = next(iter(watched[0].memories.values())).class_counts
+    watched[0].meter = StepMeter(len(counts))
+    return Monitor(counts.cpu(), [head.memories for head in watched], watched[0].meter, probe)
 
 
-def _make_probe(model: nn.Module, counts: Tensor, dataset: Any, cfg: Any) -> Probe | None:
+def _make_probe(model: nn.Module, num_classes: int, dataset: Any, cfg: Any) -> Probe | None:
     try:
         if cfg is None:
             raise ValueError("the trainer has no `cfg`, which says how images are prepared")
-        indices, groups = choose_probe(labels_of(dataset), counts)
+        indices, groups = choose_probe(labels_of(dataset), class_counts(dataset, num_classes))
         images = _load_images(dataset, indices.tolist(), build_transforms(cfg, is_train=False))
         probe = Probe(_features(model, images), groups)
         probe.features()  # so that a model that cannot do it says so now

@@ -129,7 +129,7 @@ class MBJLoss(nn.Module):
         if target.ndim == 2 and self.smoothing:
             target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
         if self.meter is not None:
-            self.meter.see(target, [memory.bank for memory in self.memories.values()])
+            self.meter.see(target, [memory.bank for memory in self.memories.values()])  # type: ignore[misc]
         memory_loss = output.new_zeros((), dtype=torch.float32)
         if "feature" in self.memories:
             memory_loss = memory_loss + self.memories["feature"](features, target, weight, bias)

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -87,8 +88,8 @@ def _make_probe(model: nn.Module, class_counts: ArrayLike, train_loader: Any, ev
 class _Prepared(Dataset):
     """Some images of a data set, prepared for evaluation."""
 
-    def __init__(self, dataset: Any, indices: ArrayLike, transform: Any) -> None:
-        self.dataset, self.indices, self.transform = dataset, list(indices), transform  # type: ignore[arg-type]
+    def __init__(self, dataset: Any, indices: np.ndarray, transform: Any) -> None:
+        self.dataset, self.indices, self.transform = dataset, indices.tolist(), transform
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -97,12 +98,12 @@ class _Prepared(Dataset):
         training = self.dataset.transform
         self.dataset.transform = self.transform
         try:
-            return self.dataset[int(self.indices[index])]
+            return self.dataset[self.indices[index]]
         finally:
             self.dataset.transform = training
 
 
-def _load_images(train_loader: Any, evaluation_loader: Any, indices: ArrayLike) -> Tensor:
+def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray) -> Tensor:
     """(P, ...) images of the training set, as the model sees them in evaluation, on the loader's device."""
     inner = getattr(evaluation_loader, "loader", evaluation_loader)  # timm's PrefetchLoader wraps a DataLoader
     prepared = _Prepared(train_loader.dataset, indices, evaluation_loader.dataset.transform)

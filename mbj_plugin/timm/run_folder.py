@@ -110,6 +110,27 @@ def _start_wandb(args: Namespace) -> bool:
     return True
 
 
+def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
+    """timm's saver of the checkpoints of a :class:`mbj_plugin.timm.train.Run`."""
+    args = run.args
+    saver = utils.CheckpointSaver(
+        model=run.task.get_trainable_module(),
+        optimizer=run.optimizer,
+        args=Namespace(**{name: plain(value) for name, value in vars(args).items()}),
+        amp_scaler=run.loss_scaler,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+        decreasing=args.eval_metric == "loss",
+        max_history=args.checkpoint_hist,
+        task=run.task,
+    )
+    # timm >= 1.0.31 remembers which checkpoints are the best; they must lie in the folder that is written to.
+    same_folder = args.resume and Path(args.resume).resolve().parent == folder.resolve()
+    if same_folder and hasattr(saver, "load_state_dict_from_checkpoint"):
+        saver.load_state_dict_from_checkpoint(args.resume)
+    return saver
+
+
 def result(
     args: Namespace, counts: np.ndarray, metrics: dict[str, Any], best: tuple[Any, Any], seconds: float
 ) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class MBJSettings:
                 raise ValueError(f"MBJ: {key} must be a number, got {value!r}") from error
         if values.get("diagnostics", 1) not in (0, 1):
             raise ValueError(f"MBJ: diagnostics must be 1 (on) or 0 (off), got {values['diagnostics']}")
-        return cls(**values)
+        return cls(**values | {"diagnostics": bool(values.get("diagnostics", 1))})
 
     @classmethod
     def from_args(cls, args: Namespace) -> MBJSettings:

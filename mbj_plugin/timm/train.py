@@ -15,7 +15,6 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from mbj_plugin.timm.args import parse_args
 from mbj_plugin.timm.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
 from mbj_plugin.timm.evaluate import error_table, group_errors, validate
 from mbj_plugin.timm.monitor import EpochDiagnostics, make_monitor
-from mbj_plugin.timm.run_folder import experiment, log_epoch, open_folder, plain, result, write
+from mbj_plugin.timm.run_folder import experiment, log_epoch, make_saver, open_folder, result, write
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
 
@@ -113,7 +112,7 @@ def train(args: Namespace) -> dict[str, Any]:
     diagnostics = None
     if folder is not None and run.task.monitor is not None:
         diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train))
-    saver = _make_saver(run, folder) if folder else None
+    saver = make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
     for epoch in range(run.first_epoch, run.num_epochs):
@@ -158,14 +157,13 @@ def make_run(args: Namespace) -> Run:
     start = round(start_epoch(settings.start, args, updates_per_epoch) * len(data.train))
     batch_loss = build.make_batch_loss(args, data.counts, start).to(device)
     task: Any
-    criterion: Any = batch_loss
     if args.mbj:
         criterion = settings.criterion(data.counts, batch_loss, start, args.seed, args.smoothing)
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
     if args.mbj_diagnostics and utils.is_primary(args):
-        task.monitor = make_monitor(model, criterion, data.counts, data.train, data.evaluation)
+        task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
     with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     first_epoch = resume(task, args.resume, args, optimizer, loss_scaler) if args.resume else 0
@@ -282,23 +280,3 @@ def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
     if args.world_size > 1:
         device_ids = None if device.type == "cpu" else [device]
         task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
-
-
-def _make_saver(run: Run, folder: Path) -> utils.CheckpointSaver:
-    args = run.args
-    saver = utils.CheckpointSaver(
-        model=run.task.get_trainable_module(),
-        optimizer=run.optimizer,
-        args=Namespace(**{name: plain(value) for name, value in vars(args).items()}),
-        amp_scaler=run.loss_scaler,
-        checkpoint_dir=str(folder),
-        recovery_dir=str(folder),
-        decreasing=args.eval_metric == "loss",
-        max_history=args.checkpoint_hist,
-        task=run.task,
-    )
-    # timm >= 1.0.31 remembers which checkpoints are the best; they must lie in the folder that is written to.
-    same_folder = args.resume and Path(args.resume).resolve().parent == folder.resolve()
-    if same_folder and hasattr(saver, "load_state_dict_from_checkpoint"):
-        saver.load_state_dict_from_checkpoint(args.resume)
-    return saver
