@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HOSTS = ("timm", "fastreid", "sklearn", "matplotlib")
+HOSTS = ("timm", "fastreid", "sklearn", "matplotlib", "tensorboard")
 
 
 def imported_by(statement):
@@ -15,6 +15,11 @@ def imported_by(statement):
 
 def test_the_core_imports_no_host():
     assert imported_by("import mbj_plugin; mbj_plugin.FeatureMemoryLoss") == "[]"
+
+
+def test_diagnostics_import_no_host():
+    modules = ("memory_report", "step_meter", "probe", "monitor", "writer")
+    assert imported_by(f"from mbj_plugin.diagnostics import {', '.join(modules)}") == "[]"
 
 
 @pytest.mark.parametrize("host", ["timm", "sklearn"])

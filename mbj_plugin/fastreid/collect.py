@@ -10,7 +10,6 @@ import functools
 
 import torch
 from fastreid.modeling.meta_arch import build as meta_arch_build
-from fastreid.utils import events
 from torch import nn
 
 from mbj_plugin.fastreid.compat import rebind
@@ -54,18 +53,12 @@ def _collect(model: nn.Module, inputs: tuple, outputs: object) -> object:
             f"{type(model).__name__} returns {type(outputs).__name__} in training, not a dict of losses: the memory "
             "loss cannot be added. Set MODEL.HEADS.NAME to EmbeddingHead, or return a dict."
         )
-    outputs["loss_mbj"] = torch.stack(losses).mean()
-    _log(heads)
+    memory_loss = torch.stack(losses).mean()
+    for head in heads:
+        if head.meter is not None:
+            head.meter.add(memory_loss, torch.stack([loss.detach() for loss in outputs.values()]).sum())
+    outputs["loss_mbj"] = memory_loss
     return outputs
-
-
-def _log(heads: list[MBJHead]) -> None:
-    if not events._CURRENT_STORAGE_STACK:  # an own loop without fast-reid's EventStorage
-        return
-    reports = [head.report() for head in heads]
-    for name in reports[0]:
-        mean = sum(report[name] for report in reports) / len(reports)
-        events.get_event_storage().put_scalar(name, mean, smoothing_hint=False)
 
 
 def watch_build_model() -> None:

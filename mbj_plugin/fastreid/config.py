@@ -25,6 +25,7 @@ DEFAULTS = {
     "MOMENTUM": 0.0,  # prototype memory; > 0 is the paper's MBJ*
     "SCALE": 16.0,  # alpha of Eq. 4
     "MARGIN": 0.2,  # delta of Eq. 4
+    "DIAGNOSTICS": True,  # see docs/diagnostics.md; changes nothing of the run
 }
 # What goes beyond is a slip of the pen, and would overflow in fp32 or in the allocator.
 HIGHEST = {"SIZE": 10**8, "ETA": 1e6, "BETA": 100.0, "START": 10**12, "INTERVAL": 10**12, "SCALE": 1e6, "MARGIN": 1e6}
@@ -48,6 +49,12 @@ def _choice(names: tuple[str, ...]) -> Callable[[str, object], str]:
         return value
 
     return check
+
+
+def _switch(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"MODEL.MBJ.{key} must be True or False, got {value!r}")
+    return value
 
 
 def _whole(unit: str) -> Callable[[str, object], int]:
@@ -97,6 +104,7 @@ CHECKS: dict[str, Callable[[str, object], object]] = {
     "MOMENTUM": _number(0, BELOW_1, "a number from 0 to below 1"),
     "SCALE": _number(0, HIGHEST["SCALE"], f"a number above 0, up to {HIGHEST['SCALE']:g}", above=True),
     "MARGIN": _number(0, HIGHEST["MARGIN"], f"a number from 0 to {HIGHEST['MARGIN']:g}"),
+    "DIAGNOSTICS": _switch,
 }
 
 
@@ -125,6 +133,7 @@ class Settings:
     momentum: float
     scale: float
     margin: float
+    diagnostics: bool
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from torch import Tensor, nn
 
+from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.fastreid.config import Settings, read_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
@@ -40,6 +41,7 @@ class MBJHead(EmbeddingHead):
         self.start = 0
         self.pending: list[Tensor] = []
         self.collecting = False
+        self.meter: StepMeter | None = None  # counts over the steps where diagnostics are on
         self._neck: Tensor | None = None
         if self.memories:
             self.bottleneck.register_forward_hook(self._keep_neck)
@@ -101,6 +103,8 @@ class MBJHead(EmbeddingHead):
                 "nobody collected the last memory loss of MBJHead, so it trained nothing. Build the model with "
                 "fastreid's build_model, or call mbj_plugin.fastreid.collect_losses(model) once on your own model."
             )
+        if self.meter is not None:
+            self.meter.see(targets, [memory.bank for memory in self.memories.values()])
         losses = [self._loss_of(kind, memory, neck, targets) for kind, memory in self.memories.items()]
         self.pending.append(torch.stack(losses).sum())
 
@@ -121,17 +125,6 @@ class MBJHead(EmbeddingHead):
         if type(self.cls_layer).__name__ == "Linear":
             return neck, self.weight * self.cls_layer.s
         return F.normalize(neck.float()), F.normalize(self.weight) * self.cls_layer.s
-
-    @torch.no_grad()
-    def report(self) -> dict[str, float]:
-        """Share of filled slots, and of classes with at least one row, of each memory."""
-        scalars = {}
-        for kind, memory in self.memories.items():
-            labels = memory.bank.labels
-            present = torch.zeros(len(self.weight) + 1, device=labels.device).index_fill_(0, labels + 1, 1.0)[1:]
-            scalars[f"mbj/{kind}_fill"] = (memory.bank.filled / memory.bank.size).item()
-            scalars[f"mbj/{kind}_coverage"] = present.mean().item()
-        return scalars
 
 
 def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:

@@ -16,6 +16,7 @@ from timm.task._helpers import _load_train_checkpoint
 from timm.utils import unwrap_model
 from torch import nn
 
+from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.timm.task import MBJTask
 
 
@@ -41,9 +42,12 @@ def _set_rng_state(state: dict[str, Any]) -> None:
 
 
 class _ExactResume:
-    """Adds the generators of all ranks to a task's checkpoint, as they were when :meth:`remember_rng` was called."""
+    """Adds to a task's checkpoint the generators of all ranks, as they were when :meth:`remember_rng` was called, and
+    the diagnostics."""
 
     rng_states: list[dict[str, Any]] | None = None
+    #: Diagnostics of the run, on the first rank, where they are on.
+    monitor: Monitor | None = None
 
     def remember_rng(self) -> None:
         """Call on every rank, at the end of an epoch, before the checkpoint is written."""
@@ -57,6 +61,8 @@ class _ExactResume:
         state = super().get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)  # type: ignore[misc]
         if not ema:
             state["batch_loss"] = _batch_loss(self).state_dict()
+            if self.monitor is not None:
+                state["diagnostics"] = self.monitor.state_dict()
             if self.rng_states is not None:
                 state["rng_states"] = self.rng_states
         return state
@@ -102,6 +108,8 @@ def resume(task: Any, path: str, args: Any, optimizer: Any, loss_scaler: Any) ->
     if own.state_dict().keys() != saved.keys():
         raise ValueError(f"{path} was trained with another batch loss: set --loss as it was")
     own.load_state_dict(saved)
+    if task.monitor is not None:
+        task.monitor.load_state_dict(checkpoint.get("diagnostics", {}))
     states = checkpoint.get("rng_states") or []
     if args.rank < len(states):
         _set_rng_state(states[args.rank])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
 from mbj_plugin.timm.head import Heads, attach_head
 
@@ -87,6 +88,8 @@ class MBJLoss(nn.Module):
         self._checked = False
         #: L_batch and eta * L_memory of the last call, detached, for logs.
         self.parts: dict[str, Tensor] = {}
+        #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.monitor`.
+        self.meter: StepMeter | None = None
 
     def _make_memories(self, dim: int) -> dict[str, nn.Module]:
         kinds: dict[str, Any] = {"feature": FeatureMemoryLoss, "prototype": PrototypeMemoryLoss}
@@ -125,12 +128,16 @@ class MBJLoss(nn.Module):
         self._check_once(output, features, weight, bias)
         if target.ndim == 2 and self.smoothing:
             target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
+        if self.meter is not None:
+            self.meter.see(target, [memory.bank for memory in self.memories.values()])  # type: ignore[misc]
         memory_loss = output.new_zeros((), dtype=torch.float32)
         if "feature" in self.memories:
             memory_loss = memory_loss + self.memories["feature"](features, target, weight, bias)
         if "prototype" in self.memories:
             memory_loss = memory_loss + self.memories["prototype"](features, target, weight)
         self.parts = {"loss_batch": batch_loss.detach(), "loss_memory": memory_loss.detach()}
+        if self.meter is not None:
+            self.meter.add(**self.parts)
         return batch_loss + memory_loss
 
     def _check_once(self, output: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None) -> None:

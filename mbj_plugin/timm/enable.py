@@ -10,13 +10,18 @@ import logging
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm import utils
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
+from mbj_plugin.diagnostics.monitor import Monitor
+from mbj_plugin.losses import rank_and_world
 from mbj_plugin.timm.counts import training_counts
+from mbj_plugin.timm.monitor import EpochDiagnostics, make_monitor
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
 from mbj_plugin.timm.task import MBJTask
@@ -36,7 +41,7 @@ class EnabledTask(MBJTask):
         verbose: bool = True,
         **criterion_kwargs: Any,
     ) -> None:
-        args, loader = _training_run()
+        args, loader, evaluation_loader = _training_run()
         settings = MBJSettings.from_text(os.environ.get("MBJ", ""))
         if criterion is None and criterion_kwargs:
             from timm.loss import create_classification_loss
@@ -51,18 +56,51 @@ class EnabledTask(MBJTask):
                 f"MBJ: {settings}, memory loss from epoch {epoch:g}, {counts.min()} to {counts.max()} images a class"
             )
         super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
+        if settings.diagnostics and rank_and_world()[0] == 0:
+            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader))
 
 
-def _training_run() -> tuple[Namespace, Any]:
-    """Arguments and training loader of the script that is building its task.
+class _Summary:
+    """timm's ``update_summary``, which train.py calls after each epoch, with the diagnostics of the last task."""
 
-    train.py hands neither to the task, and keeps both as locals of the function that builds it.
+    def __init__(self, update_summary: Callable[..., None]) -> None:
+        self.update_summary = update_summary
+        self.watch(None, 0)
+
+    def watch(self, monitor: Monitor | None, iterations: int) -> None:
+        self.monitor, self.iterations = monitor, iterations
+        self.diagnostics: EpochDiagnostics | None = None
+
+    def __call__(
+        self,
+        epoch: int,
+        train_metrics: dict[str, float],
+        eval_metrics: dict[str, float] | None,
+        filename: str,
+        lr: float | None = None,
+        write_header: bool | None = None,
+        log_wandb: bool = False,
+    ) -> None:
+        """As timm's; the first epoch that is reported is the one that the run began or went on with."""
+        if self.monitor is not None:
+            if self.diagnostics is None:
+                folder = os.path.dirname(filename)
+                self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations)
+            # A new dict: train.py prints its own at the end, as JSON.
+            train_metrics = {**train_metrics, **self.diagnostics.report(epoch)}
+        self.update_summary(epoch, train_metrics, eval_metrics, filename, lr, write_header, log_wandb)
+
+
+def _training_run() -> tuple[Namespace, Any, Any]:
+    """Arguments, training loader and evaluation loader (None without) of the script that is building its task.
+
+    train.py hands none to the task, and keeps them as locals of the function that builds it.
     """
     frame = sys._getframe(1)
     while frame is not None:
         values = frame.f_locals
         if isinstance(values.get("args"), Namespace) and "loader_train" in values:
-            return values["args"], values["loader_train"]
+            return values["args"], values["loader_train"], values.get("loader_eval")
         frame = frame.f_back  # type: ignore[assignment]
     raise ValueError(
         "mbj_plugin.timm.enable is for timm's train.py, which has `args` and `loader_train` where it builds its task: "
@@ -82,4 +120,6 @@ def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
     return object.__new__(cls)
 
 
+_SUMMARY = _Summary(utils.update_summary)
+utils.update_summary = _SUMMARY  # train.py calls it by this name
 TrainingTask.__new__ = staticmethod(_new)  # type: ignore[assignment]

@@ -100,6 +100,20 @@ def attach_head(model: Any) -> Heads:
     Raises:
         ValueError: where the model has no classifier, or one that is no linear layer.
     """
+    replaced = {id(layer): _recording(layer) for layer in classifier_layers(model)}
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if id(child) in replaced:
+                setattr(parent, name, replaced[id(child)])
+    return Heads(list(replaced.values()))
+
+
+def classifier_layers(model: Any) -> list[nn.Module]:
+    """The linear layers of ``model.get_classifier()``.
+
+    Raises:
+        ValueError: where the model has no classifier, or one that is no linear layer.
+    """
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     roots = classifier if isinstance(classifier, tuple | list) else [classifier]
     layers = [m for root in roots if isinstance(root, nn.Module) for m in root.modules() if _is_classifier(m, model)]
@@ -108,12 +122,7 @@ def attach_head(model: Any) -> Heads:
             f"cannot find the classifier of {type(model).__name__}: get_classifier() gives "
             f"{type(classifier).__name__}, MBJ needs a linear layer with one output per class (is num_classes 0?)"
         )
-    replaced = {id(layer): _recording(layer) for layer in layers}
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if id(child) in replaced:
-                setattr(parent, name, replaced[id(child)])
-    return Heads(list(replaced.values()))
+    return layers
 
 
 def _is_classifier(module: nn.Module, model: nn.Module) -> bool:

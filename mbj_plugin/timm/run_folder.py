@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -60,6 +61,7 @@ def log_epoch(
     epoch: int,
     num_epochs: int,
     train_metrics: dict[str, float],
+    columns: dict[str, float],
     metrics: dict[str, Any],
     errors: dict[str, float],
     lr: float,
@@ -76,7 +78,7 @@ def log_epoch(
     summary = folder / "summary.csv"
     utils.update_summary(
         epoch,
-        train_metrics,
+        train_metrics | _fitting(columns, summary, train_metrics),
         {key: metrics[key] for key in ("loss", "top1", "top5")}
         | {f"{k}_error": v for k, v in errors.items() if k != "error"},
         filename=str(summary),
@@ -84,6 +86,16 @@ def log_epoch(
         write_header=not summary.exists() or summary.stat().st_size == 0,
         log_wandb=_start_wandb(args),
     )
+
+
+def _fitting(columns: dict[str, float], summary: Path, train_metrics: dict[str, float]) -> dict[str, float]:
+    """The diagnostics for a row: where a resumed run's file has a header already, exactly the columns that it has."""
+    if summary.exists() and summary.stat().st_size:
+        header = summary.open().readline().strip().split(",")
+        names = [name.removeprefix("train_") for name in header if name.startswith("train_")]
+    else:
+        names = list(columns)
+    return {name: columns.get(name, math.nan) for name in names if name not in train_metrics}
 
 
 def _start_wandb(args: Namespace) -> bool:
@@ -96,6 +108,27 @@ def _start_wandb(args: Namespace) -> bool:
     if wandb.run is None:
         wandb.init(project=args.wandb_project, name=args.experiment, config=vars(args))
     return True
+
+
+def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
+    """timm's saver of the checkpoints of a :class:`mbj_plugin.timm.train.Run`."""
+    args = run.args
+    saver = utils.CheckpointSaver(
+        model=run.task.get_trainable_module(),
+        optimizer=run.optimizer,
+        args=Namespace(**{name: plain(value) for name, value in vars(args).items()}),
+        amp_scaler=run.loss_scaler,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+        decreasing=args.eval_metric == "loss",
+        max_history=args.checkpoint_hist,
+        task=run.task,
+    )
+    # timm >= 1.0.31 remembers which checkpoints are the best; they must lie in the folder that is written to.
+    same_folder = args.resume and Path(args.resume).resolve().parent == folder.resolve()
+    if same_folder and hasattr(saver, "load_state_dict_from_checkpoint"):
+        saver.load_state_dict_from_checkpoint(args.resume)
+    return saver
 
 
 def result(

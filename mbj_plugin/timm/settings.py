@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any
 
 from mbj_plugin.functional import NORMS, sampling_probs
@@ -28,6 +28,7 @@ class MBJSettings:
     start: str | float = "auto"
     momentum: float = 0.0
     class_counts: str | None = None
+    diagnostics: bool = True
 
     def __post_init__(self) -> None:
         parse_start(self.start)
@@ -57,7 +58,7 @@ class MBJSettings:
         Raises:
             ValueError: for an unknown key or a value that is no number.
         """
-        types = {"eta": float, "size": int, "beta": float, "momentum": float}
+        types = {"eta": float, "size": int, "beta": float, "momentum": float, "diagnostics": int}
         names = [field.name for field in dataclasses.fields(cls)]
         values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
@@ -70,7 +71,9 @@ class MBJSettings:
                 values[key] = types.get(key, str)(value)
             except ValueError as error:
                 raise ValueError(f"MBJ: {key} must be a number, got {value!r}") from error
-        return cls(**values)
+        if values.get("diagnostics", 1) not in (0, 1):
+            raise ValueError(f"MBJ: diagnostics must be 1 (on) or 0 (off), got {values['diagnostics']}")
+        return cls(**values | {"diagnostics": bool(values.get("diagnostics", 1))})
 
     @classmethod
     def from_args(cls, args: Namespace) -> MBJSettings:
@@ -159,4 +162,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "class_counts",
         "JSON list of training images per class, for data sets that cannot be counted",
         metavar="FILE",
+    )
+    add(
+        "diagnostics",
+        "write what the memory holds and how features jitter, also without --mbj: diagnostics.jsonl, TensorBoard, "
+        "summary.csv; it changes nothing of the run (default: on)",
+        action=BooleanOptionalAction,
     )

@@ -15,7 +15,6 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,8 @@ from mbj_plugin.timm import build
 from mbj_plugin.timm.args import parse_args
 from mbj_plugin.timm.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
 from mbj_plugin.timm.evaluate import error_table, group_errors, validate
-from mbj_plugin.timm.run_folder import experiment, log_epoch, open_folder, plain, result, write
+from mbj_plugin.timm.monitor import EpochDiagnostics, make_monitor
+from mbj_plugin.timm.run_folder import experiment, log_epoch, make_saver, open_folder, result, write
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
 
@@ -109,7 +109,10 @@ def train(args: Namespace) -> dict[str, Any]:
     started = time.time()
     run = make_run(args)
     folder = open_folder(args, run.data.train.dataset, run.first_epoch) if utils.is_primary(args) else None
-    saver = _make_saver(run, folder) if folder else None
+    diagnostics = None
+    if folder is not None and run.task.monitor is not None:
+        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train))
+    saver = make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
     for epoch in range(run.first_epoch, run.num_epochs):
@@ -121,10 +124,13 @@ def train(args: Namespace) -> dict[str, Any]:
             errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
             rates = [group["lr"] for group in run.optimizer.param_groups]
             lr = sum(rates) / len(rates)
-            log_epoch(epoch, run.num_epochs, train_metrics, metrics, errors, lr, folder, args)
+            columns = diagnostics.report(epoch) if diagnostics else {}
+            log_epoch(epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, folder, args)
             best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
         if run.scheduler is not None:
             run.scheduler.step(epoch + 1, metrics[args.eval_metric])
+    if diagnostics is not None:
+        diagnostics.close()
     assert metrics is not None
     results = result(args, run.data.counts, metrics, best, time.time() - started)
     if folder is not None:
@@ -156,6 +162,8 @@ def make_run(args: Namespace) -> Run:
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
+    if args.mbj_diagnostics and utils.is_primary(args):
+        task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
     with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     first_epoch = resume(task, args.resume, args, optimizer, loss_scaler) if args.resume else 0
@@ -272,23 +280,3 @@ def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
     if args.world_size > 1:
         device_ids = None if device.type == "cpu" else [device]
         task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
-
-
-def _make_saver(run: Run, folder: Path) -> utils.CheckpointSaver:
-    args = run.args
-    saver = utils.CheckpointSaver(
-        model=run.task.get_trainable_module(),
-        optimizer=run.optimizer,
-        args=Namespace(**{name: plain(value) for name, value in vars(args).items()}),
-        amp_scaler=run.loss_scaler,
-        checkpoint_dir=str(folder),
-        recovery_dir=str(folder),
-        decreasing=args.eval_metric == "loss",
-        max_history=args.checkpoint_hist,
-        task=run.task,
-    )
-    # timm >= 1.0.31 remembers which checkpoints are the best; they must lie in the folder that is written to.
-    same_folder = args.resume and Path(args.resume).resolve().parent == folder.resolve()
-    if same_folder and hasattr(saver, "load_state_dict_from_checkpoint"):
-        saver.load_state_dict_from_checkpoint(args.resume)
-    return saver

@@ -18,7 +18,7 @@ from mbj_plugin.fastreid import demo
 from mbj_plugin.fastreid.collect import mbj_heads
 
 MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
-SCALARS = ("loss_mbj", "mbj/prototype_fill", "mbj/prototype_coverage")
+SCALARS = ("loss_mbj", "mbj/prototype/fill", "mbj/prototype/coverage")
 
 
 def memory_state(model):

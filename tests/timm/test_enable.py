@@ -1,5 +1,7 @@
 """timm's own train.py is in no package, so a script of the same shape stands in for it here."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -31,6 +33,8 @@ def main():
     utils.random_seed(args.seed, 0)
     model = create_model("resnet18", num_classes=args.num_classes)
     dataset_train = create_dataset("", root=args.data_dir, split="train")
+    loader_eval = create_loader(create_dataset("", root=args.data_dir, split="validation"), input_size=(3, 16, 16),
+                                batch_size=8, num_workers=1, use_prefetcher=True, device=torch.device("cpu"))
     loader_train = create_loader(dataset_train, input_size=(3, 16, 16), batch_size=8, is_training=True, num_workers=1,
                                  use_prefetcher=True, device=torch.device("cpu"))
     train_loss_fn = torch.nn.CrossEntropyLoss()
@@ -42,6 +46,10 @@ def main():
             optimizer.zero_grad()
             task(input, target)["loss"].backward()
             optimizer.step()
+        train_metrics = {"loss": 1.0}
+        utils.update_summary(epoch, train_metrics, {"top1": 50.0}, filename=args.out + ".csv", lr=0.05,
+                             write_header=epoch == 0, log_wandb=False)
+        assert train_metrics == {"loss": 1.0}
     print(type(task).__name__)
     torch.save(task.get_checkpoint_state(), args.out)
 
@@ -69,20 +77,32 @@ def test_both_doors_train_mbj_and_eta_0_is_stock(host, image_folder, tmp_path):
         "stock": ([host], ""),
         "off": ([host, "--device-modules", "mbj_plugin.timm.enable"], "eta=0"),
         "on": ([host, "--device-modules", "mbj_plugin.timm.enable"], "eta=2,norm=max"),
-        "launch": (["-m", "mbj_plugin.timm.launch", host], "eta=2,norm=max"),
+        "launch": (["-m", "mbj_plugin.timm.launch", host], "eta=2,norm=max,diagnostics=0"),
     }
-    states = {}
+    states, summaries, rows = {}, {}, {}
     for name, (command, settings) in doors.items():
         done = run([*command, *data, "--out", tmp_path / name], settings)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == ("ClassificationTask" if name == "stock" else "EnabledTask")
         states[name] = torch.load(tmp_path / name)
+        summaries[name] = list(csv.DictReader((tmp_path / f"{name}.csv").open()))
+        written = tmp_path / "diagnostics.jsonl"
+        assert written.exists() == (name in ("off", "on"))
+        rows[name] = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
+        written.unlink(missing_ok=True)
     weights = {name: state["state_dict"] for name, state in states.items()}
     for key, value in weights["stock"].items():
         assert torch.equal(value, weights["off"][key]), key
         assert torch.equal(weights["on"][key], weights["launch"][key]), key
     assert not torch.equal(weights["stock"]["fc.weight"], weights["on"]["fc.weight"])
     assert (states["on"]["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).any()
+    # Diagnostics: in their file, in the summary, and (launch) neither where they are off.
+    assert [(row["step"], row["epoch"]) for row in rows["on"]] == [(5, 0), (10, 1)]
+    assert summaries["launch"][0].keys() == summaries["stock"][0].keys() == {"epoch", "train_loss", "eval_top1", "lr"}
+    last = summaries["on"][1]
+    assert float(last["train_mbj/feature/fill"]) == rows["on"][1]["mbj/feature/fill"] > 0
+    assert float(last["train_loss_memory"]) == rows["on"][1]["mbj/loss_memory"] > 0
+    assert "train_mbj/probe_jitter_tail" in last
 
 
 def test_a_wrong_setting_stops_the_script(host, image_folder, tmp_path):

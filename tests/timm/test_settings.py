@@ -6,7 +6,8 @@ from mbj_plugin.timm.settings import MBJSettings
 
 def test_flags_and_text_say_the_same():
     argv = "--mbj-memory both --mbj-eta 3 --mbj-size 9 --mbj-beta 1 --mbj-norm sum --mbj-start 0.5 --mbj-momentum 0.9"
-    text = "memory=both, eta=3,size=9,beta=1,norm=sum,start=0.5,momentum=0.9"
+    argv += " --no-mbj-diagnostics"
+    text = "memory=both, eta=3,size=9,beta=1,norm=sum,start=0.5,momentum=0.9,diagnostics=0"
     assert MBJSettings.from_args(make_parser().parse_args(argv.split())) == MBJSettings.from_text(text)
     assert MBJSettings.from_args(make_parser().parse_args([])) == MBJSettings.from_text("") == MBJSettings()
 
@@ -25,6 +26,7 @@ def test_flags_and_text_say_the_same():
         ("norm=typo", "norm.*'typo'"),
         ("memory=typo", "memory.*'typo'"),
         ("start=never", "start.*'never'"),
+        ("diagnostics=2", "diagnostics must be 1 .* got 2"),
         ("momentum=1,memory=prototype", "momentum.*1"),
     ],
 )

@@ -110,7 +110,7 @@ class Settings:
         cfg, default = self.config(cell), get_cfg()
         recorded = {name: _difference(cfg[name], default[name]) for name in RECORDED}
         if "MBJ" in self.methods[cell.method]:
-            recorded["MODEL"]["MBJ"] = dict(cfg.MODEL.MBJ)
+            recorded["MODEL"]["MBJ"] = {key: value for key, value in cfg.MODEL.MBJ.items() if key != "DIAGNOSTICS"}
         else:
             recorded["MODEL"].pop("MBJ", None)
         return recorded

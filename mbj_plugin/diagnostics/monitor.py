@@ -1,0 +1,56 @@
+"""All diagnostics of a run as one flat dict of scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import ArrayLike
+from torch import nn
+
+from mbj_plugin.diagnostics.memory_report import memories_report
+from mbj_plugin.diagnostics.probe import Probe
+from mbj_plugin.diagnostics.step_meter import StepMeter
+
+
+class Monitor:
+    """Collects what the memories hold, what the steps summed up, and how the probe images jitter.
+
+    Args:
+        class_counts: (C,) training images per class.
+        heads: for each head of the model, kind to memory loss; empty for a run without MBJ.
+        meter: of the steps; None for a run without MBJ.
+        probe: None where there are no probe images.
+    """
+
+    def __init__(
+        self,
+        class_counts: ArrayLike,
+        heads: Sequence[Mapping[str, nn.Module]] = (),
+        meter: StepMeter | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        self.class_counts, self.heads, self.meter, self.probe = class_counts, heads, meter, probe
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """Every scalar, by its TensorBoard tag; always the same keys, NaN where unknown.
+
+        Args:
+            step: training iterations done.
+        """
+        scalars = memories_report(self.heads, self.class_counts)
+        if self.meter is not None:
+            scalars |= self.meter.scalars()
+        if self.probe is not None:
+            self.probe.record(step)
+            scalars |= self.probe.scalars()
+        return scalars
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume of the scalars needs."""
+        return {} if self.probe is None else {"probe": self.probe.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with saved scalars; without any, begin anew."""
+        if self.probe is not None and "probe" in state:
+            self.probe.load_state_dict(state["probe"])

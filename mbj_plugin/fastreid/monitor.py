@@ -1,0 +1,136 @@
+"""Diagnostics in fast-reid: a hook that puts them into the EventStorage, and so into every writer that the run has."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fastreid.data.transforms import build_transforms
+from fastreid.engine.hooks import PeriodicWriter
+from fastreid.engine.train_loop import HookBase, TrainerBase
+from fastreid.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mbj_plugin.diagnostics.monitor import Monitor
+from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state
+from mbj_plugin.diagnostics.step_meter import StepMeter
+from mbj_plugin.diagnostics.writer import DiagnosticsWriter
+from mbj_plugin.fastreid.counts import class_counts, labels_of
+from mbj_plugin.fastreid.head import MBJHead
+
+logger = logging.getLogger("fastreid.mbj_plugin")
+
+
+class DiagnosticsHook(HookBase):
+    """At the end of each epoch, on the main process: scalars to the EventStorage and to OUTPUT_DIR/diagnostics.jsonl.
+
+    Args:
+        monitor: what is reported.
+        folder: OUTPUT_DIR; None writes no file.
+        iters_per_epoch: iterations of one epoch.
+    """
+
+    def __init__(self, monitor: Monitor, folder: str | None, iters_per_epoch: int) -> None:
+        self.monitor, self.folder, self.iters_per_epoch = monitor, folder, iters_per_epoch
+        self.writer: DiagnosticsWriter | None = None
+
+    def before_train(self) -> None:
+        if self.folder:
+            first = self.trainer.start_iter
+            # fast-reid's own writer makes the events.
+            self.writer = DiagnosticsWriter(self.folder, first // self.iters_per_epoch, first, tensorboard=False)
+
+    def after_step(self) -> None:
+        # Not after_epoch: where a writer has written in the last step, it would skip what comes after it.
+        done = self.trainer.iter + 1
+        if done % self.iters_per_epoch:
+            return
+        scalars = self.monitor.scalars(done)
+        for name, value in scalars.items():
+            if value == value:  # not NaN
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+        if self.writer is not None:
+            self.writer.write(done, self.trainer.epoch, scalars)
+
+
+def watch_training() -> None:
+    """Let training begin with the hook, where the model has an MBJHead and MODEL.MBJ.DIAGNOSTICS is on. Runs once."""
+    train = TrainerBase.train
+    if getattr(train, "watches_mbj", False):
+        return
+
+    @functools.wraps(train)
+    def train_watched(self, start_epoch, max_epoch, iters_per_epoch):
+        if comm.is_main_process():
+            add_hook(self, iters_per_epoch)
+        return train(self, start_epoch, max_epoch, iters_per_epoch)
+
+    train_watched.watches_mbj = True
+    TrainerBase.train = train_watched
+
+
+def add_hook(trainer: TrainerBase, iters_per_epoch: int) -> None:
+    """Add the hook to a trainer, before the writers, which write what is there; a second call changes nothing."""
+    inner = getattr(trainer, "_trainer", trainer)  # DefaultTrainer holds a SimpleTrainer
+    model: Any = getattr(inner, "model", None)
+    hooks = trainer._hooks
+    heads = [module for module in model.modules() if isinstance(module, MBJHead)] if model is not None else []
+    if not heads or not heads[0].settings.diagnostics or any(isinstance(hook, DiagnosticsHook) for hook in hooks):
+        return
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    cfg = getattr(trainer, "cfg", None)
+    monitor = _make_monitor(model, heads, getattr(getattr(inner, "data_loader", None), "dataset", None), cfg)
+    trainer.register_hooks([DiagnosticsHook(monitor, getattr(cfg, "OUTPUT_DIR", None), iters_per_epoch)])
+    first_writer = [isinstance(hook, PeriodicWriter) for hook in hooks[:-1]] + [True]
+    hooks.insert(first_writer.index(True), hooks.pop())
+
+
+def _make_monitor(model: nn.Module, heads: list[MBJHead], dataset: Any, cfg: Any) -> Monitor:
+    # None where ETA is 0, or where nobody has told the heads the class counts, which they complain of themselves.
+    watched: list[Any] = [head for head in heads if any(m.probs is not None for m in head.memories.values())]
+    probe = _make_probe(model, len(heads[0].weight), dataset, cfg)
+    if not watched:
+        return Monitor([1], probe=probe)
+    counts = next(iter(watched[0].memories.values())).class_counts
+    watched[0].meter = StepMeter(len(counts))
+    return Monitor(counts.cpu(), [head.memories for head in watched], watched[0].meter, probe)
+
+
+def _make_probe(model: nn.Module, num_classes: int, dataset: Any, cfg: Any) -> Probe | None:
+    try:
+        if cfg is None:
+            raise ValueError("the trainer has no `cfg`, which says how images are prepared")
+        indices, groups = choose_probe(labels_of(dataset), class_counts(dataset, num_classes))
+        images = _load_images(dataset, indices.tolist(), build_transforms(cfg, is_train=False))
+        probe = Probe(_features(model, images), groups)
+        probe.features()  # so that a model that cannot do it says so now
+    except Exception as error:  # whatever a data set or a model of the user's raises: it must not end the run
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        logger.info("Diagnostics go without probe images: %s", reason)
+        return None
+    return probe
+
+
+def _load_images(dataset: Any, indices: list[int], transform: Any) -> Tensor:
+    """(P, 3, H, W) images of the training set, prepared as for a test."""
+    training, dataset.transform = dataset.transform, transform
+    try:
+        with preserved_random_state():
+            return torch.stack([dataset[index]["images"] for index in indices])
+    finally:
+        dataset.transform = training
+
+
+def _features(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """Gives the (P, D) features that ``model`` would search with."""
+
+    def features() -> Tensor:
+        with evaluating(model):
+            # A copy: fast-reid normalises its input in place.
+            return model({"images": images.to(next(model.parameters()).device, copy=True)})
+
+    return features

@@ -1,0 +1,133 @@
+"""Diagnostics in timm: the probe images, the classifier's input for them, and the columns of summary.csv."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from mbj_plugin.diagnostics.monitor import Monitor
+from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state
+from mbj_plugin.diagnostics.step_meter import StepMeter
+from mbj_plugin.diagnostics.writer import DiagnosticsWriter
+from mbj_plugin.timm.counts import dataset_labels
+from mbj_plugin.timm.criterion import MBJLoss
+from mbj_plugin.timm.head import classifier_layers
+
+_logger = logging.getLogger("mbj_plugin")
+
+
+def make_monitor(
+    model: nn.Module, criterion: Any, class_counts: ArrayLike, train_loader: Any, evaluation_loader: Any
+) -> Monitor:
+    """The diagnostics of a run, on the first rank. Draws no random number that the run could miss.
+
+    Args:
+        model: the timm model on its device, before it is compiled or wrapped.
+        criterion: the run's; of an MBJLoss the memories are watched.
+        class_counts: (C,) training images per class.
+        train_loader: its data set holds the probe images.
+        evaluation_loader: how images are prepared for evaluation; None leaves the probe out.
+    """
+    probe = _make_probe(model, class_counts, train_loader, evaluation_loader)
+    if not isinstance(criterion, MBJLoss):
+        return Monitor(class_counts, probe=probe)
+    criterion.meter = StepMeter(len(criterion.class_counts))
+    return Monitor(class_counts, [criterion.memories], criterion.meter, probe)  # type: ignore[list-item]
+
+
+class EpochDiagnostics:
+    """Writes a run's diagnostics into its folder at the end of each epoch.
+
+    Args:
+        monitor: the run's.
+        folder: the run's, which exists.
+        first_epoch: epoch (from 0) that the run begins or goes on with; what is written of it and later is dropped.
+        iterations: of one epoch.
+    """
+
+    def __init__(self, monitor: Monitor, folder: Path | str, first_epoch: int, iterations: int) -> None:
+        self.monitor, self.iterations = monitor, iterations
+        self.writer = DiagnosticsWriter(folder, first_epoch, first_epoch * iterations)
+
+    def report(self, epoch: int) -> dict[str, float]:
+        """Write the scalars; returns them by the names that timm's summary.csv has them under, after ``train_``."""
+        step = (epoch + 1) * self.iterations
+        scalars = self.monitor.scalars(step)
+        self.writer.write(step, epoch, scalars)
+        return {name.replace("mbj/loss_", "loss_"): value for name, value in scalars.items()}
+
+    def close(self) -> None:
+        """End the event file."""
+        self.writer.close()
+
+
+def _make_probe(model: nn.Module, class_counts: ArrayLike, train_loader: Any, evaluation_loader: Any) -> Probe | None:
+    try:
+        if evaluation_loader is None:
+            raise ValueError("there is no evaluation set, whose way of preparing images they take")
+        indices, groups = choose_probe(dataset_labels(train_loader.dataset), class_counts)
+        images = _load_images(train_loader, evaluation_loader, indices)
+        layers = classifier_layers(model)
+        probe = Probe(lambda: classifier_input(model, layers, images), groups)
+        probe.features()  # so that a model that cannot do it says so now
+    except Exception as error:  # whatever a data set or a model of the user's raises: it must not end the run
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        _logger.info("Diagnostics go without probe images: %s", reason)
+        return None
+    return probe
+
+
+class _Prepared(Dataset):
+    """Some images of a data set, prepared for evaluation."""
+
+    def __init__(self, dataset: Any, indices: np.ndarray, transform: Any) -> None:
+        self.dataset, self.indices, self.transform = dataset, indices.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        training = self.dataset.transform
+        self.dataset.transform = self.transform
+        try:
+            return self.dataset[self.indices[index]]
+        finally:
+            self.dataset.transform = training
+
+
+def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray) -> Tensor:
+    """(P, ...) images of the training set, as the model sees them in evaluation, on the loader's device."""
+    inner = getattr(evaluation_loader, "loader", evaluation_loader)  # timm's PrefetchLoader wraps a DataLoader
+    prepared = _Prepared(train_loader.dataset, indices, evaluation_loader.dataset.transform)
+    # In a worker where training has some: file handles that a reader opens here would be shared with them.
+    workers = min(1, inner.num_workers)
+    loader = DataLoader(prepared, len(prepared), num_workers=workers, collate_fn=inner.collate_fn)
+    if inner is not evaluation_loader:
+        prefetch = copy.copy(evaluation_loader)
+        prefetch.loader = loader
+        loader = prefetch
+    with preserved_random_state():
+        return next(iter(loader))[0]
+
+
+def classifier_input(model: nn.Module, layers: list[nn.Module], images: Tensor) -> Tensor:
+    """(P, D) inputs of the classifier ``layers`` for P images, in evaluation mode. Nothing of the model changes."""
+    seen: list[Tensor] = []
+    handles = [layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1))) for layer in layers]
+    parameter = next(model.parameters())
+    try:
+        with evaluating(model):
+            # forward, not __call__: a compiled model stays out of it.
+            model.forward(images.to(parameter.device, parameter.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat(seen, dim=1)
