@@ -8,6 +8,7 @@ from fastreid.config import get_cfg
 
 from mbj_plugin.fastreid import head, schedule
 from mbj_plugin.fastreid.config import DEFAULTS, HIGHEST, read_settings
+from mbj_plugin.fastreid.reproduce.settings import load_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.fastreid.train import config_folder, find_config
 
@@ -18,10 +19,13 @@ def merged(*opts):
     return cfg
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_the_papers_but_for_eta_and_norm():
     settings = read_settings(get_cfg())
-    assert (settings.memory, settings.size, settings.beta, settings.norm) == ("prototype", 3500, 1.5, "sum")
-    assert (settings.eta, settings.scale, settings.margin) == (1 / 7, 16.0, 0.2)
+    assert (settings.memory, settings.size, settings.beta) == ("prototype", 3500, 1.5)
+    assert (settings.scale, settings.margin) == (16.0, 0.2)
+    # Those two are of mbj_w on the results page.
+    chosen = load_settings().methods["mbj_w"]["MBJ"]
+    assert (settings.eta, settings.norm) == (chosen["ETA"], chosen["NORM"]) == (3, "max")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_one_line_is_enough(make_trainer, steps):
 
 
 def test_the_loss_is_equation_4_on_what_was_remembered_before_the_step(make_trainer, steps):
-    trainer = make_trainer(*MAX)
+    trainer = make_trainer(*MAX, "MODEL.MBJ.ETA", 1 / 7)
     steps(trainer, 5)
     head, seen = mbj_heads(trainer.model)[0], {}
     before = bank(trainer).rows.clone(), bank(trainer).labels.clone()
