@@ -24,8 +24,8 @@ def embedding_section(runs: list[Run], folder: Path) -> Section | None:
     section = Section(
         "The embedding (Fig. 1)",
         "t-SNE of the directions of the classifier's inputs, model in evaluation mode. Tail classes are in colour, the "
-        "others grey; a class's name stands at the middle of its training images. Crosses are memorised rows of tail "
-        "classes, made by past models. t-SNE keeps neighbours, not distances: areas of two maps cannot be compared.",
+        "others grey; a class's name stands above its training images. Crosses are memorised rows of tail classes, made "
+        "by past models. t-SNE keeps neighbours, not distances: areas of two maps cannot be compared.",
     )
     for number, run in enumerate(runs):
         if run.train_features is None or run.class_counts is None:
@@ -112,8 +112,16 @@ def draw_clouds(drawn: list[Any], clouds: list[Any], run: Run, tail: np.ndarray,
                 axis.scatter(*place.T, s=24, c=colour, marker="x", linewidths=1.0, label=what, zorder=2)
         _, place, labels = drawn[0]
         for c in np.unique(labels):
-            text = axis.text(*np.median(place[labels == c], axis=0), run.class_name(int(c)), fontsize=10, weight="bold",
-                             color=colours.get(int(c), "#444444"), ha="center", va="center", zorder=4)  # fmt: skip
+            text = axis.annotate(
+                run.class_name(int(c)),
+                (np.median(place[labels == c, 0]), np.quantile(place[labels == c, 1], 0.9)),
+                xytext=(0, 5),
+                textcoords="offset points",
+                weight="bold",
+                color=colours.get(int(c), "#444444"),
+                ha="center",
+                zorder=4,
+            )
             text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
         axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
         axis.set_ylim(low[1] - margin[1], high[1] + margin[1])

@@ -63,7 +63,7 @@ def memory_section(runs: list[Run], folder: Path) -> Section | None:
                     text = f"{label.capitalize()} by group over iterations: {title}."
                     section.figures.append(Figure(path, text, text))
     if rows:
-        header = ["memory", "filled", "classes in it", "group", "rows", "mean age", "oldest", "spread, rad²"]
+        header = ["memory", "group", "rows", "mean age", "spread, rad²"]
         section.tables.append(Table(header, rows, "The memory in the checkpoint, by class group."))
     return section if section.tables or section.gaps else None
 
@@ -75,22 +75,19 @@ def spread_of_classes(memory: Memory, num_classes: int) -> np.ndarray:
 
 
 def _table_rows(run: Run, memory: Memory) -> list[list[str]]:
-    first = [
-        f"{run.name}, {memory.kind}",
-        f"{len(memory.labels):,} of {memory.size:,}",
-        str(len(np.unique(memory.labels))),
-    ]
+    name = f"{run.name}, {memory.kind}: {len(memory.labels):,} of {memory.size:,} slots"
+    name += f", {len(np.unique(memory.labels)):,} classes"
     if run.class_counts is None or not len(memory.labels):
-        return [first + ["–"] * 5]
+        return [[name] + ["–"] * 4]
     groups, rows = class_groups(run.class_counts), []
     spread = spread_of_classes(memory, len(run.class_counts))
     for group in GROUPS:
         ages = memory.ages[np.isin(memory.labels, groups[group])]
         of_group = spread[groups[group]]
         known = of_group[np.isfinite(of_group)]
-        cells = [group, f"{len(ages):,}"]
-        cells += [f"{ages.mean():.0f}", f"{ages.max():,}"] if len(ages) else ["–", "–"]
-        rows.append([*(first if not rows else ["", "", ""]), *cells, f"{known.mean():.3g}" if len(known) else "–"])
+        age = f"{ages.mean():.0f}" if len(ages) else "–"
+        angle = f"{known.mean():.3g}" if len(known) else "–"
+        rows.append(["" if rows else name, group, f"{len(ages):,}", age, angle])
     return rows
 
 
@@ -121,7 +118,8 @@ def draw_ages(run: Run, memory: Memory, path: Path) -> None:
     """Histogram of the rows' ages, stacked by group."""
     groups = class_groups(run.class_counts)  # type: ignore[arg-type]
     ages = [memory.ages[np.isin(memory.labels, groups[group])] for group in GROUPS]
-    bins = np.linspace(0, max(int(memory.ages.max()) + 1, 2), 21)
+    width = int(memory.ages.max()) // 20 + 1  # whole iterations, so that every bar holds as many of them
+    bins = np.arange(0, memory.ages.max() + width + 1, width)
     with drawing(path) as figure:
         axis = figure.subplots()
         bottom = np.zeros(len(bins) - 1)

@@ -19,7 +19,7 @@ p, ul { max-width: 75ch; margin: 8px 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px;
   margin: 16px 0; align-items: start; }
 figure { margin: 0; border: 1px solid #e0e0e0; border-radius: 6px; padding: 8px; max-width: 620px; }
-figure.wide { grid-column: 1 / -1; max-width: 1000px; }
+.large { grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: 0.875rem; color: #444; margin-top: 6px; }
 .scroll { overflow-x: auto; margin: 12px 0; }
@@ -42,7 +42,6 @@ class Figure:
     path: Path
     alt: str
     caption: str
-    wide: bool = False
 
 
 @dataclass
@@ -57,13 +56,14 @@ class Table:
 
 @dataclass
 class Section:
-    """A part of the page. ``gaps`` are lines on what is not there."""
+    """A part of the page. ``gaps`` are lines on what is not there; ``large`` figures stand two to a row."""
 
     title: str
     text: str = ""
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
+    large: bool = False
 
 
 def render(title: str, subtitle: str, sections: list[Section]) -> str:
@@ -82,7 +82,8 @@ def _section(section: Section) -> str:
     parts += [f"<p>{escape(section.text)}</p>"] if section.text else []
     parts += [_table(table) for table in section.tables]
     if section.figures:
-        parts.append('<div class="figures">\n' + "\n".join(map(_figure, section.figures)) + "\n</div>")
+        large = " large" if section.large else ""
+        parts.append(f'<div class="figures{large}">\n' + "\n".join(map(_figure, section.figures)) + "\n</div>")
     if section.gaps:
         items = "".join(f"<li>{escape(gap)}</li>" for gap in section.gaps)
         parts.append(f'<ul class="missing">{items}</ul>')
@@ -91,9 +92,8 @@ def _section(section: Section) -> str:
 
 def _figure(figure: Figure) -> str:
     data = base64.b64encode(figure.path.read_bytes()).decode()
-    wide = ' class="wide"' if figure.wide else ""
     return (
-        f'<figure{wide}><img src="data:image/png;base64,{data}" alt="{escape(figure.alt)}"/>'
+        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(figure.alt)}"/>'
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
     )
 
@@ -107,3 +107,11 @@ def _table(table: Table) -> str:
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption and not table.folded else ""
     html = f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
     return f"<details><summary>{escape(table.caption)}</summary>{html}</details>" if table.folded else html
+
+
+def merged(lines: list[tuple[str, str]]) -> list[str]:
+    """Lines on what is not there, of (run, line) pairs; runs of which the same is to be said share one."""
+    who: dict[str, list[str]] = {}
+    for run, line in lines:
+        who.setdefault(line, []).append(run)
+    return [f"{', '.join(dict.fromkeys(runs))}: {line}" for line, runs in who.items()]

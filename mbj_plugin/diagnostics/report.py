@@ -9,8 +9,8 @@ from mbj_plugin.diagnostics.classes import class_section, confusion_section
 from mbj_plugin.diagnostics.curves import curve_section, jitter_section
 from mbj_plugin.diagnostics.embedding import embedding_section
 from mbj_plugin.diagnostics.memory_view import memory_section
-from mbj_plugin.diagnostics.page import Section, Table, render
-from mbj_plugin.diagnostics.retrieval import retrieval_section
+from mbj_plugin.diagnostics.page import Section, Table, merged, render
+from mbj_plugin.diagnostics.retrieval import retrieval_section, worst_section
 from mbj_plugin.diagnostics.run import Run
 from mbj_plugin.diagnostics.style import COLOURS
 
@@ -20,6 +20,7 @@ PLACES = ("output", "experiment", "local_rank", "rank", "progress", "compare", "
 DRAW = (
     class_section,
     retrieval_section,
+    worst_section,
     confusion_section,
     curve_section,
     memory_section,
@@ -50,11 +51,7 @@ def write_report(runs: list[Run], folder: Path) -> Path:
             if (section := draw(runs, folder)) is not None:
                 sections.append(section)
     title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
-    who: dict[str, list[str]] = {}
-    for run in runs:
-        for line in run.missing:
-            who.setdefault(line, []).append(run.name)
-    missing = [f"{', '.join(names)}: {line}" for line, names in who.items()]
+    missing = merged([(run.name, line) for run in runs for line in run.missing])
     first = [_overview(runs)]
     if missing:
         first.append(Section("What is not here", gaps=missing))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CHUNK = 256
+FOUND = ("query", "top", "right", "precision", "first", "matches", "nearest", "rank")
 
 
 @dataclass
@@ -17,7 +18,8 @@ class Search:
 
     ``query`` (Q,) and ``top`` (Q, K) are indices into ``query_paths`` and ``gallery_paths`` (-1 = none), ``right``
     (Q, K) says which match, ``precision`` (Q,) is the average precision and ``first`` (Q,) whether the best match is
-    right, ``matches`` (Q,) the number of right images, ``identity`` (Q,) whom it shows. ``groups`` maps a name to (Q,)
+    right, ``matches`` (Q,) the number of right images, ``identity`` (Q,) whom it shows, ``nearest`` (Q,) the best right
+    image and ``rank`` (Q,) its place, from 1. ``groups`` maps a name to (Q,)
     bool.
     """
 
@@ -28,6 +30,8 @@ class Search:
     precision: np.ndarray
     first: np.ndarray
     matches: np.ndarray
+    nearest: np.ndarray
+    rank: np.ndarray
     identity: np.ndarray
     query_paths: list[str]
     gallery_paths: list[str]
@@ -57,7 +61,7 @@ class Images:
         return Images(self.rows[chosen], self.identities[chosen], self.cameras[chosen], paths)
 
 
-def search(queries: Images, gallery: Images, title: str, cosine: bool = True, best: int = 7) -> Search:
+def search(queries: Images, gallery: Images, title: str, cosine: bool = True, best: int = 6) -> Search:
     """Rank the gallery for each query.
 
     Args:
@@ -72,7 +76,7 @@ def search(queries: Images, gallery: Images, title: str, cosine: bool = True, be
     """
     ours, theirs = (_unit(i.rows) if cosine else np.asarray(i.rows, dtype=np.float32) for i in (queries, gallery))
     lengths = (theirs**2).sum(1)
-    found: dict[str, list] = {name: [] for name in ("query", "top", "right", "precision", "first", "matches")}
+    found: dict[str, list] = {name: [] for name in FOUND}
     for begin in range(0, len(ours), CHUNK):
         distances = lengths - 2 * ours[begin : begin + CHUNK] @ theirs.T
         for offset, order in enumerate(np.argsort(distances, axis=1, kind="stable")):
@@ -87,7 +91,8 @@ def search(queries: Images, gallery: Images, title: str, cosine: bool = True, be
             top[: len(order[:best])] = order[:best]
             right = np.zeros(best, dtype=bool)
             right[: len(order[:best])] = same[:best]
-            row = (index, top, right, np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1)), same[0], len(ranks))
+            precision = np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1))
+            row = (index, top, right, precision, same[0], len(ranks), order[ranks[0]], ranks[0] + 1)
             for values, value in zip(found.values(), row, strict=True):
                 values.append(value)
     if not found["query"]:

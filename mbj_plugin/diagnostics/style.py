@@ -68,7 +68,7 @@ def legend_below(figure: Any, axis: Any) -> None:
     """The legend of ``axis`` under the axes, where it hides nothing; none for a single unnamed thing."""
     handles, labels = axis.get_legend_handles_labels()
     if labels:
-        columns = 1 if max(map(len, labels)) > 24 else 2 if len(labels) != 3 else 3
+        columns = 1 if max(map(len, labels)) > 24 else 3 if len(labels) == 3 and sum(map(len, labels)) < 36 else 2
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
