@@ -193,7 +193,8 @@ def draw_answers(answers: dict[str, dict[str, dict[str, float]]], path: Path) ->
     """Stacked bars: for each true group and run, right, and wrong by the group of the answer; in percent."""
     with drawing(path) as figure:
         axis = figure.subplots()
-        places, labels = [], []
+        places: list[float] = []
+        labels: list[str] = []
         for group in GROUPS:
             for name, of in answers.items():
                 if group in of:

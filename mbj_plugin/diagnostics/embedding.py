@@ -24,8 +24,8 @@ def embedding_section(runs: list[Run], folder: Path) -> Section | None:
     section = Section(
         "The embedding (Fig. 1)",
         "t-SNE of the directions of the classifier's inputs, model in evaluation mode. Tail classes are in colour, the "
-        "others grey; a class's name stands above its training images. Crosses are memorised rows of tail classes, made "
-        "by past models. t-SNE keeps neighbours, not distances: areas of two maps cannot be compared.",
+        "others grey; a class's name stands above its training images. Crosses are memorised rows of tail classes, "
+        "made by past models. t-SNE keeps neighbours, not distances: areas of two maps cannot be compared.",
     )
     for number, run in enumerate(runs):
         if run.train_features is None or run.class_counts is None:
@@ -105,11 +105,20 @@ def draw_clouds(drawn: list[Any], clouds: list[Any], run: Run, tail: np.ndarray,
         for what, place, labels in drawn:
             colour = [colours.get(int(c), "#9A9A9A") for c in labels]
             if what == "training images":
-                axis.scatter(*place.T, s=22, c=colour, marker="o", label=what, zorder=3)
+                axis.scatter(place[:, 0], place[:, 1], s=22, c=colour, marker="o", label=what, zorder=3)
             elif what == "test images":
-                axis.scatter(*place.T, s=14, facecolors="none", edgecolors=colour, linewidths=0.7, label=what, zorder=1)
+                axis.scatter(
+                    place[:, 0],
+                    place[:, 1],
+                    s=14,
+                    facecolors="none",
+                    edgecolors=colour,
+                    linewidths=0.7,
+                    label=what,
+                    zorder=1,
+                )
             else:
-                axis.scatter(*place.T, s=24, c=colour, marker="x", linewidths=1.0, label=what, zorder=2)
+                axis.scatter(place[:, 0], place[:, 1], s=24, c=colour, marker="x", linewidths=1.0, label=what, zorder=2)
         _, place, labels = drawn[0]
         for c in np.unique(labels):
             text = axis.annotate(
@@ -132,7 +141,8 @@ def draw_clouds(drawn: list[Any], clouds: list[Any], run: Run, tail: np.ndarray,
         axis.set_ylabel("t-SNE 2, no unit")
         axis.set_title(title)
         legend = figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        for handle in legend.legend_handles:
+        handles: list[Any] = legend.legend_handles
+        for handle in handles:
             if handle is not None:
                 handle.set_color("black")
                 if handle.get_label() == "test images":

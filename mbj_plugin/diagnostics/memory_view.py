@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ def _table_rows(run: Run, memory: Memory) -> list[list[str]]:
     name += f", {len(np.unique(memory.labels)):,} classes"
     if run.class_counts is None or not len(memory.labels):
         return [[name] + ["–"] * 4]
-    groups, rows = class_groups(run.class_counts), []
+    groups = class_groups(run.class_counts)
+    rows: list[list[str]] = []
     spread = spread_of_classes(memory, len(run.class_counts))
     for group in GROUPS:
         ages = memory.ages[np.isin(memory.labels, groups[group])]
@@ -125,7 +127,7 @@ def draw_ages(run: Run, memory: Memory, path: Path) -> None:
         bottom = np.zeros(len(bins) - 1)
         for group, values in zip(GROUPS, ages, strict=True):
             held, _ = np.histogram(values, bins)
-            look = {"color": GROUP_COLOURS[group], "hatch": GROUP_HATCHES[group], "edgecolor": "white"}
+            look: dict[str, Any] = {"color": GROUP_COLOURS[group], "hatch": GROUP_HATCHES[group], "edgecolor": "white"}
             label = f"{group} ({len(values):,} rows)"
             axis.bar(bins[:-1], held, np.diff(bins), bottom, align="edge", label=label, **look)
             bottom += held

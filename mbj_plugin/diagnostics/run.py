@@ -100,7 +100,7 @@ def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
 
 def series(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
     """The points of ``y`` over ``x`` in rows that have both as finite numbers."""
-    pairs = [(row.get(x), row.get(y)) for row in rows]
+    pairs: list[tuple[Any, Any]] = [(row.get(x), row.get(y)) for row in rows]
     points = [(float(a), float(b)) for a, b in pairs if _is_number(a) and _is_number(b)]
     return [a for a, _ in points], [b for _, b in points]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def search(queries: Images, gallery: Images, title: str, cosine: bool = True, be
                 values.append(value)
     if not found["query"]:
         raise ValueError("no query has an image of the same identity, by another camera, in the gallery")
-    arrays = {name: np.array(values) for name, values in found.items()}
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in found.items()}
     identity = queries.identities[arrays["query"]]
     return Search(title, **arrays, identity=identity, query_paths=queries.paths, gallery_paths=gallery.paths, groups={})
 

@@ -22,7 +22,7 @@ GROUPS = ("head", "medium", "tail")
 GROUP_COLOURS = {"head": "#E69F00", "medium": "#56B4E9", "tail": "#CC79A7"}
 GROUP_HATCHES = {"head": "xxx", "medium": "", "tail": "..."}
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.spines.top": False,
