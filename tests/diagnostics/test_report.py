@@ -54,7 +54,7 @@ def read_page(path):
 
 def test_two_whole_runs_give_a_whole_page(tmp_path):
     runs = [classifier_run("baseline", with_memory=False), classifier_run("mbj", 1)]
-    tree, text = read_page(write_report(runs, tmp_path))
+    tree, _ = read_page(write_report(runs, tmp_path))
     headings = [h.text for h in tree.iter("h2")]
     assert headings == [
         "Runs",
