@@ -121,37 +121,41 @@ def draw_class_errors(runs: list[Run], path: Path) -> None:
 
 
 def _change_figures(runs: list[Run], folder: Path) -> list[Figure]:
-    """Who gains, from the first run to each other."""
+    """Who gains, from the first run to each other of the same classes and sizes."""
     figures = []
     for number, run in enumerate(runs[1:], 1):
         first = runs[0]
-        if not np.array_equal(first.class_counts, run.class_counts):  # type: ignore[arg-type]
+        if not np.array_equal(np.asarray(first.class_counts), np.asarray(run.class_counts)):
             continue
         change = np.asarray(run.class_errors) - np.asarray(first.class_errors)
         path = folder / f"change-{number}.png"
-        with drawing(path) as figure:
-            axis = figure.subplots()
-            counts = np.asarray(run.class_counts)
-            order = np.argsort(-counts, kind="stable")
-            better = change[order] <= 0
-            ranks = np.arange(1, len(order) + 1)
-            for mask, colour, hatch, label in (
-                (better, COLOURS[0], "", "better"),
-                (~better, COLOURS[1], "///", "worse"),
-            ):
-                axis.bar(ranks[mask], change[order][mask], color=colour, hatch=hatch, edgecolor="white", label=label)
-            axis.axhline(0, color="black", lw=0.8)
-            axis.grid(False, axis="x")
-            rank_axis(axis, counts[order])
-            axis.set_ylabel("change of error, points")
-            axis.set_title(f"{run.name} − {first.name}")
-            legend_below(figure, axis)
-        said = f"{int((change < 0).sum())} classes are better, {int((change > 0).sum())} are worse"
-        figures.append(
-            Figure(path, f"Change of each class's error from {first.name} to {run.name}: {said}.",
-                   f"Which classes gain, from {first.name} to {run.name}: {said}. Below zero is better.")
-        )  # fmt: skip
+        draw_change(change, np.asarray(run.class_counts), f"{run.name} − {first.name}", path)
+        text = f"Which classes gain, from {first.name} to {run.name}: {int((change < 0).sum())} are better, "
+        text += f"{int((change > 0).sum())} are worse. Below zero is better."
+        figures.append(Figure(path, text, text))
     return figures
+
+
+def draw_change(change: np.ndarray, counts: np.ndarray, title: str, path: Path) -> None:
+    """Bars of the (C,) change of each class's error, in points; classes from the largest to the smallest."""
+    order = np.argsort(-counts, kind="stable")
+    change, ranks = change[order], np.arange(1, len(order) + 1)
+    with drawing(path) as figure:
+        axis = figure.subplots()
+        for mask, colour, hatch, label in (
+            (change <= 0, COLOURS[0], "", "better"),
+            (change > 0, COLOURS[1], "///", "worse"),
+        ):
+            if len(order) <= 60:
+                axis.bar(ranks[mask], change[mask], color=colour, hatch=hatch, edgecolor="white", label=label)
+            else:  # up or down tells them apart; white edges would hide bars this thin
+                axis.vlines(ranks[mask], 0, change[mask], color=colour, lw=max(0.3, 200 / len(order)), label=label)
+        axis.axhline(0, color="black", lw=0.8)
+        axis.grid(False, axis="x")
+        rank_axis(axis, counts[order])
+        axis.set_ylabel("change of error, points")
+        axis.set_title(title)
+        legend_below(figure, axis)
 
 
 def confusion_section(runs: list[Run], folder: Path) -> Section | None:

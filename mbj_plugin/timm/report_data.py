@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from mbj_plugin.diagnostics.groups import confusion_matrix, group_errors
+from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.diagnostics.run import Features, Run, read_bank, read_diagnostics
 from mbj_plugin.timm import build
 from mbj_plugin.timm.args import parse_args
@@ -139,8 +139,8 @@ def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per
     run.class_names = _class_names(datasets[1])
     run.truth, run.predicted, features = _predict(model, loaders.evaluation, device)
     run.test_features = _few(features, run.truth, images_per_class)
-    matrix = confusion_matrix(run.truth, run.predicted, args.num_classes)
-    images, wrong = matrix.sum(1), matrix.sum(1) - np.diag(matrix)
+    images = np.bincount(run.truth, minlength=args.num_classes)
+    wrong = np.bincount(run.truth[run.truth != run.predicted], minlength=args.num_classes)
     errors = group_errors(images, wrong, counts)
     if run.class_counts is None:
         run.class_counts, run.class_errors, run.errors = counts, 100 * wrong / np.maximum(images, 1), errors
