@@ -119,19 +119,7 @@ def draw_clouds(drawn: list[Any], clouds: list[Any], run: Run, tail: np.ndarray,
                 )
             else:
                 axis.scatter(place[:, 0], place[:, 1], s=24, c=colour, marker="x", linewidths=1.0, label=what, zorder=2)
-        _, place, labels = drawn[0]
-        for c in np.unique(labels):
-            text = axis.annotate(
-                run.class_name(int(c)),
-                (np.median(place[labels == c, 0]), np.quantile(place[labels == c, 1], 0.9)),
-                xytext=(0, 5),
-                textcoords="offset points",
-                weight="bold",
-                color=colours.get(int(c), "#444444"),
-                ha="center",
-                zorder=4,
-            )
-            text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
+        _name_classes(axis, run, drawn[0], colours)
         axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
         axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
         axis.set_xticks([])
@@ -147,3 +135,20 @@ def draw_clouds(drawn: list[Any], clouds: list[Any], run: Run, tail: np.ndarray,
                 handle.set_color("black")
                 if handle.get_label() == "test images":
                     handle.set_facecolor("none")
+
+
+def _name_classes(axis: Any, run: Run, cloud: Any, colours: dict[int, str]) -> None:
+    """Write the name of each class of a cloud above it."""
+    _, place, labels = cloud
+    for c in np.unique(labels):
+        text = axis.annotate(
+            run.class_name(int(c)),
+            (np.median(place[labels == c, 0]), np.quantile(place[labels == c, 1], 0.9)),
+            xytext=(0, 5),
+            textcoords="offset points",
+            weight="bold",
+            color=colours.get(int(c), "#444444"),
+            ha="center",
+            zorder=4,
+        )
+        text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])

@@ -16,10 +16,10 @@ body { margin: 0 auto; max-width: 1200px; padding: 16px; background: #fff; color
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 8px; }
 h2 { font-size: 1.25rem; margin: 40px 0 8px; padding-top: 12px; border-top: 2px solid #d0d0d0; }
 p, ul { max-width: 75ch; margin: 8px 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px;
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 16px;
   margin: 16px 0; align-items: start; }
 figure { margin: 0; border: 1px solid #e0e0e0; border-radius: 6px; padding: 8px; max-width: 620px; }
-.large { grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
+.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: 0.875rem; color: #444; margin-top: 6px; }
 .scroll { overflow-x: auto; margin: 12px 0; }

@@ -70,8 +70,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _main(args: argparse.Namespace) -> None:
-    from mbj_plugin.diagnostics.jitter_figure import draw_jitter_study
-
+    try:
+        from mbj_plugin.diagnostics.jitter_figure import draw_jitter_study
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the figure needs {error.name}: pip install 'mbj_plugin[report]'") from error
     if args.seeds < 1:
         raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
     images, study = load_study(args.data, args.dataset)

@@ -66,7 +66,10 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
 
 
 def _read_results(run: Run, folder: Path) -> None:
-    results = json.loads((folder / "results.json").read_text())
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is cut short or no JSON ({error})") from error
     run.errors = {key: float(value) for key, value in results["errors"].items()}
     run.class_errors = np.array(results["per_class_error"], dtype=float)
     run.class_counts = np.array(results["class_counts"], dtype=np.int64)
@@ -99,9 +102,15 @@ def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
     found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
     if not found:
         raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)}, so no memory, no confusion and no embedding")
-    checkpoint = read_checkpoint(str(found[0]))
-    run.facts["checkpoint"] = f"{found[0].name}, epoch {checkpoint.get('epoch')}"
-    return checkpoint
+    for path in found:
+        try:
+            checkpoint = read_checkpoint(str(path))
+        except ValueError:
+            run.missing.append(f"checkpoint: cannot read {path.name}, it is no checkpoint or cut short")
+            continue
+        run.facts["checkpoint"] = f"{path.name}, epoch {checkpoint.get('epoch')}"
+        return checkpoint
+    return {}
 
 
 def _banks(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:

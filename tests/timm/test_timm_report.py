@@ -127,3 +127,9 @@ def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_p
     assert "does not exist" in " ".join(run.missing) and run.truth is None and run.errors
     run = read(tmp_path / "run", data=str(tmp_path / "elsewhere"))
     assert len(run.truth) == 18 and run.class_names == ["class0", "class1", "class2"]
+
+
+def test_the_best_checkpoint_stands_in_for_a_broken_last_one(folder):
+    truncate(folder / "last.pth.tar")
+    run = read(folder)
+    assert run.facts["checkpoint"].startswith("model_best.pth.tar") and run.truth is not None
