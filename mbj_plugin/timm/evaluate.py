@@ -10,34 +10,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
 from torch import nn
 
-from mbj_plugin.longtail import class_groups
+from mbj_plugin.diagnostics.groups import GROUPS, group_errors
 from mbj_plugin.losses import rank_and_world
 
-GROUPS = {
-    "head / medium / tail (20 / 20 / 60 % of the classes by rank)": ("head", "medium", "tail"),
-    "many / medium / few shot (> 100, 20 to 100, < 20 images)": ("many_shot", "medium_shot", "few_shot"),
-}
-
-
-def group_errors(images: ArrayLike, wrong: ArrayLike, class_counts: ArrayLike) -> dict[str, float]:
-    """Error in percent: of all images, and of each group of :func:`mbj_plugin.class_groups`.
-
-    A group's error is the mean over its test images, as in the paper's Tables 4 and 5 (the test sets are balanced).
-
-    Args:
-        images: (C,) test images of each class.
-        wrong: (C,) of them, those that are classified wrongly.
-        class_counts: (C,) training images, which decide on the groups.
-
-    Returns:
-        "error", and one key per group that has test images.
-    """
-    n, bad = np.asarray(images, dtype=float), np.asarray(wrong, dtype=float)
-    groups = {"error": np.arange(len(n))} | class_groups(class_counts)
-    return {name: 100 * bad[c].sum() / n[c].sum() for name, c in groups.items() if n[c].sum() > 0}
+__all__ = ["GROUPS", "error_table", "group_errors", "validate"]
 
 
 @torch.inference_mode()

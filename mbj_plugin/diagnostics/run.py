@@ -1,0 +1,154 @@
+"""What a run left, in plain arrays: hosts fill it in, the report draws it. Everything may be missing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mbj_plugin.diagnostics.search import Search
+
+
+@dataclass
+class Memory:
+    """The filled slots of a memory: rows (M, D), labels (M,), ages (M,) in iterations; ``size`` slots in all."""
+
+    kind: str
+    size: int
+    rows: np.ndarray
+    labels: np.ndarray
+    ages: np.ndarray
+
+
+@dataclass
+class Features:
+    """(N, D) inputs of the classifier, in evaluation mode, and (N,) classes."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass
+class Run:
+    """A run of any host.
+
+    ``curves`` maps a name to (x, y) lists, x in ``curve_unit``s; ``diagnostics`` are the rows of diagnostics.jsonl;
+    ``missing`` says in one line each what could not be read.
+    """
+
+    name: str
+    host: str
+    curve_unit: str = "epoch"
+    facts: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    class_counts: np.ndarray | None = None
+    class_names: list[str] | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    class_errors: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+    curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
+    memories: list[Memory] = field(default_factory=list)
+    train_features: Features | None = None
+    test_features: Features | None = None
+    searches: list[Search] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        """Read one part of the run; what goes wrong becomes a line of ``missing``, and the other parts are read."""
+        try:
+            yield
+        except Exception as error:  # a broken file can raise anything, and must not cost the rest of the page
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+            self.missing.append(f"{what}: {kind}{reason}")
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number."""
+        return self.class_names[label] if self.class_names else str(label)
+
+
+def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
+    """Rows of a file of JSON objects, one a line, by ``key``; of several rows with one key the last counts, as a
+    resumed run writes them again.
+
+    Returns:
+        The rows in order of ``key``, and the number of lines that are no such row.
+    """
+    rows: dict[float, dict[str, Any]] = {}
+    broken = 0
+    for line in path.read_text(errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows[float(row[key])] = row
+        except (ValueError, KeyError, TypeError):
+            broken += 1
+    return [rows[position] for position in sorted(rows)], broken
+
+
+def series(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """The points of ``y`` over ``x`` in rows that have both as finite numbers."""
+    pairs: list[tuple[Any, Any]] = [(row.get(x), row.get(y)) for row in rows]
+    points = [(float(a), float(b)) for a, b in pairs if _is_number(a) and _is_number(b)]
+    return [a for a, _ in points], [b for _, b in points]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_diagnostics(run: Run, folder: Path) -> None:
+    """Read ``diagnostics.jsonl``, which both hosts write while they train."""
+    with run.part("what was recorded while training (diagnostics.jsonl)"):
+        path = folder / "diagnostics.jsonl"
+        if not path.is_file():
+            raise ValueError("there is no such file, so no memory and no jitter over iterations")
+        run.diagnostics, broken = read_jsonl(path, "step")
+        if broken:
+            run.missing.append(f"diagnostics.jsonl: {broken} broken line{'s' * (broken > 1)} left out")
+
+
+def read_bank(kind: str, state: dict[str, Tensor]) -> Memory:
+    """The memory in the saved state of a :class:`mbj_plugin.MemoryBank`.
+
+    Args:
+        kind: "feature" or "prototype".
+        state: its state dict.
+
+    Raises:
+        ValueError: where a tensor is missing.
+    """
+    try:
+        rows, labels, calls, now = (state[key] for key in ("slot_rows", "slot_labels", "slot_calls", "calls"))
+    except KeyError as error:
+        raise ValueError(f"the checkpoint holds no {error.args[0]} of the {kind} memory") from error
+    filled = labels[:-1] >= 0  # the last slot is the one for what is not stored
+    ages = now - calls[:-1]
+    kept = [tensor[filled].cpu().numpy() for tensor in (rows[:-1], labels[:-1], ages)]
+    return Memory(kind, len(filled), *kept)
+
+
+def short_names(folders: list[Path]) -> list[str]:
+    """A name for each folder: the part of its path that tells it from the others."""
+    paths = [folder.resolve().parts for folder in folders]
+    if len(set(paths)) < 2:
+        return [parts[-1] for parts in paths]
+    first = 0
+    while all(len(p) > first + 1 and p[first] == paths[0][first] for p in paths):
+        first += 1
+    last = 0
+    while all(len(p) - last > first + 1 and p[-1 - last] == paths[0][-1 - last] for p in paths):
+        last += 1
+    return ["/".join(parts[first : len(parts) - last]) for parts in paths]

@@ -1,0 +1,101 @@
+"""``tools/report.py``: one page for one run or several. Each host reads its own run folders, and only then is it
+imported."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from mbj_plugin.diagnostics.run import Run, short_names
+
+# Files that tell whose run it is, without importing the host.
+FILES = {
+    "timm": ("args.yaml", "summary.csv", "results.json", "last.pth.tar", "model_best.pth.tar"),
+    "fastreid": ("config.yaml", "metrics.json", "model_final.pth", "model_best.pth", "last_checkpoint"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    p = argparse.ArgumentParser(
+        description="One HTML page, which opens offline, on what is in one or more run folders of train_timm or "
+        "fast-reid: error by class size, confusion, curves, memory, jitter, embedding; the runs side by side."
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of run folders")
+    p.add_argument(
+        "--output", metavar="FOLDER", help="for report.html and the PNGs (default: report/ in the first RUN)"
+    )
+    p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
+    p.add_argument("--device", default="cpu", help="where the models run (default: %(default)s)")
+    p.add_argument(
+        "--no-model", action="store_true", help="do not run the models: no confusion, embedding or retrieval"
+    )
+    p.add_argument("--images-per-class", type=int, default=40, help="in the embedding (default: %(default)s)")
+    args = p.parse_args(argv)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    try:
+        page = report(args)
+    except (ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"report: error: {error}")
+    print(f"Written: {page}")
+
+
+def report(args: argparse.Namespace) -> Path:
+    """Read the runs and write the page.
+
+    Raises:
+        ValueError: for a folder that is not there, or too many runs.
+    """
+    try:
+        from mbj_plugin.diagnostics.report import write_report
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the report needs {error.name}: pip install 'mbj_plugin[report]'") from error
+    if args.images_per_class < 1:
+        raise ValueError(f"--images-per-class must be 1 or more, got {args.images_per_class}")
+    folders = [run for folder in args.runs for run in run_folders(Path(folder))]
+    names = short_names(folders)
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        print(f"Reading {name} ...", flush=True)
+        runs.append(read(folder, name, args))
+    return write_report(runs, Path(args.output) if args.output else folders[0] / "report")
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself, or the runs in it, as ``--compare`` and ``--seeds`` leave them.
+
+    Raises:
+        ValueError: where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give the folder that a run wrote, with its checkpoint in it")
+    if kind_of(folder):
+        return [folder]
+    inside = sorted({file.parent for names in FILES.values() for name in names for file in folder.glob(f"*/**/{name}")})
+    return inside or [folder]
+
+
+def kind_of(folder: Path) -> str | None:
+    """The host that wrote the folder, by its files."""
+    return next((host for host, names in FILES.items() if any((folder / name).exists() for name in names)), None)
+
+
+def read(folder: Path, name: str, args: argparse.Namespace) -> Run:
+    """One run, by its host."""
+    host = kind_of(folder)
+    if host is None:
+        run = Run(name, "unknown")
+        expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
+        run.missing.append(f"no file of a run in {folder.name} (expected one of {expected})")
+        return run
+    try:
+        module: Any = importlib.import_module(f"mbj_plugin.{host}.report_data")
+    except ModuleNotFoundError as error:
+        run = Run(name, host)
+        run.missing.append(f"this is a run of {host}, and {error.name} is not installed")
+        return run
+    return module.read_run(folder, name, args.device, args.data, args.images_per_class, not args.no_model)

@@ -1,0 +1,210 @@
+"""What a run folder of ``train_timm`` holds, read for the report; its model is run once more on its own data."""
+
+from __future__ import annotations
+
+import csv
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from timm.data import resolve_data_config
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.diagnostics.run import Features, Run, read_bank, read_diagnostics
+from mbj_plugin.timm import build
+from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm.checkpoint import read_checkpoint
+from mbj_plugin.timm.counts import dataset_labels
+from mbj_plugin.timm.data import Digits, LongTailSubset
+from mbj_plugin.timm.head import attach_head
+
+CHECKPOINTS = ("last.pth.tar", "model_best.pth.tar")
+CURVES = {
+    "train_loss_batch": "batch loss",
+    "train_loss_memory": "memory loss",
+    "eval_error": "error, all",
+    "eval_head_error": "error, head",
+    "eval_medium_error": "error, medium",
+    "eval_tail_error": "error, tail",
+    "lr": "learning rate",
+}
+
+
+def read_run(folder: Path, name: str, device: str, data: str | None, images_per_class: int, use_model: bool) -> Run:
+    """Everything that is there.
+
+    Args:
+        folder: of the run.
+        name: what the report calls it.
+        device: where the model runs.
+        data: folder of the images, where they are no longer where the run found them.
+        images_per_class: images of each class, of each set, whose features are kept.
+        use_model: False leaves out what needs the model and the images.
+    """
+    run = Run(name, "timm")
+    with run.part("results.json"):
+        _read_results(run, folder)
+    with run.part("curves (summary.csv)"):
+        _read_summary(run, folder)
+    read_diagnostics(run, folder)
+    checkpoint: dict[str, Any] = {}
+    with run.part("checkpoint"):
+        checkpoint = _checkpoint(run, folder)
+    with run.part("memory"):
+        for kind, state in _banks(checkpoint).items():
+            run.memories.append(read_bank(kind, state))
+    if use_model and checkpoint:
+        with run.part("confusion and embedding"):
+            _run_model(run, _args(folder, device, data), checkpoint, images_per_class)
+    return run
+
+
+def _read_results(run: Run, folder: Path) -> None:
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is cut short or no JSON ({error})") from error
+    run.errors = {key: float(value) for key, value in results["errors"].items()}
+    run.class_errors = np.array(results["per_class_error"], dtype=float)
+    run.class_counts = np.array(results["class_counts"], dtype=np.int64)
+    run.settings, run.versions = dict(results.get("settings") or {}), dict(results.get("versions") or {})
+    run.facts = {
+        "method": str(results.get("method")),
+        "model": str(run.settings.get("model")),
+        "training images": f"{run.class_counts.sum():,} in {len(run.class_counts)} classes",
+        "seconds": str(results.get("seconds")),
+    }
+
+
+def _read_summary(run: Run, folder: Path) -> None:
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError("it holds no epoch")
+    for row in rows:
+        if row.get("eval_top1"):
+            row["eval_error"] = str(100 - float(row["eval_top1"]))
+        if not row.get("train_loss_batch") and row.get("train_loss"):
+            row["train_loss_batch"] = row["train_loss"]
+    for key, curve in CURVES.items():
+        points = [(float(row["epoch"]), float(row[key])) for row in rows if row.get("epoch") and row.get(key)]
+        if points:
+            run.curves[curve] = ([x for x, _ in points], [y for _, y in points])
+
+
+def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
+    found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    if not found:
+        raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)}, so no memory, no confusion and no embedding")
+    for path in found:
+        try:
+            checkpoint = read_checkpoint(str(path))
+        except ValueError:
+            run.missing.append(f"checkpoint: cannot read {path.name}, it is no checkpoint or cut short")
+            continue
+        run.facts["checkpoint"] = f"{path.name}, epoch {checkpoint.get('epoch')}"
+        return checkpoint
+    return {}
+
+
+def _banks(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """State of each memory in the checkpoint, by its kind; none for a run without MBJ."""
+    banks: dict[str, dict[str, Any]] = {}
+    for key, value in ((checkpoint.get("task_state") or {}).get("mbj") or {}).items():
+        kind, bank, entry = [*key.split(".", 2), "", ""][:3]
+        if bank == "bank":
+            banks.setdefault(kind, {})[entry] = value
+    return banks
+
+
+def _args(folder: Path, device: str, data: str | None) -> Namespace:
+    """The run's arguments, for one process, this device and nothing that would be downloaded."""
+    path = folder / "args.yaml"
+    if not path.is_file():
+        raise ValueError("there is no args.yaml, which says what the model and the data are")
+    saved = yaml.safe_load(path.read_text())
+    if not isinstance(saved, dict):
+        raise ValueError("args.yaml holds no arguments")
+    fixed = {"device": device, "distributed": False, "world_size": 1, "rank": 0, "local_rank": 0, "prefetcher": False}
+    fixed |= {"pretrained": False, "initial_checkpoint": "", "torchscript": False, "channels_last": False}
+    fixed |= {"data_dir": data} if data else {}
+    return Namespace(**{**vars(parse_args([])), **saved, **fixed})
+
+
+def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per_class: int) -> None:
+    device = torch.device(args.device)
+    datasets = build.make_datasets(args)
+    model = build.make_model(args, device)
+    # What was evaluated is the averaged model, where there is one.
+    model.load_state_dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"])
+    loaders = build.make_loaders(args, model, datasets, device)
+    counts = loaders.counts
+    run.class_names = _class_names(datasets[1])
+    run.truth, run.predicted, features = _predict(model, loaders.evaluation, device)
+    run.test_features = _few(features, run.truth, images_per_class)
+    images = np.bincount(run.truth, minlength=args.num_classes)
+    wrong = np.bincount(run.truth[run.truth != run.predicted], minlength=args.num_classes)
+    errors = group_errors(images, wrong, counts)
+    if run.class_counts is None:
+        run.class_counts, run.class_errors, run.errors = counts, 100 * wrong / np.maximum(images, 1), errors
+    elif abs(errors["error"] - run.errors["error"]) > 0.05:
+        run.missing.append(
+            f"the model gives an error of {errors['error']:.2f} % now, results.json says {run.errors['error']:.2f} %: "
+            "the checkpoint is of another epoch, or the images have changed"
+        )
+    with run.part("features of training images"):
+        train, labels = datasets[0], dataset_labels(datasets[0])
+        train.transform = datasets[1].transform
+        chosen = _first_of_each(labels, images_per_class)
+        loader = DataLoader(Subset(train, chosen.tolist()), batch_size=args.batch_size)
+        truth, _, rows = _predict(model, loader, device)
+        run.train_features = Features(rows, truth)
+    config = resolve_data_config(vars(args), model=model)
+    run.facts["image size"] = " x ".join(map(str, config["input_size"]))
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, loader: Any, device: torch.device) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) true classes, (N,) answers and (N, D) inputs of the classifier; unlabelled images are left out."""
+    inputs: list[np.ndarray] = []
+    layers = attach_head(model).layers
+    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1).float().cpu().numpy()))
+             for layer in layers]  # fmt: skip
+    truth, predicted, features = [], [], []
+    for images, labels in loader:
+        output = model.eval()(images.to(device))
+        known = labels.numpy() >= 0
+        truth.append(labels.numpy()[known])
+        predicted.append(output.argmax(1).cpu().numpy()[known])
+        features.append(np.concatenate(inputs, axis=1)[known])
+        inputs.clear()
+    for hook in hooks:
+        hook.remove()
+    return np.concatenate(truth), np.concatenate(predicted), np.concatenate(features)
+
+
+def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the first ``count`` images of each class."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in np.unique(labels[labels >= 0])]))
+
+
+def _few(rows: np.ndarray, labels: np.ndarray, count: int) -> Features:
+    chosen = _first_of_each(labels, count)
+    return Features(rows[chosen], labels[chosen])
+
+
+def _class_names(dataset: Any) -> list[str] | None:
+    while isinstance(dataset, LongTailSubset):
+        dataset = dataset.dataset
+    if isinstance(dataset, Digits):
+        return [f"digit {c}" for c in range(10)]
+    if (names := getattr(dataset, "classes", None)) is not None:  # torchvision
+        return [str(name) for name in names]
+    mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    return sorted(mapping, key=mapping.__getitem__) if mapping else None

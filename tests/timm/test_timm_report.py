@@ -1,0 +1,135 @@
+"""The report on real runs of train_timm, whole and broken."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from mbj_plugin.diagnostics.groups import confusion_matrix
+from mbj_plugin.report import main
+from mbj_plugin.timm import train
+from mbj_plugin.timm.report_data import read_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder of a baseline and an MBJ run on the digits."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = ["--epochs", "2", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
+    train.main(["--mbj", "--compare", "--output", str(root), "--experiment", "x", *flags])
+    return root / "x"
+
+
+@pytest.fixture
+def folder(runs, tmp_path):
+    """A copy of the MBJ run, to be broken."""
+    return shutil.copytree(runs / "mbj", tmp_path / "mbj")
+
+
+def read(folder, use_model=True, data=None):
+    return read_run(folder, "run", "cpu", data, 5, use_model)
+
+
+def test_a_whole_run_is_read_whole(runs):
+    run = read(runs / "mbj")
+    results = json.loads((runs / "mbj" / "results.json").read_text())
+    assert [line for line in run.missing if "diagnostics.jsonl" not in line] == []
+    # The model, run again, makes the errors that training reported.
+    matrix = confusion_matrix(run.truth, run.predicted, 10)
+    wrong = 100 * (1 - np.diag(matrix) / matrix.sum(1))
+    np.testing.assert_allclose(wrong, results["per_class_error"], atol=1e-6)
+    saved = torch.load(runs / "mbj" / "last.pth.tar", weights_only=False)["task_state"]["mbj"]
+    (memory,) = run.memories
+    assert memory.kind == "feature" and len(memory.labels) == (saved["feature.bank.slot_labels"] >= 0).sum() > 0
+    assert memory.ages.min() >= 0
+    counts = np.bincount(run.train_features.labels, minlength=10)
+    np.testing.assert_array_equal(counts, np.minimum(results["class_counts"], 5))
+    assert run.train_features.rows.shape[1] == memory.rows.shape[1]
+    assert run.curves["error, all"][1][-1] == pytest.approx(results["errors"]["error"])
+    assert run.class_name(3) == "digit 3"
+
+
+def test_a_baseline_has_no_memory_and_a_page_beside_mbj(runs, tmp_path):
+    assert read(runs / "baseline", use_model=False).memories == []
+    main([str(runs), "--no-model", "--output", str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert "Training report: baseline and mbj" in text and "mbj − baseline" in text
+    assert "Confusion" not in text
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("broken", "said", "still_there"),
+    [
+        ("results.json", "results.json: ", ("errors", "truth", "curves", "memories")),
+        ("last.pth.tar", "checkpoint: cannot read", ("errors", "class_errors", "curves")),
+        ("args.yaml", "confusion and embedding: ", ("errors", "curves", "memories")),
+        ("summary.csv", "curves (summary.csv): ", ("errors", "truth", "memories")),
+    ],
+)
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_broken_part_costs_that_part_and_a_line(folder, broken, said, still_there, how):
+    if how == "missing":
+        (folder / broken).unlink()
+        if broken == "last.pth.tar":
+            (folder / "model_best.pth.tar").unlink()
+            said = "checkpoint: there is no last.pth.tar"
+    elif broken in ("summary.csv", "args.yaml"):
+        (folder / broken).write_bytes(b"\xff\xfe: [")
+    else:
+        truncate(folder / broken)
+    run = read(folder)
+    assert [line for line in run.missing if said in line], run.missing
+    for part in still_there:
+        assert len(getattr(run, part)), part
+
+
+def test_without_results_the_errors_come_from_the_model(folder):
+    expected = read(folder).errors
+    (folder / "results.json").unlink()
+    assert read(folder).errors == pytest.approx(expected)
+
+
+def test_a_model_that_does_not_make_the_reported_error_is_told(folder):
+    results = json.loads((folder / "results.json").read_text())
+    results["errors"]["error"] += 3
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "the checkpoint is of another epoch" in " ".join(read(folder).missing)
+
+
+def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_path):
+    flags = ["--dataset", "", "--val-split", "validation", "--epochs", "1", "--decay-milestones", "1"]
+    flags += ["--imbalance-ratio", "2", "--input-size", "3", "16", "16", "--mean", "0.5", "0.5", "0.5"]
+    flags += [
+        "--std",
+        "0.2",
+        "0.2",
+        "0.2",
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--warmup-epochs",
+        "0",
+        "--no-progress",
+    ]
+    data = shutil.copytree(image_folder, tmp_path / "data")
+    train.main([*flags, "--data-dir", str(data), "--output", str(tmp_path), "--experiment", "run"])
+    shutil.move(data, tmp_path / "elsewhere")
+    run = read(tmp_path / "run")
+    assert "does not exist" in " ".join(run.missing) and run.truth is None and run.errors
+    run = read(tmp_path / "run", data=str(tmp_path / "elsewhere"))
+    assert len(run.truth) == 18 and run.class_names == ["class0", "class1", "class2"]
+
+
+def test_the_best_checkpoint_stands_in_for_a_broken_last_one(folder):
+    truncate(folder / "last.pth.tar")
+    run = read(folder)
+    assert run.facts["checkpoint"].startswith("model_best.pth.tar") and run.truth is not None
