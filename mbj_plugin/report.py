@@ -62,7 +62,7 @@ def report(args: argparse.Namespace) -> Path:
     for folder, name in zip(folders, names, strict=True):
         print(f"Reading {name} ...", flush=True)
         runs.append(read(folder, name, args))
-    return write_report(runs, Path(args.output) if args.output else folders[0] / "report")
+    return write_report(runs, Path(args.output) if args.output else Path(args.runs[0]) / "report")
 
 
 def run_folders(folder: Path) -> list[Path]:
