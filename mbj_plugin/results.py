@@ -63,13 +63,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_better: bool) -> str:
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_better: bool, digits: int = 1) -> str:
     """Mean of ours - theirs over the seeds that both have ± its standard error, and in how many ours is better.
 
     Args:
         ours: seed to value.
         theirs: seed to value.
         lower_is_better: for errors; False for scores.
+        digits: behind the point.
 
     Returns:
         As ``−1.2 ± 0.3 (4/5)``; empty without a common seed.
@@ -77,9 +78,9 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_bett
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
         return ""
-    text = f"{statistics.mean(differences):+.1f}".replace("-", "−")
+    text = f"{statistics.mean(differences):+.{digits}f}".replace("-", "−")
     if len(differences) > 1:
-        text += f" ± {statistics.stdev(differences) / len(differences) ** 0.5:.1f}"
+        text += f" ± {statistics.stdev(differences) / len(differences) ** 0.5:.{digits}f}"
     better = sum(d < 0 if lower_is_better else d > 0 for d in differences)
     return f"{text} ({better}/{len(differences)})"
 

@@ -49,6 +49,7 @@ def test_differences_are_paired_by_seed():
     assert paired(ours, theirs, lower_is_better=True) == "−10.5 ± 0.5 (2/2)"
     assert paired(ours, theirs, lower_is_better=False) == "−10.5 ± 0.5 (0/2)"
     assert paired({1: 3.0}, {1: 2.0}, lower_is_better=False) == "+1.0 (1/1)"
+    assert paired({1: 3.0, 2: 3.5}, {1: 2.0, 2: 2.4}, False, digits=2) == "+1.05 ± 0.05 (2/2)"
     assert paired({1: 3.0}, {2: 2.0}, lower_is_better=False) == ""
 
 

@@ -101,7 +101,7 @@ def table_text(table: Table, paper_head: int | None = None) -> str:
             numbers[0] = f"**{numbers[0]}**"
         pair = ""
         if method != "baseline" and "baseline" in table:
-            pair = paired(_column(runs, "mAP"), _column(table["baseline"], "mAP"), lower_is_better=False)
+            pair = paired(_column(runs, "mAP"), _column(table["baseline"], "mAP"), lower_is_better=False, digits=2)
         values = [f"`{method}`", str(len(runs)), *numbers, pair]
         if paper_head:
             values += [f"{n:.1f}" for n in PAPER.get(method, {}).get(paper_head, ())] or ["", ""]
