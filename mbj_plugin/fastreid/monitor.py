@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable
@@ -117,12 +118,10 @@ def _make_probe(model: nn.Module, num_classes: int, dataset: Any, cfg: Any) -> P
 
 def _load_images(dataset: Any, indices: list[int], transform: Any) -> Tensor:
     """(P, 3, H, W) images of the training set, prepared as for a test."""
-    training, dataset.transform = dataset.transform, transform
-    try:
-        with preserved_random_state():
-            return torch.stack([dataset[index]["images"] for index in indices])
-    finally:
-        dataset.transform = training
+    prepared = copy.copy(dataset)  # fast-reid's loader may be reading from the data set in a thread
+    prepared.transform = transform
+    with preserved_random_state():
+        return torch.stack([prepared[index]["images"] for index in indices])
 
 
 def _features(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from mbj_plugin.fastreid.reproduce.runner import Job, finished_cells, run_cells
@@ -11,7 +12,12 @@ from mbj_plugin.fastreid.reproduce.settings import Cell, Settings, load_settings
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description="Run cells of the retrieval tables in fast-reid, and report them.")
-    p.add_argument("--data", metavar="FOLDER", help="folder of the data sets, as FASTREID_DATASETS names it")
+    p.add_argument(
+        "--data",
+        metavar="FOLDER",
+        default=os.environ.get("FASTREID_DATASETS"),
+        help="folder of the data sets (default: the variable FASTREID_DATASETS)",
+    )
     p.add_argument("--settings", metavar="YAML", help="settings (default: the shipped configs/fastreid/reproduce.yaml)")
     cells = p.add_argument_group("which cells: named groups, or every combination of the others")
     cells.add_argument("--group", nargs="+", metavar="NAME", help="groups of cells that the settings name")
@@ -27,10 +33,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--list", action="store_true", help="print the cells that have no row yet, run none")
     p.add_argument("--report", action="store_true", help="write the page's section and figures from the rows, run none")
     p.add_argument("--page", default="docs/results.md", help="of --report (default: %(default)s)")
-    p.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        help="config options for all cells that do not change the result, such as MODEL.DEVICE cuda",
+    run.add_argument(
+        "--opts",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="config options that do not change the result, such as MODEL.DEVICE cuda",
     )
     return p
 
@@ -66,7 +74,7 @@ def _main(args: argparse.Namespace) -> None:
         print("\n".join(str(cell) for cell in cells if cell not in finished))
         return
     if not args.data:
-        raise ValueError("which images? give --data FOLDER of the data sets (tools/write_omniglot.py writes one)")
+        raise ValueError("which images? give --data FOLDER, or set FASTREID_DATASETS (tools/write_omniglot.py)")
     job = Job(
         data=args.data,
         results=args.results,

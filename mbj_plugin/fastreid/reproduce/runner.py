@@ -13,6 +13,7 @@ from typing import Any
 import fastreid.data.build
 import torch
 import torch.multiprocessing as mp
+from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.engine import DefaultTrainer
 from fastreid.utils.env import seed_all_rng
 
@@ -34,7 +35,7 @@ class Job:
         settings_file: None = the shipped one.
         processes: side by side.
         threads: of torch on the CPU, per process.
-        options: config options for all cells, such as ["MODEL.DEVICE", "cuda"]. They must not change the result.
+        options: config options for all cells, such as ("MODEL.DEVICE", "cuda"), which do not change the result.
     """
 
     data: str
@@ -53,7 +54,7 @@ class Job:
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a results file, [] where there is none."""
-    return results.read_rows(path, KEYS)
+    return results.read_rows(path, (*KEYS, "settings"))
 
 
 def cell_of(row: dict[str, Any]) -> Cell:
@@ -88,9 +89,12 @@ def run_cells(cells: list[Cell], job: Job) -> int:
 
     Raises:
         FileNotFoundError: for a data set that is not there.
-        ValueError: for a row that was made with other settings.
+        ValueError: for a row that was made with other settings, or a cell that cannot be.
     """
-    check_rows(cells, load_settings(job.settings_file), job.results)
+    settings = load_settings(job.settings_file)
+    check_rows(cells, settings, job.results)
+    for names in {settings.config(cell, job.options).DATASETS.NAMES for cell in cells}:
+        DATASET_REGISTRY.get(names[0])(root=job.data)  # images that are missing are an error now, not in a worker
     Path(job.state_dir).mkdir(parents=True, exist_ok=True)
     Path(job.results).parent.mkdir(parents=True, exist_ok=True)
     if job.processes == 1:

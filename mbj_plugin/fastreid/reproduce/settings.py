@@ -14,12 +14,14 @@ from fastreid.config import CfgNode, get_cfg
 
 from mbj_plugin.fastreid import demo  # noqa: F401  (registers the small backbone)
 from mbj_plugin.fastreid.config import checked
-from mbj_plugin.fastreid.datasets import TAIL_SIZE
+from mbj_plugin.fastreid.datasets import HEADS, TAIL_SIZE
 from mbj_plugin.fastreid.train import config_folder, find_config
 
 KEYS = ("dataset", "num_head", "tail_size", "method", "seed")
 #: The parts of a config that a row carries: what makes the run, without paths and logging.
-RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER")
+RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")
+#: What makes no difference to a row: where and in what batches the model runs, and when it is tested.
+FREE = ("MODEL.DEVICE", "MODEL.MBJ.DIAGNOSTICS", "TEST.IMS_PER_BATCH", "TEST.EVAL_PERIOD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,30 +92,41 @@ class Settings:
 
         Args:
             cell: which.
-            options: config options on top, ``KEY value ...``, such as MODEL.DEVICE.
+            options: config options on top, ``KEY value ...``, of :data:`FREE`.
+
+        Raises:
+            ValueError: for an option that would change the result, or a data set without this edition.
         """
+        options = list(options)
+        if changing := [key for key in options[::2] if key not in FREE]:
+            raise ValueError(
+                f"{changing[0]} may change the result: set it in the recipe. Options are {', '.join(FREE)}"
+            )
         dataset, method = self.datasets[cell.dataset], self.methods[cell.method]
         cfg = get_cfg()
         cfg.merge_from_file(find_config(dataset.config))
         edition = f"{dataset.name}_LT_H{cell.num_head}_S{cell.tail_size}"
+        if cell.num_head not in HEADS or cell.tail_size != TAIL_SIZE:
+            raise ValueError(f"there is no data set {edition}: H is one of {HEADS}, S is {TAIL_SIZE}")
         cfg.merge_from_list(["DATASETS.NAMES", (edition,), "DATASETS.TESTS", (dataset.name,)])
         cfg.merge_from_list(["MODEL.HEADS.NAME", "MBJHead" if "MBJ" in method else "EmbeddingHead"])
+        # A baseline has none; off in all arms, so that they differ in nothing but the method.
+        cfg.merge_from_list(["MODEL.MBJ.DIAGNOSTICS", False])
         for node, values in method.items():
             for key, value in values.items():
                 cfg.merge_from_list([f"MODEL.{node}.{key}", value])
-        cfg.merge_from_list(list(options))
+        cfg.merge_from_list(options)
         return cfg
 
     def of(self, cell: Cell) -> dict[str, Any]:
         """What makes the run of a cell, as plain types, where it is not fast-reid's default: the ``settings`` of its
         row. MODEL.MBJ is there whole, since its defaults are ours to change."""
         cfg, default = self.config(cell), get_cfg()
-        recorded = {name: _difference(cfg[name], default[name]) for name in RECORDED}
+        recorded = {name: _difference(cfg[name], default[name], name) for name in RECORDED}
+        recorded["MODEL"].pop("MBJ", None)
         if "MBJ" in self.methods[cell.method]:
-            recorded["MODEL"]["MBJ"] = {key: value for key, value in cfg.MODEL.MBJ.items() if key != "DIAGNOSTICS"}
-        else:
-            recorded["MODEL"].pop("MBJ", None)
-        return recorded
+            recorded["MODEL"]["MBJ"] = {k: v for k, v in cfg.MODEL.MBJ.items() if f"MODEL.MBJ.{k}" not in FREE}
+        return {name: values for name, values in recorded.items() if values}
 
 
 def load_settings(path: str | Path | None = None) -> Settings:
@@ -129,8 +142,17 @@ def load_settings(path: str | Path | None = None) -> Settings:
         raise ValueError(f"cannot read the settings {source}: {error}") from error
     if not isinstance(content, dict) or set(content) != {"datasets", "methods", "groups"}:
         raise ValueError(f"the settings {source} must hold datasets, methods and groups, and nothing else")
-    datasets = {name: Dataset(**values) for name, values in content["datasets"].items()}
-    settings = Settings(datasets, content["methods"], content["groups"])
+    try:
+        datasets = {name: Dataset(**values) for name, values in content["datasets"].items()}
+        methods = {
+            name: {node: dict(keys) for node, keys in nodes.items()} for name, nodes in content["methods"].items()
+        }
+        return _checked(Settings(datasets, methods, content["groups"]))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"the settings {source} are not of the shipped file's shape: {error}") from error
+
+
+def _checked(settings: Settings) -> Settings:
     for method in settings.methods.values():
         for key, value in method.get("MBJ", {}).items():
             checked(key, value)
@@ -141,13 +163,13 @@ def load_settings(path: str | Path | None = None) -> Settings:
     return settings
 
 
-def _difference(node: CfgNode, default: CfgNode) -> dict[str, Any]:
+def _difference(node: CfgNode, default: CfgNode, path: str) -> dict[str, Any]:
     different = {}
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            if inner := _difference(value, default[key]):
+            if inner := _difference(value, default[key], f"{path}.{key}"):
                 different[key] = inner
-        elif value != default[key]:
+        elif value != default[key] and f"{path}.{key}" not in FREE:
             different[key] = list(value) if isinstance(value, tuple) else value
     return different
 
