@@ -21,7 +21,10 @@ def read_rows(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     if not Path(path).exists():
         return []
     rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # no half-written line
+        lines = file.read().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             missing = [key for key in keys if key not in row]

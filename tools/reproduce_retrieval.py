@@ -2,7 +2,7 @@
 """Run cells of the retrieval tables in fast-reid, and make their section of the results page.
 
     python tools/write_omniglot.py omniglot.npz FOLDER
-    python tools/reproduce_retrieval.py --data FOLDER --group omniglot
+    python tools/reproduce_retrieval.py --data FOLDER --group omniglot_h20
     python tools/reproduce_retrieval.py --report
 
 A finished cell is never run again; one that was cut short starts again.

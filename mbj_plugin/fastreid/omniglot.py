@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import zipfile
 from glob import glob
 from pathlib import Path
@@ -87,12 +88,17 @@ def write_dataset(npz: str | Path, root: str | Path, kind: type[Omniglot] = Omni
         The set's folder.
 
     Raises:
-        ValueError: for a file that cannot be read or lacks an array.
+        ValueError: for a file that cannot be read or lacks an array, a character of two alphabets, or a set that is
+            there already.
     """
     data = _read(npz)
-    folder = Path(root) / kind.dataset_name
+    written = Path(root) / kind.dataset_name
+    if written.exists():
+        raise ValueError(f"{written} is there already: remove it, or give another folder")
+    folder = written.with_name(written.name + ".unfinished")  # a set that was cut short must not look whole
+    shutil.rmtree(folder, ignore_errors=True)
     for part in PARTS:
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(parents=True)
     numbers = np.random.default_rng(seed).permutation(int(data["character"].max()) + 1)
     pixels = np.unpackbits(data["images_packed"], axis=1, count=SIDE * SIDE)
     pixels = pixels.reshape(-1, SIDE // SHRINK, SHRINK, SIDE // SHRINK, SHRINK).mean((2, 4))
@@ -107,15 +113,21 @@ def write_dataset(npz: str | Path, root: str | Path, kind: type[Omniglot] = Omni
         name = re.sub(r"\W+", "", str(data["alphabet_names"][alphabet]))
         file = f"{numbers[character]:04d}_c{drawer:02d}_{name}-{character:03d}.png"
         Image.fromarray(np.round(255 * image).astype(np.uint8)).save(folder / part / file)
-    return folder
+    folder.rename(written)
+    return written
 
 
 def _read(npz: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(npz) as archive:
             missing = [name for name in ARRAYS if name not in archive]
-            if missing:
-                raise ValueError(f"{npz} lacks the arrays {missing}: it must hold {', '.join(ARRAYS)}")
-            return {name: archive[name] for name in ARRAYS}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {npz}: {error}") from error
+            data = {name: archive[name] for name in ARRAYS if name in archive}
+    except (OSError, EOFError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read {npz} as an .npz archive: {error}") from error
+    if missing:
+        raise ValueError(f"{npz} lacks the arrays {missing}: it must hold {', '.join(ARRAYS)}")
+    pairs = np.unique(np.stack([data["character"], data["alphabet"]]).astype(int), axis=1)
+    if (np.bincount(pairs[0]) > 1).any():
+        character = int(np.bincount(pairs[0]).argmax())
+        raise ValueError(f"{npz}: character {character} is of several alphabets: number characters over all alphabets")
+    return data

@@ -63,8 +63,10 @@ def test_the_head_is_not_the_first_alphabets(root):
     dataset = DATASET_REGISTRY.get("Omniglot_LT_H20_S5")(root=str(root))
     images = [name for _, name, _ in dataset.train]
     assert sorted({images.count(name) for name in images}) == [5, 20] and len(images) == 20 * 20 + 20 * 5
-    head = {path.split("Alphabet")[1].split("-")[0] for path, name, _ in dataset.train if images.count(name) == 20}
-    assert len(head) > 10
+    head = {int(path[-7:-4]) for path, name, _ in dataset.train if images.count(name) == 20}
+    numbers = np.random.default_rng(0).permutation(60)
+    assert head == set(sorted(range(40), key=lambda character: f"omniglot_{numbers[character]}")[:20])
+    assert head != set(sorted(range(40), key=str)[:20]) and head != set(range(20))
 
 
 def test_a_missing_folder_says_what_to_do(tmp_path):
@@ -77,5 +79,30 @@ def test_a_wrong_archive_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="cannot read"):
         write_dataset(tmp_path / "none.npz", tmp_path)
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("empty.npz", "array.npy"):
+        with pytest.raises(ValueError, match="cannot read"):
+            write_dataset(tmp_path / name, tmp_path)
     with pytest.raises(ValueError, match=r"lacks the arrays \['images_packed'"):
         write_dataset(tmp_path / "other.npz", tmp_path)
+
+
+def test_characters_that_are_numbered_by_alphabet_are_refused(npz, tmp_path):
+    data = dict(np.load(npz))
+    data["character"] %= 2
+    np.savez(tmp_path / "merged.npz", **data)
+    with pytest.raises(ValueError, match="character 0 is of several alphabets"):
+        write_dataset(tmp_path / "merged.npz", tmp_path)
+
+
+def test_a_set_is_written_whole_or_not_at_all(npz, root, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="omniglot is there already"):
+        write_dataset(npz, root)
+    saved = []
+    monkeypatch.setattr(Image.Image, "save", lambda image, path: saved.append(path) if len(saved) < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_dataset(npz, tmp_path)
+    assert not (tmp_path / "omniglot").exists()
+    monkeypatch.undo()
+    assert len(list(write_dataset(npz, tmp_path).glob("*/*.png"))) == 60 * 20

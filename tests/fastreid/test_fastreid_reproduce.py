@@ -74,6 +74,19 @@ def test_before_its_loss_counts_mbj_is_the_baseline(call):
     assert (late["mAP"], late["train_loss"]) == (baseline["mAP"], baseline["train_loss"])
 
 
+def test_free_options_reach_the_config(settings_file):
+    cell, settings = Cell("market1501", 20, 5, "baseline", 0), load_settings(settings_file)
+    assert settings.config(cell, ["MODEL.DEVICE", "cuda"]).MODEL.DEVICE == "cuda"
+    assert settings.config(cell).MODEL.MBJ.DIAGNOSTICS is False
+
+
+def test_settings_of_another_shape(settings_file):
+    for text in ("baseline:", "baseline: {MBJ: 1}"):
+        settings_file.write_text(settings_file.read_text().replace("baseline: {}", text))
+        with pytest.raises(ValueError, match="not of the shipped file's shape"):
+            load_settings(settings_file)
+
+
 def test_rows_of_other_settings_are_refused(call, settings_file):
     call("--dataset", "market1501", "--methods", "mbj_w")
     settings_file.write_text(settings_file.read_text().replace("START: 1000", "START: 999"))
@@ -88,6 +101,8 @@ def test_rows_of_other_settings_are_refused(call, settings_file):
         (["--dataset", "market"], "unknown data set 'market'"),
         (["--group", "none"], "unknown group 'none'"),
         (["--processes", "0"], "processes must be >= 1"),
+        (["--heads", "30"], "there is no data set Market1501_LT_H30_S5"),
+        (["--opts", "SOLVER.MAX_EPOCH", "1"], "SOLVER.MAX_EPOCH may change the result"),
         (["--settings", "nowhere.yaml"], "cannot read the settings nowhere.yaml"),
         (["--report"], "no rows in"),
     ],

@@ -139,7 +139,8 @@ def run_cell(cell: Cell, settings: Settings, job: Job) -> dict[str, Any]:
     started = time.monotonic()
     folder = Path(job.state_dir) / cell.file_name
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = settings.config(cell, [*job.options, "OUTPUT_DIR", str(folder)])
+    cfg = settings.config(cell, job.options)
+    cfg.OUTPUT_DIR = str(folder)
     cfg.freeze()
     seed_all_rng(cell.seed)
     trainer = DefaultTrainer(cfg)
@@ -170,4 +171,6 @@ def run_cell(cell: Cell, settings: Settings, job: Job) -> dict[str, Any]:
         row["memory"] = memory_facts(trainer.model, tail)
         trainer.model.train()
         row["pull"] = pull(trainer.model, next(trainer._trainer._data_loader_iter))
+    if hasattr(trainer.data_loader, "shutdown"):
+        trainer.data_loader.shutdown()  # fast-reid's loader on a GPU has a thread that nobody else ends
     return row | {"seconds": round(time.monotonic() - started, 1)}
