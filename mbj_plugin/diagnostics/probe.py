@@ -96,25 +96,35 @@ def choose_probe(
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """All generators of the process as they were before, whatever is drawn inside."""
+def preserved_random_state(torch_only: bool = False) -> Iterator[None]:
+    """All generators of the process as they were before, whatever is drawn inside.
+
+    Args:
+        torch_only: leave those of Python and NumPy alone, where another thread draws from them meanwhile.
+    """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        if not torch_only:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it was in, each generator as it was."""
+def evaluating(model: nn.Module, torch_only: bool = False) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode it was in, each generator as it was.
+
+    Args:
+        model: evaluated inside.
+        torch_only: as for :func:`preserved_random_state`.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), preserved_random_state():
+        with torch.no_grad(), preserved_random_state(torch_only):
             yield
     finally:
         for module, training in modes:
