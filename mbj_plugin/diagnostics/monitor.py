@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 from mbj_plugin.diagnostics.memory_report import memories_report
 from mbj_plugin.diagnostics.probe import Probe
 from mbj_plugin.diagnostics.step_meter import StepMeter
+
+_logger = logging.getLogger("mbj_plugin")
 
 
 class Monitor:
@@ -42,7 +45,12 @@ class Monitor:
         if self.meter is not None:
             scalars |= self.meter.scalars()
         if self.probe is not None:
-            self.probe.record(step)
+            try:
+                self.probe.record(step)
+            except Exception as error:  # out of memory, say: it must not end the run
+                reason = str(error).split("\n")[0][:200] or type(error).__name__
+                _logger.warning("Diagnostics go on without probe images: %s", reason)
+                self.probe.stop()
             scalars |= self.probe.scalars()
         return scalars
 

@@ -6,6 +6,7 @@ are of many instances. Recording changes nothing that the run depends on.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ class Probe:
     def __init__(
         self, features: Callable[[], Tensor], groups: Sequence[str], history: int = 10, period: int = 50
     ) -> None:
-        self.features, self.groups, self.period = features, list(groups), period
-        self.history = history
+        self.features, self.groups, self.history = features, list(groups), history
+        self.period: float = period
         self.last_step = -period
         self._set([])
 
@@ -52,6 +53,11 @@ class Probe:
         if step - self.last_step >= self.period:
             self._set([*self.records, self.features().detach().float().cpu()])
             self.last_step = step
+
+    def stop(self) -> None:
+        """Record no more: the scalars stay NaN."""
+        self.period = math.inf
+        self._set([])
 
     def scalars(self) -> dict[str, float]:
         """``mbj/probe_jitter_GROUP`` in rad^2, the mean over the group's images; NaN before the second record."""
