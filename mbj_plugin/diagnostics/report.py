@@ -29,6 +29,12 @@ DRAW = (
 )
 
 
+def check_number(runs: int) -> None:
+    """Raises ValueError for no run, or more than can be told apart."""
+    if not 1 <= runs <= len(COLOURS):
+        raise ValueError(f"a page compares 1 to {len(COLOURS)} runs, got {runs}: give fewer")
+
+
 def write_report(runs: list[Run], folder: Path) -> Path:
     """Draw everything that the runs hold.
 
@@ -42,8 +48,7 @@ def write_report(runs: list[Run], folder: Path) -> Path:
     Raises:
         ValueError: for no run, or more than can be told apart.
     """
-    if not 1 <= len(runs) <= len(COLOURS):
-        raise ValueError(f"a page compares 1 to {len(COLOURS)} runs, got {len(runs)}: give fewer")
+    check_number(len(runs))
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for draw in DRAW:

@@ -134,6 +134,34 @@ def test_more_runs_than_can_be_told_apart_are_an_error(tmp_path):
         write_report([Run(str(i), "timm") for i in range(9)], tmp_path)
 
 
+def test_too_many_runs_are_an_error_before_any_is_read(tmp_path, monkeypatch):
+    for i in range(9):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "summary.csv").touch()
+    monkeypatch.setattr("mbj_plugin.report.read", lambda *_: pytest.fail("a run was read"))
+    with pytest.raises(SystemExit, match="1 to 8 runs, got 9"):
+        main([str(tmp_path)])
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(SystemExit, match="cannot write the page to .*file.*give --output"):
+        main([str(tmp_path / "run"), "--output", str(tmp_path / "file" / "report")])
+
+
+def test_a_run_without_a_checkpoint_shows_what_its_memory_held(tmp_path):
+    run = classifier_run("no checkpoint", with_memory=False)
+    _, text = read_page(write_report([run], tmp_path))
+    assert "What the memory held" in text and (tmp_path / "memory-0-feature-age-over-time.png").is_file()
+
+
+def test_a_curve_of_any_name(tmp_path):
+    run = Run("one", "fastreid", curves={"Market1501/mAP": ([0.0, 1.0], [1.0, 2.0])})
+    read_page(write_report([run], tmp_path))
+    assert (tmp_path / "curve-Market1501-mAP.png").is_file()
+
+
 def test_shown_classes_are_the_largest_and_the_best_remembered_of_the_tail():
     counts = np.arange(100, 0, -5)  # 20 classes; 8 to 19 are the tail
     memory = Memory("feature", 9, np.zeros((9, 2)), np.array([19, 19, 17, 15, 15, 15, 0, 12, 13]), np.zeros(9))
