@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 from mbj_plugin.diagnostics.embedding import shown_classes
 from mbj_plugin.diagnostics.memory_view import spread_of_classes
 from mbj_plugin.diagnostics.page import Section, Table, merged, render
-from mbj_plugin.diagnostics.report import write_report
+from mbj_plugin.diagnostics.report import _section, write_report
 from mbj_plugin.diagnostics.run import Features, Memory, Run
 from mbj_plugin.diagnostics.search import Images, search
 from mbj_plugin.report import main
@@ -98,6 +98,26 @@ def test_a_section_that_fails_is_a_line(tmp_path):
     run.class_errors = np.array([1.0])  # of another number of classes
     _, text = read_page(write_report([run], tmp_path))
     assert "class section: " in text and "Confusion of tail into head" in text
+
+
+def test_a_run_that_breaks_a_section_costs_itself_alone(tmp_path):
+    runs = [classifier_run("whole"), classifier_run("odd", 1), classifier_run("third", 2)]
+    runs[1].class_errors = np.array([1.0])  # of another number of classes
+    tree, text = read_page(write_report(runs, tmp_path))
+    rows = [[cell.text for cell in row] for row in tree.iter("tr")]
+    assert ["tail", "40.00", "42.00", "+2.00"] in rows
+    assert "odd: class section: " in text and not runs[0].missing and not runs[2].missing
+
+
+def test_runs_that_go_only_each_alone_are_a_line_on_all(tmp_path):
+    def both_section(runs, folder):
+        if len(runs) > 1:
+            raise ValueError("not together")
+        return Section("one")
+
+    runs = [Run("a", "timm"), Run("b", "timm")]
+    assert _section(both_section, runs, tmp_path) is None
+    assert [run.missing for run in runs] == [["both section: not together"]] * 2
 
 
 def test_retrieval_shows_the_worst_queries(tmp_path):
