@@ -12,6 +12,7 @@ from fastreid.engine import SimpleTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbj_plugin.diagnostics.memory_report import memory_report
+from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.diagnostics.probe import Probe
 from mbj_plugin.fastreid import monitor as monitors
 from mbj_plugin.fastreid.collect import mbj_heads
@@ -22,7 +23,8 @@ MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    """Probe images are recorded every epoch of these tiny runs."""
+    """Memories and probe images are reported every epoch of these tiny runs."""
+    monkeypatch.setattr(monitors, "Monitor", lambda *args, **kwargs: Monitor(*args, **kwargs, period=4))
     monkeypatch.setattr(monitors, "Probe", lambda features, groups: Probe(features, groups, period=4))
 
 
