@@ -48,21 +48,26 @@ def report(args: argparse.Namespace) -> Path:
     """Read the runs and write the page.
 
     Raises:
-        ValueError: for a folder that is not there, or too many runs.
+        ValueError: for a folder that is not there or cannot be written, or too many runs.
     """
     try:
-        from mbj_plugin.diagnostics.report import write_report
+        from mbj_plugin.diagnostics.report import check_number, write_report
     except ModuleNotFoundError as error:
         raise ValueError(f"the report needs {error.name}: pip install 'mbj_plugin[report]'") from error
     if args.images_per_class < 1:
         raise ValueError(f"--images-per-class must be 1 or more, got {args.images_per_class}")
     folders = [run for folder in args.runs for run in run_folders(Path(folder))]
+    check_number(len(folders))
     names = short_names(folders)
     runs = []
     for folder, name in zip(folders, names, strict=True):
         print(f"Reading {name} ...", flush=True)
         runs.append(read(folder, name, args))
-    return write_report(runs, Path(args.output) if args.output else Path(args.runs[0]) / "report")
+    output = Path(args.output) if args.output else Path(args.runs[0]) / "report"
+    try:
+        return write_report(runs, output)
+    except OSError as error:
+        raise ValueError(f"cannot write the page to {output} ({error}): give --output FOLDER") from error
 
 
 def run_folders(folder: Path) -> list[Path]:

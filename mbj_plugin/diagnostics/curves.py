@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mbj_plugin.diagnostics.page import Figure, Section
@@ -22,7 +23,7 @@ def curve_section(runs: list[Run], folder: Path) -> Section | None:
     for name in names:
         # A run without this curve keeps its place, so that each run has its colour in every figure.
         lines = {run.name: run.curves.get(name, ([], [])) for run in runs}
-        path = folder / f"curve-{name.replace(', ', '-').replace(' ', '-')}.png"
+        path = folder / ("curve-" + re.sub(r"[^\w-]+", "-", name) + ".png")
         unit = next(run.curve_unit for run in runs if name in run.curves)
         draw_curves(lines, name, unit, UNITS.get(name.partition(",")[0], name), path)
         last = "; ".join(f"{run} {values[-1]:.4g}" for run, (_, values) in lines.items() if values)

@@ -66,7 +66,7 @@ def memory_section(runs: list[Run], folder: Path) -> Section | None:
     if rows:
         header = ["memory", "group", "rows", "mean age", "spread, rad²"]
         section.tables.append(Table(header, rows, "The memory in the checkpoint, by class group."))
-    return section if section.tables or section.gaps else None
+    return section if section.tables or section.figures or section.gaps else None
 
 
 def spread_of_classes(memory: Memory, num_classes: int) -> np.ndarray:

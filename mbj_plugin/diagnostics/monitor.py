@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from mbj_plugin.diagnostics.memory_report import memories_report
 from mbj_plugin.diagnostics.probe import Probe
 from mbj_plugin.diagnostics.step_meter import StepMeter
 
+_logger = logging.getLogger("mbj_plugin")
+
 
 class Monitor:
     """Collects what the memories hold, what the steps summed up, and how the probe images jitter.
@@ -21,6 +24,7 @@ class Monitor:
         heads: for each head of the model, kind to memory loss; empty for a run without MBJ.
         meter: of the steps; None for a run without MBJ.
         probe: None where there are no probe images.
+        period: steps between two reports of the memories at least, as they are slow; in between the last one stands.
     """
 
     def __init__(
@@ -29,8 +33,11 @@ class Monitor:
         heads: Sequence[Mapping[str, nn.Module]] = (),
         meter: StepMeter | None = None,
         probe: Probe | None = None,
+        period: int = 50,
     ) -> None:
         self.class_counts, self.heads, self.meter, self.probe = class_counts, heads, meter, probe
+        self.period, self.last_step = period, -period
+        self._memories: dict[str, float] = {}
 
     def scalars(self, step: int) -> dict[str, float]:
         """Every scalar, by its TensorBoard tag; always the same keys, NaN where unknown.
@@ -38,19 +45,32 @@ class Monitor:
         Args:
             step: training iterations done.
         """
-        scalars = memories_report(self.heads, self.class_counts)
+        if step - self.last_step >= self.period:
+            self._memories, self.last_step = memories_report(self.heads, self.class_counts), step
+        scalars = dict(self._memories)
         if self.meter is not None:
             scalars |= self.meter.scalars()
         if self.probe is not None:
-            self.probe.record(step)
+            try:
+                self.probe.record(step)
+            except Exception as error:  # out of memory, say: it must not end the run
+                reason = str(error).split("\n")[0][:200] or type(error).__name__
+                _logger.warning("Diagnostics go on without probe images: %s", reason)
+                self.probe.stop()
             scalars |= self.probe.scalars()
         return scalars
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume of the scalars needs."""
-        return {} if self.probe is None else {"probe": self.probe.state_dict()}
+        state: dict[str, Any] = {"memories": self._memories, "last_step": self.last_step, "kinds": self._kinds()}
+        return state if self.probe is None else state | {"probe": self.probe.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved scalars; without any, begin anew."""
         if self.probe is not None and "probe" in state:
             self.probe.load_state_dict(state["probe"])
+        if state.get("kinds") == self._kinds():  # those of other memories are left out
+            self._memories, self.last_step = dict(state["memories"]), state["last_step"]
+
+    def _kinds(self) -> list[str]:
+        return list(self.heads[0]) if self.heads else []

@@ -6,6 +6,7 @@ are of many instances. Recording changes nothing that the run depends on.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ class Probe:
     def __init__(
         self, features: Callable[[], Tensor], groups: Sequence[str], history: int = 10, period: int = 50
     ) -> None:
-        self.features, self.groups, self.period = features, list(groups), period
-        self.history = history
+        self.features, self.groups, self.history = features, list(groups), history
+        self.period: float = period
         self.last_step = -period
         self._set([])
 
@@ -52,6 +53,11 @@ class Probe:
         if step - self.last_step >= self.period:
             self._set([*self.records, self.features().detach().float().cpu()])
             self.last_step = step
+
+    def stop(self) -> None:
+        """Record no more: the scalars stay NaN."""
+        self.period = math.inf
+        self._set([])
 
     def scalars(self) -> dict[str, float]:
         """``mbj/probe_jitter_GROUP`` in rad^2, the mean over the group's images; NaN before the second record."""
@@ -96,25 +102,35 @@ def choose_probe(
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """All generators of the process as they were before, whatever is drawn inside."""
+def preserved_random_state(torch_only: bool = False) -> Iterator[None]:
+    """All generators of the process as they were before, whatever is drawn inside.
+
+    Args:
+        torch_only: leave those of Python and NumPy alone, where another thread draws from them meanwhile.
+    """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        if not torch_only:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it was in, each generator as it was."""
+def evaluating(model: nn.Module, torch_only: bool = False) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode it was in, each generator as it was.
+
+    Args:
+        model: evaluated inside.
+        torch_only: as for :func:`preserved_random_state`.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), preserved_random_state():
+        with torch.no_grad(), preserved_random_state(torch_only):
             yield
     finally:
         for module, training in modes:

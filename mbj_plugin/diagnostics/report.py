@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mbj_plugin.diagnostics.classes import class_section, confusion_section
@@ -29,6 +31,12 @@ DRAW = (
 )
 
 
+def check_number(runs: int) -> None:
+    """Raises ValueError for no run, or more than can be told apart."""
+    if not 1 <= runs <= len(COLOURS):
+        raise ValueError(f"a page compares 1 to {len(COLOURS)} runs, got {runs}: give fewer")
+
+
 def write_report(runs: list[Run], folder: Path) -> Path:
     """Draw everything that the runs hold.
 
@@ -42,14 +50,12 @@ def write_report(runs: list[Run], folder: Path) -> Path:
     Raises:
         ValueError: for no run, or more than can be told apart.
     """
-    if not 1 <= len(runs) <= len(COLOURS):
-        raise ValueError(f"a page compares 1 to {len(COLOURS)} runs, got {len(runs)}: give fewer")
+    check_number(len(runs))
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for draw in DRAW:
-        with runs[0].part(draw.__name__.replace("_", " ")):
-            if (section := draw(runs, folder)) is not None:
-                sections.append(section)
+        if (section := _section(draw, runs, folder)) is not None:
+            sections.append(section)
     title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
     missing = merged([(run.name, line) for run in runs for line in run.missing])
     first = [_overview(runs)]
@@ -61,6 +67,26 @@ def write_report(runs: list[Run], folder: Path) -> Path:
         render(f"Training report: {title}", subtitle, [*first, *sections, _settings(runs)]), encoding="utf-8"
     )
     return page
+
+
+def _section(draw: Callable[[list[Run], Path], Section | None], runs: list[Run], folder: Path) -> Section | None:
+    """A section of the runs without those that break it alone; what is left out is a line on its run."""
+    what = draw.__name__.replace("_", " ")
+    try:
+        return draw(runs, folder)
+    except Exception as error:  # a broken run can raise anything, and must not cost the rest of the page
+        reason = error
+    sound = []
+    for run in runs:
+        with run.part(what), TemporaryDirectory() as scratch:
+            draw([run], Path(scratch))
+            sound.append(run)
+    if 0 < len(sound) < len(runs):
+        return _section(draw, sound, folder)
+    for run in sound:  # each can be drawn, all of them cannot
+        with run.part(what):
+            raise reason
+    return None
 
 
 def _overview(runs: list[Run]) -> Section:

@@ -8,7 +8,8 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from mbj_plugin.diagnostics.run import read_jsonl
 
 _logger = logging.getLogger("mbj_plugin")
 FILE = "diagnostics.jsonl"
@@ -79,25 +80,17 @@ def _event_writer(folder: Path | str, first_step: int) -> _Events | None:
         return _Events(folder, first_step)
     except ImportError:
         _logger.info("No TensorBoard events, only %s: pip install tensorboard for them.", FILE)
-        return None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``diagnostics.jsonl``; none where there is no file. A line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    except Exception as error:  # whatever TensorBoard or a full disk raises: it must not end the run
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        _logger.warning("No TensorBoard events, only %s: %s", FILE, reason)
+    return None
 
 
 def drop_rows_from(path: Path, epoch: int) -> None:
-    """Take the rows of ``epoch`` and later out of a ``diagnostics.jsonl``, and a line that a kill cut short."""
+    """Take the rows of ``epoch`` and later out of a ``diagnostics.jsonl``, and lines that are no row of an epoch."""
     if not path.is_file():
         return
-    kept = [row for row in read_rows(path) if row["epoch"] < epoch]
+    rows, _ = read_jsonl(path, "epoch")
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if float(row["epoch"]) < epoch))
     os.replace(temporary, path)

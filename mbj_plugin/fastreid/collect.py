@@ -7,10 +7,11 @@ the same for Baseline, MGN with its eight heads, MoCo and Distiller, and inside 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from fastreid.modeling.meta_arch import build as meta_arch_build
-from torch import nn
+from torch import Tensor, nn
 
 from mbj_plugin.fastreid.compat import rebind
 from mbj_plugin.fastreid.head import MBJHead
@@ -56,9 +57,14 @@ def _collect(model: nn.Module, inputs: tuple, outputs: object) -> object:
     memory_loss = torch.stack(losses).mean()
     for head in heads:
         if head.meter is not None:
-            head.meter.add(memory_loss, torch.stack([loss.detach() for loss in outputs.values()]).sum())
+            head.meter.add(memory_loss, _total(outputs))
     outputs["loss_mbj"] = memory_loss
     return outputs
+
+
+def _total(losses: dict[str, Any]) -> Tensor:
+    """Sum of the losses, whatever the shape of each."""
+    return torch.stack([loss.detach().float().sum() for loss in losses.values()]).sum()
 
 
 def watch_build_model() -> None:

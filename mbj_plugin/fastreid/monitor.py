@@ -120,7 +120,8 @@ def _load_images(dataset: Any, indices: list[int], transform: Any) -> Tensor:
     """(P, 3, H, W) images of the training set, prepared as for a test."""
     prepared = copy.copy(dataset)  # fast-reid's loader may be reading from the data set in a thread
     prepared.transform = transform
-    with preserved_random_state():
+    # On CUDA that thread draws from NumPy's and Python's generators; preparing for a test draws from neither.
+    with preserved_random_state(torch_only=True):
         return torch.stack([prepared[index]["images"] for index in indices])
 
 
@@ -128,7 +129,7 @@ def _features(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """Gives the (P, D) features that ``model`` would search with."""
 
     def features() -> Tensor:
-        with evaluating(model):
+        with evaluating(model, torch_only=True):
             # A copy: fast-reid normalises its input in place.
             return model({"images": images.to(next(model.parameters()).device, copy=True)})
 

@@ -94,16 +94,22 @@ def _read_metrics(run: Run, folder: Path) -> None:
 
 
 def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
-    found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    pointer = folder / "last_checkpoint"
+    last = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    names = dict.fromkeys((CHECKPOINTS[0], Path(last).name, *CHECKPOINTS[1:]))
+    found = [folder / name for name in names if name and (folder / name).is_file()]
     if not found:
         raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)}, so no memory, no retrieval and no embedding")
-    try:
-        state = torch.load(found[0], map_location="cpu", weights_only=True)["model"]
-    except Exception as error:  # torch raises a different type for each way a file can be broken
-        reason = str(error).split("\n")[0][:120]
-        raise ValueError(f"cannot read {found[0].name}, it is no checkpoint or cut short ({reason})") from error
-    run.facts["checkpoint"] = found[0].name
-    return state
+    for path in found:
+        try:
+            state = dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+        except Exception as error:  # torch raises a different type for each way a file can be broken
+            reason = str(error).split("\n")[0][:120]
+            run.missing.append(f"checkpoint: cannot read {path.name}, it is no checkpoint or cut short ({reason})")
+            continue
+        run.facts["checkpoint"] = path.name
+        return state
+    return {}
 
 
 def _banks(state: dict[str, Any]) -> dict[str, dict[str, Any]]:

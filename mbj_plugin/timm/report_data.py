@@ -15,6 +15,7 @@ from timm.data import resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from mbj_plugin.diagnostics.embedding import shown_classes
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.diagnostics.run import Features, Run, read_bank, read_diagnostics
 from mbj_plugin.timm import build
@@ -22,7 +23,7 @@ from mbj_plugin.timm.args import parse_args
 from mbj_plugin.timm.checkpoint import read_checkpoint
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.data import Digits, LongTailSubset
-from mbj_plugin.timm.head import attach_head
+from mbj_plugin.timm.head import classifier_layers
 
 CHECKPOINTS = ("last.pth.tar", "model_best.pth.tar")
 CURVES = {
@@ -146,8 +147,10 @@ def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per
     loaders = build.make_loaders(args, model, datasets, device)
     counts = loaders.counts
     run.class_names = _class_names(datasets[1])
-    run.truth, run.predicted, features = _predict(model, loaders.evaluation, device)
-    run.test_features = _few(features, run.truth, images_per_class)
+    layers: list[nn.Module] = []
+    with run.part("embedding"):
+        layers = classifier_layers(model)
+    run.truth, run.predicted, features = _predict(model, layers, loaders.evaluation, device)
     images = np.bincount(run.truth, minlength=args.num_classes)
     wrong = np.bincount(run.truth[run.truth != run.predicted], minlength=args.num_classes)
     errors = group_errors(images, wrong, counts)
@@ -158,22 +161,27 @@ def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per
             f"the model gives an error of {errors['error']:.2f} % now, results.json says {run.errors['error']:.2f} %: "
             "the checkpoint is of another epoch, or the images have changed"
         )
-    with run.part("features of training images"):
-        train, labels = datasets[0], dataset_labels(datasets[0])
-        train.transform = datasets[1].transform
-        chosen = _first_of_each(labels, images_per_class)
-        loader = DataLoader(Subset(train, chosen.tolist()), batch_size=args.batch_size)
-        truth, _, rows = _predict(model, loader, device)
-        run.train_features = Features(rows, truth)
+    if features is not None:
+        chosen = _first_of_each(run.truth, np.unique(run.truth), images_per_class)
+        run.test_features = Features(features[chosen], run.truth[chosen])
+        with run.part("features of training images"):
+            train, labels = datasets[0], dataset_labels(datasets[0])
+            train.transform = datasets[1].transform
+            chosen = _first_of_each(labels, shown_classes(run.class_counts, run.memories), images_per_class)
+            loader = DataLoader(Subset(train, chosen.tolist()), args.batch_size, num_workers=args.workers)
+            truth, _, rows = _predict(model, layers, loader, device)
+            run.train_features = None if rows is None else Features(rows, truth)
     config = resolve_data_config(vars(args), model=model)
     run.facts["image size"] = " x ".join(map(str, config["input_size"]))
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, loader: Any, device: torch.device) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) true classes, (N,) answers and (N, D) inputs of the classifier; unlabelled images are left out."""
+def _predict(
+    model: nn.Module, layers: list[nn.Module], loader: Any, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(N,) true classes, (N,) answers and (N, D) inputs of the classifier's ``layers``, None where there are none;
+    unlabelled images are left out."""
     inputs: list[np.ndarray] = []
-    layers = attach_head(model).layers
     hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1).float().cpu().numpy()))
              for layer in layers]  # fmt: skip
     truth, predicted, features = [], [], []
@@ -182,21 +190,17 @@ def _predict(model: nn.Module, loader: Any, device: torch.device) -> tuple[np.nd
         known = labels.numpy() >= 0
         truth.append(labels.numpy()[known])
         predicted.append(output.argmax(1).cpu().numpy()[known])
-        features.append(np.concatenate(inputs, axis=1)[known])
+        if inputs:
+            features.append(np.concatenate(inputs, axis=1)[known])
         inputs.clear()
     for hook in hooks:
         hook.remove()
-    return np.concatenate(truth), np.concatenate(predicted), np.concatenate(features)
+    return np.concatenate(truth), np.concatenate(predicted), np.concatenate(features) if features else None
 
 
-def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the first ``count`` images of each class."""
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in np.unique(labels[labels >= 0])]))
-
-
-def _few(rows: np.ndarray, labels: np.ndarray, count: int) -> Features:
-    chosen = _first_of_each(labels, count)
-    return Features(rows[chosen], labels[chosen])
+def _first_of_each(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the first ``count`` images of each of the classes."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in classes]))
 
 
 def _class_names(dataset: Any) -> list[str] | None:

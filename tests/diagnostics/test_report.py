@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 from mbj_plugin.diagnostics.embedding import shown_classes
 from mbj_plugin.diagnostics.memory_view import spread_of_classes
 from mbj_plugin.diagnostics.page import Section, Table, merged, render
-from mbj_plugin.diagnostics.report import write_report
+from mbj_plugin.diagnostics.report import _section, write_report
 from mbj_plugin.diagnostics.run import Features, Memory, Run
 from mbj_plugin.diagnostics.search import Images, search
 from mbj_plugin.report import main
@@ -100,6 +100,26 @@ def test_a_section_that_fails_is_a_line(tmp_path):
     assert "class section: " in text and "Confusion of tail into head" in text
 
 
+def test_a_run_that_breaks_a_section_costs_itself_alone(tmp_path):
+    runs = [classifier_run("whole"), classifier_run("odd", 1), classifier_run("third", 2)]
+    runs[1].class_errors = np.array([1.0])  # of another number of classes
+    tree, text = read_page(write_report(runs, tmp_path))
+    rows = [[cell.text for cell in row] for row in tree.iter("tr")]
+    assert ["tail", "40.00", "42.00", "+2.00"] in rows
+    assert "odd: class section: " in text and not runs[0].missing and not runs[2].missing
+
+
+def test_runs_that_go_only_each_alone_are_a_line_on_all(tmp_path):
+    def both_section(runs, folder):
+        if len(runs) > 1:
+            raise ValueError("not together")
+        return Section("one")
+
+    runs = [Run("a", "timm"), Run("b", "timm")]
+    assert _section(both_section, runs, tmp_path) is None
+    assert [run.missing for run in runs] == [["both section: not together"]] * 2
+
+
 def test_retrieval_shows_the_worst_queries(tmp_path):
     from PIL import Image
 
@@ -132,6 +152,34 @@ def test_the_same_line_of_two_runs_is_one():
 def test_more_runs_than_can_be_told_apart_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="1 to 8 runs, got 9"):
         write_report([Run(str(i), "timm") for i in range(9)], tmp_path)
+
+
+def test_too_many_runs_are_an_error_before_any_is_read(tmp_path, monkeypatch):
+    for i in range(9):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "summary.csv").touch()
+    monkeypatch.setattr("mbj_plugin.report.read", lambda *_: pytest.fail("a run was read"))
+    with pytest.raises(SystemExit, match="1 to 8 runs, got 9"):
+        main([str(tmp_path)])
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(SystemExit, match="cannot write the page to .*file.*give --output"):
+        main([str(tmp_path / "run"), "--output", str(tmp_path / "file" / "report")])
+
+
+def test_a_run_without_a_checkpoint_shows_what_its_memory_held(tmp_path):
+    run = classifier_run("no checkpoint", with_memory=False)
+    _, text = read_page(write_report([run], tmp_path))
+    assert "What the memory held" in text and (tmp_path / "memory-0-feature-age-over-time.png").is_file()
+
+
+def test_a_curve_of_any_name(tmp_path):
+    run = Run("one", "fastreid", curves={"Market1501/mAP": ([0.0, 1.0], [1.0, 2.0])})
+    read_page(write_report([run], tmp_path))
+    assert (tmp_path / "curve-Market1501-mAP.png").is_file()
 
 
 def test_shown_classes_are_the_largest_and_the_best_remembered_of_the_tail():

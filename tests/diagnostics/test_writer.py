@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mbj_plugin.diagnostics.writer import DiagnosticsWriter, drop_rows_from, read_rows
+from mbj_plugin.diagnostics.writer import DiagnosticsWriter, drop_rows_from
 
 
 def read(folder):
@@ -48,10 +48,27 @@ def test_a_resumed_run_replaces_what_it_writes_again(tmp_path):
 def test_a_line_that_a_kill_cut_short(tmp_path):
     path = tmp_path / "diagnostics.jsonl"
     path.write_text('{"step": 9, "epoch": 0}\n{"step": 18, "ep')
-    assert read_rows(path) == [{"step": 9, "epoch": 0}]
     drop_rows_from(path, 5)
     assert path.read_text() == '{"step": 9, "epoch": 0}\n'
-    assert read_rows(tmp_path / "nowhere.jsonl") == []
+    drop_rows_from(tmp_path / "nowhere.jsonl", 5)
+
+
+def test_lines_that_are_no_rows_are_left_out(tmp_path):
+    path = tmp_path / "diagnostics.jsonl"
+    path.write_bytes(b'\xff\xfe\n[1]\n3\nnull\n{"step": 9}\n{"step": 9, "epoch": 0}\n{"step": 18, "epoch": 1}\n')
+    drop_rows_from(path, 1)
+    assert path.read_text() == '{"step": 9, "epoch": 0}\n'
+
+
+def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr("torch.utils.tensorboard.FileWriter", fail)
+    writer = DiagnosticsWriter(tmp_path, 0, 0)
+    writer.write(9, 0, {"mbj/a": 0.5})
+    assert len(caplog.messages) == 1 and "no space left" in caplog.text
+    assert read(tmp_path) == [{"step": 9, "epoch": 0, "mbj/a": 0.5}]
 
 
 def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, caplog):

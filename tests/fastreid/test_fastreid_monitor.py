@@ -1,7 +1,10 @@
 """Diagnostics of fast-reid runs: what is written, by whom, and that it changes nothing."""
 
 import json
+import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from fastreid.data.transforms import build_transforms
@@ -9,6 +12,7 @@ from fastreid.engine import SimpleTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbj_plugin.diagnostics.memory_report import memory_report
+from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.diagnostics.probe import Probe
 from mbj_plugin.fastreid import monitor as monitors
 from mbj_plugin.fastreid.collect import mbj_heads
@@ -19,7 +23,8 @@ MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    """Probe images are recorded every epoch of these tiny runs."""
+    """Memories and probe images are reported every epoch of these tiny runs."""
+    monkeypatch.setattr(monitors, "Monitor", lambda *args, **kwargs: Monitor(*args, **kwargs, period=4))
     monkeypatch.setattr(monitors, "Probe", lambda features, groups: Probe(features, groups, period=4))
 
 
@@ -39,7 +44,7 @@ def test_what_a_run_writes(make_trainer, tmp_path, memory):
     for kind, memory_loss in mbj_heads(trainer.model)[0].memories.items():
         counts = class_counts(trainer.data_loader.dataset, 24)
         for name, value in memory_report(memory_loss.bank, counts).items():
-            assert written[-1].get(f"mbj/{kind}/{name}", value) == pytest.approx(value, nan_ok=True), name
+            assert written[-1].get(f"mbj/{kind}/{name}", math.nan) == pytest.approx(value, nan_ok=True), name
         assert 0 < written[-1][f"mbj/{kind}/fill"] <= 1
     for row, own in zip(written, (losses[:9], losses[9:]), strict=True):
         for name, key in (("mbj/loss_memory", "loss_mbj"), ("mbj/loss_batch", "loss_cls")):
@@ -120,6 +125,39 @@ def test_probe_features_are_those_of_a_search(make_trainer):
     model = trainer.model.eval()
     with torch.no_grad():
         assert torch.equal(model({"images": images.clone()}), probe.features())
+
+
+def test_draws_of_another_thread_meanwhile_stay_drawn(make_trainer):
+    trainer = make_trainer(*MAX)
+    data = trainer.data_loader.dataset
+    drawn = []
+
+    def draw(*_):
+        drawn.append((float(np.random.rand()), random.random(), float(torch.rand(()))))
+
+    class Drawing:
+        def __call__(self, image):
+            draw()
+            return torch.zeros(3, 16, 16)
+
+    monitors._load_images(data, [0], Drawing())
+    handle = trainer.model.register_forward_pre_hook(draw)
+    features = monitors._features(trainer.model, torch.zeros(2, 3, 16, 16))
+    features(), features()
+    handle.remove()
+    numpy, python, pytorch = map(set, zip(*drawn, strict=True))
+    assert len(numpy) == len(python) == 3 and len(pytorch) == 1
+
+
+def test_losses_of_another_shape(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer(*MAX)
+    losses = trainer.model.losses
+    monkeypatch.setattr(
+        trainer.model, "losses", lambda *args: {**losses(*args), "loss_more": torch.ones(1, requires_grad=True)}
+    )
+    trainer._trainer._write_metrics = lambda loss_dict, seconds: None
+    trainer.train()
+    assert rows(tmp_path / "out")[-1]["mbj/loss_batch"] > 1
 
 
 def test_a_plain_trainer_without_a_config_goes_without_probe_images(make_trainer, monkeypatch):

@@ -13,6 +13,7 @@ from timm.data import create_dataset, create_loader
 from torch.utils._pytree import tree_leaves
 
 from mbj_plugin.diagnostics.memory_report import memory_report
+from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.timm import MBJLoss
 from mbj_plugin.timm import monitor as monitors
 from mbj_plugin.timm import train as trainer
@@ -25,7 +26,8 @@ PERIOD = 4
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    """Probe images are recorded every epoch of these tiny runs."""
+    """Memories and probe images are reported every epoch of these tiny runs."""
+    monkeypatch.setattr(monitors, "Monitor", lambda *args, **kwargs: Monitor(*args, **kwargs, period=PERIOD))
     monkeypatch.setattr(monitors, "Probe", lambda features, groups: probe(features, groups, period=PERIOD))
 
 
@@ -101,13 +103,16 @@ def test_a_baseline_run_records_its_probe_images(tmp_path, image_folder):
     assert "train_mbj/probe_jitter_medium" in summary(tmp_path / "run")[-1]
 
 
-def test_a_resumed_run_writes_what_the_whole_one_wrote(tmp_path, image_folder):
+@pytest.mark.parametrize("period", [PERIOD, 10])  # epochs have 7 steps
+def test_a_resumed_run_writes_what_the_whole_one_wrote(tmp_path, image_folder, monkeypatch, period):
+    monkeypatch.setattr(monitors, "Monitor", lambda *args, **kwargs: Monitor(*args, **kwargs, period=period))
     flags = [*folder_flags(image_folder), "--mbj"]
     run(tmp_path, *flags, "--epochs", "4", name="whole")
     run(tmp_path, *flags, "--epochs", "3", name="cut")
     (tmp_path / "cut/checkpoint-1.pth.tar").rename(tmp_path / "cut/half.pth.tar")  # a kill in the third epoch
     run(tmp_path, *flags, "--epochs", "4", "--resume", str(tmp_path / "cut/half.pth.tar"), name="cut")
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    assert len({row["mbj/feature/age_head"] for row in rows(tmp_path / "cut")}) == (4 if period == PERIOD else 2)
     assert (tmp_path / "whole/summary.csv").read_text() == (tmp_path / "cut/summary.csv").read_text()
 
 

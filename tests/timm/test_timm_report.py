@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+from mbj_plugin.diagnostics.embedding import shown_classes
 from mbj_plugin.diagnostics.groups import confusion_matrix
 from mbj_plugin.report import main
 from mbj_plugin.timm import train
@@ -127,6 +128,21 @@ def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_p
     assert "does not exist" in " ".join(run.missing) and run.truth is None and run.errors
     run = read(tmp_path / "run", data=str(tmp_path / "elsewhere"))
     assert len(run.truth) == 18 and run.class_names == ["class0", "class1", "class2"]
+
+
+def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(tmp_path):
+    flags = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
+    train.main(["--loss", "ldam_drw", "--output", str(tmp_path), "--experiment", "run", *flags])
+    run = read(tmp_path / "run")
+    assert len(run.truth) == len(run.predicted) > 0 and run.test_features is None and run.train_features is None
+    assert any(line.startswith("embedding: cannot find the classifier") for line in run.missing), run.missing
+
+
+def test_training_images_of_shown_classes_alone_are_run(folder, monkeypatch):
+    monkeypatch.setattr("mbj_plugin.diagnostics.embedding.ALL_CLASSES", 9)
+    run = read(folder)
+    shown = shown_classes(run.class_counts, run.memories)
+    assert len(shown) < 10 and set(run.train_features.labels) == set(shown)
 
 
 def test_the_best_checkpoint_stands_in_for_a_broken_last_one(folder):
