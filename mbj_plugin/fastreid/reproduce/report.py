@@ -15,6 +15,7 @@ from mbj_plugin.results import paired, spread, write_section
 TITLES = {
     "omniglot": "Omniglot",
     "omniglot_val": "Omniglot, validation alphabets (where choices are made)",
+    "omniglot_r50": "Omniglot, ResNet-50",
     "market1501": "Market-1501",
 }
 # The paper's Table 2, Market-1501, (mAP, Rank-1) in percent, by H.
