@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -46,6 +47,32 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cell_of(row: Mapping[str, Any], kind: type) -> Any:
+    """The cell, a dataclass of type ``kind``, that a row is of."""
+    return kind(**{field.name: row[field.name] for field in dataclasses.fields(kind)})
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]], cells: Sequence[Any], settings: Any, path: str | Path) -> None:
+    """A cell that is there already must have been run with the settings of today.
+
+    Args:
+        rows: of the results file.
+        cells: those that are asked for, of one type.
+        settings: ``settings.of(cell)`` is what the row of a cell holds as "settings".
+        path: of the results file, for the message.
+
+    Raises:
+        ValueError: where it was not.
+    """
+    wanted = set(cells)
+    for row in rows if cells else ():
+        cell = cell_of(row, type(cells[0]))
+        if cell in wanted and row["settings"] != settings.of(cell):
+            raise ValueError(
+                f"{path} holds {cell} with other settings: give the new ones a new name, or remove the old rows"
+            )
 
 
 @contextlib.contextmanager

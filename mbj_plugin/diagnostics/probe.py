@@ -6,6 +6,7 @@ are of many instances. Recording changes nothing that the run depends on.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,21 @@ class Probe:
         if all(len(record) == len(self.groups) for record in state["records"]):
             self.last_step = state["last_step"]
             self._set(state["records"])
+
+
+def probe_or_none(make: Callable[[], Probe], logger: logging.Logger) -> Probe | None:
+    """The probe that ``make`` gives, tried once; None, with a log line, where that fails.
+
+    Whatever a data set or a model of the user's raises: it must not end the run.
+    """
+    try:
+        probe = make()
+        probe.features()  # so that a model that cannot do it says so now
+    except Exception as error:
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        logger.info("Diagnostics go without probe images: %s", reason)
+        return None
+    return probe
 
 
 def choose_probe(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mbj_plugin.diagnostics.monitor import Monitor
-from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state
+from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state, probe_or_none
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
 from mbj_plugin.fastreid.counts import class_counts, labels_of
@@ -102,18 +102,14 @@ def _make_monitor(model: nn.Module, heads: list[MBJHead], dataset: Any, cfg: Any
 
 
 def _make_probe(model: nn.Module, num_classes: int, dataset: Any, cfg: Any) -> Probe | None:
-    try:
+    def make() -> Probe:
         if cfg is None:
             raise ValueError("the trainer has no `cfg`, which says how images are prepared")
         indices, groups = choose_probe(labels_of(dataset), class_counts(dataset, num_classes))
         images = _load_images(dataset, indices.tolist(), build_transforms(cfg, is_train=False))
-        probe = Probe(_features(model, images), groups)
-        probe.features()  # so that a model that cannot do it says so now
-    except Exception as error:  # whatever a data set or a model of the user's raises: it must not end the run
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
-        logger.info("Diagnostics go without probe images: %s", reason)
-        return None
-    return probe
+        return Probe(_features(model, images), groups)
+
+    return probe_or_none(make, logger)
 
 
 def _load_images(dataset: Any, indices: list[int], transform: Any) -> Tensor:

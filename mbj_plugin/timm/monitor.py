@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mbj_plugin.diagnostics.monitor import Monitor
-from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state
+from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state, probe_or_none
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
 from mbj_plugin.timm.counts import dataset_labels
@@ -70,19 +70,15 @@ class EpochDiagnostics:
 
 
 def _make_probe(model: nn.Module, class_counts: ArrayLike, train_loader: Any, evaluation_loader: Any) -> Probe | None:
-    try:
+    def make() -> Probe:
         if evaluation_loader is None:
             raise ValueError("there is no evaluation set, whose way of preparing images they take")
         indices, groups = choose_probe(dataset_labels(train_loader.dataset), class_counts)
         images = _load_images(train_loader, evaluation_loader, indices)
         layers = classifier_layers(model)
-        probe = Probe(lambda: classifier_input(model, layers, images), groups)
-        probe.features()  # so that a model that cannot do it says so now
-    except Exception as error:  # whatever a data set or a model of the user's raises: it must not end the run
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
-        _logger.info("Diagnostics go without probe images: %s", reason)
-        return None
-    return probe
+        return Probe(lambda: classifier_input(model, layers, images), groups)
+
+    return probe_or_none(make, _logger)
 
 
 class _Prepared(Dataset):

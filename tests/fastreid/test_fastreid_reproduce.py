@@ -14,6 +14,7 @@ from mbj_plugin.fastreid.reproduce import runner
 from mbj_plugin.fastreid.reproduce.command import main
 from mbj_plugin.fastreid.reproduce.facts import memory_facts, pull
 from mbj_plugin.fastreid.reproduce.settings import Cell, load_settings
+from mbj_plugin.results import cell_of
 
 SHIPPED = load_settings()
 
@@ -156,7 +157,7 @@ def test_committed_rows_are_of_the_shipped_settings(request):
     if not rows:
         pytest.skip("no rows are committed")
     assert all(row["method"] in SHIPPED.methods and row["dataset"] in SHIPPED.datasets for row in rows)
-    runner.check_rows([runner.cell_of(row) for row in rows], SHIPPED, path)
+    runner.check_rows([cell_of(row, Cell) for row in rows], SHIPPED, path)
     json.dumps(rows, allow_nan=False)
 
 

@@ -57,27 +57,13 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return results.read_rows(path, (*KEYS, "settings"))
 
 
-def cell_of(row: dict[str, Any]) -> Cell:
-    return Cell(**{key: row[key] for key in KEYS})
-
-
 def finished_cells(path: str | Path) -> set[Cell]:
-    return {cell_of(row) for row in read_rows(path)}
+    return {results.cell_of(row, Cell) for row in read_rows(path)}
 
 
 def check_rows(cells: list[Cell], settings: Settings, path: str | Path) -> None:
-    """A cell that is there already must have been run with the settings of today.
-
-    Raises:
-        ValueError: where it was not.
-    """
-    wanted = set(cells)
-    for row in read_rows(path):
-        cell = cell_of(row)
-        if cell in wanted and row["settings"] != settings.of(cell):
-            raise ValueError(
-                f"{path} holds {cell} with other settings: give the new ones a new name, or remove the old rows"
-            )
+    """See :func:`mbj_plugin.results.check_rows`."""
+    results.check_rows(read_rows(path), cells, settings, path)
 
 
 def run_cells(cells: list[Cell], job: Job) -> int:

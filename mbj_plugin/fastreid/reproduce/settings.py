@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from mbj_plugin.fastreid import demo  # noqa: F401  (registers the small backbon
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import HEADS, TAIL_SIZE
 from mbj_plugin.fastreid.train import config_folder, find_config
+from mbj_plugin.names import check_known
 
 KEYS = ("dataset", "num_head", "tail_size", "method", "seed")
 #: The parts of a config that a row carries: what makes the run, without paths and logging.
@@ -71,10 +71,10 @@ class Settings:
         Raises:
             ValueError: for a name that the settings do not have, naming the nearest.
         """
-        _known("data set", dataset, self.datasets)
+        check_known("data set", dataset, self.datasets)
         methods = list(methods)
         for method in methods:
-            _known("method", method, self.methods)
+            check_known("method", method, self.methods)
         product = itertools.product(seeds, heads, methods)
         return [Cell(dataset, num_head, tail_size, method, seed) for seed, num_head, method in product]
 
@@ -84,7 +84,7 @@ class Settings:
         Raises:
             ValueError: for an unknown group.
         """
-        _known("group", name, self.groups)
+        check_known("group", name, self.groups)
         return self.cells(**self.groups[name])
 
     def config(self, cell: Cell, options: Iterable[str] = ()) -> CfgNode:
@@ -172,10 +172,3 @@ def _difference(node: CfgNode, default: CfgNode, path: str) -> dict[str, Any]:
         elif value != default[key] and f"{path}.{key}" not in FREE:
             different[key] = list(value) if isinstance(value, tuple) else value
     return different
-
-
-def _known(what: str, name: str, names: Iterable[str]) -> None:
-    if name not in (names := sorted(names)):
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {what} {name!r}{hint} There are: {', '.join(names)}")

@@ -17,7 +17,7 @@ import torch
 import torch.multiprocessing as mp
 
 from mbj_plugin import results
-from mbj_plugin.results import append_row, claimed
+from mbj_plugin.results import append_row, cell_of, claimed
 from mbj_plugin.timm.reproduce.data import Images, load_images
 from mbj_plugin.timm.reproduce.settings import Cell, Settings, load_settings
 from mbj_plugin.timm.reproduce.training import CellRun
@@ -160,10 +160,12 @@ def _files(cell: Cell, settings: Settings, sha256: str, state_dir: Path) -> tupl
     return state_dir / f"{names[0]}.pt", state_dir / f"{names[1]}.trunk"
 
 
-def _twin(cell: Cell, settings: Settings, sha256: str, results: str) -> dict[str, Any] | None:
+def _twin(cell: Cell, settings: Settings, sha256: str, path: str) -> dict[str, Any] | None:
     """A row of the same run under another method's name: the recommended method is one of the compared ones."""
-    for row in read_rows(results):
-        same_run = dataclasses.replace(_cell_of(row), method=cell.method) == cell and row["data"]["sha256"] == sha256
+    for row in read_rows(path):
+        same_run = (
+            dataclasses.replace(cell_of(row, Cell), method=cell.method) == cell and row["data"]["sha256"] == sha256
+        )
         if same_run and row["settings"] == settings.of(cell):
             return row
     return None
@@ -174,24 +176,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return results.read_rows(path, KEYS)
 
 
-def _cell_of(row: dict[str, Any]) -> Cell:
-    return Cell(**{key: row[key] for key in KEYS})
-
-
 def finished_cells(path: str | Path) -> set[Cell]:
-    return {_cell_of(row) for row in read_rows(path)}
+    return {cell_of(row, Cell) for row in read_rows(path)}
 
 
 def check_rows(cells: list[Cell], settings: Settings, path: str | Path) -> None:
-    """A cell that is there already must have been run with the settings of today.
-
-    Raises:
-        ValueError: where it was not.
-    """
-    wanted = set(cells)
-    for row in read_rows(path):
-        cell = _cell_of(row)
-        if cell in wanted and row["settings"] != settings.of(cell):
-            raise ValueError(
-                f"{path} holds {cell} with other settings: give the new ones a new name, or remove the old rows"
-            )
+    """See :func:`mbj_plugin.results.check_rows`."""
+    results.check_rows(read_rows(path), cells, settings, path)

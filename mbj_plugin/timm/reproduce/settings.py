@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Iterable
 from importlib.resources import files
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from mbj_plugin.baselines import LOSSES
+from mbj_plugin.names import check_known
 
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
@@ -45,7 +45,7 @@ class Protocol:
         if not self.milestones or not 0 < self.milestones[0] < self.epochs:
             raise ValueError(f"milestones must name a first decay within the {self.epochs} epochs: {self.milestones}")
         for dataset in self.max_count or {}:
-            _known("data set", dataset, NUM_CLASSES)
+            check_known("data set", dataset, NUM_CLASSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Method:
     prior_correction: bool = False
 
     def __post_init__(self) -> None:
-        _known("loss", self.loss, LOSSES)
+        check_known("loss", self.loss, LOSSES)
         if self.start != "decay" and not (isinstance(self.start, int) and self.start >= 0):
             raise ValueError(f"start must be 'decay' or a number of epochs >= 0, got {self.start!r}")
 
@@ -113,11 +113,11 @@ class Settings:
             ValueError: for a name that the settings do not have, naming the nearest.
         """
         datasets, methods = list(datasets), list(methods)
-        _known("protocol", protocol, self.protocols)
+        check_known("protocol", protocol, self.protocols)
         for name in datasets:
-            _known("data set", name, NUM_CLASSES)
+            check_known("data set", name, NUM_CLASSES)
         for name in methods:
-            _known("method", name, self.methods)
+            check_known("method", name, self.methods)
         product = itertools.product(seeds, datasets, ratios, methods)
         return [Cell(dataset, ratio, protocol, method, seed) for seed, dataset, ratio, method in product]
 
@@ -127,7 +127,7 @@ class Settings:
         Raises:
             ValueError: for an unknown group.
         """
-        _known("group", name, self.groups)
+        check_known("group", name, self.groups)
         group = self.groups[name]
         return self.cells(group["datasets"], group["ratios"], group["protocol"], group["methods"], group["seeds"])
 
@@ -171,15 +171,8 @@ def _shipped() -> Any:
 def _build(kind: Any, name: str, values: dict[str, Any] | None) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     for key in values or {}:
-        _known(f"setting of {name!r}", key, known)
+        check_known(f"setting of {name!r}", key, known)
     try:
         return kind(**(values or {}))
     except TypeError as error:
         raise ValueError(f"{kind.__name__.lower()} {name!r}: {error}") from error
-
-
-def _known(what: str, name: str, names: Iterable[str]) -> None:
-    if name not in (names := sorted(names)):
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {what} {name!r}{hint} There are: {', '.join(names)}")
