@@ -26,13 +26,14 @@ class _LongTailed(ImageDataset):
     """Mixed in before a fast-reid data set whose ``process_dir`` reads one folder."""
 
     num_head: int
+    tail_size: int
 
     def process_dir(self, dir_path: str, is_train: bool = True) -> list[tuple]:
         """Images of a folder, sorted by their names; of the training set those that the edition keeps."""
         items = sorted(super().process_dir(dir_path, is_train), key=lambda item: os.path.relpath(item[0], dir_path))
         if not is_train:
             return items
-        kept = head_tail_subset([identity for _, identity, _ in items], self.num_head, TAIL_SIZE)
+        kept = head_tail_subset([identity for _, identity, _ in items], self.num_head, self.tail_size)
         return [items[index] for index in kept]
 
 
@@ -49,18 +50,34 @@ class _Explained:
                 )
 
 
-def _edition(base: type[ImageDataset], num_head: int) -> type[ImageDataset]:
-    name = f"{base.__name__}_LT_H{num_head}_S{TAIL_SIZE}"
-    doc = f"<H{num_head}, S{TAIL_SIZE}> edition of {base.__name__}."
-    bases = (_LongTailed, base) if issubclass(base, Omniglot) else (_LongTailed, _Explained, base)
-    return type(name, bases, {"num_head": num_head, "__doc__": doc, "__module__": __name__})
+def register_edition(base: type[ImageDataset], num_head: int, tail_size: int = TAIL_SIZE) -> str:
+    """Register the <H, S> edition of a data set with fast-reid, where that has not been done.
+
+    Args:
+        base: a registered data set with a ``process_dir(dir_path, is_train)``.
+        num_head: H >= 0, identities that stay whole; as many as there are = the whole set.
+        tail_size: S >= 1, images that each other identity keeps.
+
+    Returns:
+        The edition's name, for DATASETS.NAMES.
+
+    Raises:
+        ValueError: for num_head < 0 or tail_size < 1.
+    """
+    if num_head < 0 or tail_size < 1:
+        raise ValueError(f"an edition <H, S> has H >= 0 and S >= 1, got <{num_head}, {tail_size}>")
+    name = f"{base.__name__}_LT_H{num_head}_S{tail_size}"
+    if name not in globals():
+        doc = f"<H{num_head}, S{tail_size}> edition of {base.__name__}."
+        bases = (_LongTailed, base) if issubclass(base, Omniglot) else (_LongTailed, _Explained, base)
+        body = {"num_head": num_head, "tail_size": tail_size, "__doc__": doc, "__module__": __name__}
+        globals()[name] = type(name, bases, body)
+        DATASET_REGISTRY.register(globals()[name])
+    return name
 
 
 def register_datasets() -> None:
-    """Register all editions with fast-reid. Runs once."""
+    """Register the paper's editions with fast-reid. Runs once."""
     for base in (Market1501, DukeMTMC, Omniglot, OmniglotVal):
         for num_head in HEADS:
-            edition = _edition(base, num_head)
-            if edition.__name__ not in globals():
-                DATASET_REGISTRY.register(edition)
-                globals()[edition.__name__] = edition
+            register_edition(base, num_head)

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from mbj_plugin.fastreid import synthetic
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts, labels_of
+from mbj_plugin.fastreid.datasets import register_edition
 from mbj_plugin.functional import sampling_probs
 
 IMAGES = 72  # of the tiny set: 4 identities with 8, 20 with 2
@@ -84,9 +85,7 @@ def long_tailed(data_root):
     """An edition <H2, S5> of the tiny set whose head has 8 images; registered ones need 20 identities and more."""
     from fastreid.data.datasets.market1501 import Market1501
 
-    from mbj_plugin.fastreid.datasets import _edition
-
-    return _edition(Market1501, 2)
+    return DATASET_REGISTRY.get(register_edition(Market1501, 2))
 
 
 def names(items):
@@ -118,6 +117,18 @@ def test_all_six_are_registered(data_root):
         for head in (100, 50, 20):
             assert DATASET_REGISTRY.get(f"{base}_LT_H{head}_S5").num_head == head
     assert DATASET_REGISTRY.get("Market1501_LT_H20_S5")(root=str(data_root)).train
+
+
+def test_any_edition_can_be_registered(data_root):
+    market = DATASET_REGISTRY.get("Market1501")
+    whole = market(root=str(data_root)).train
+    name = register_edition(market, 24)  # as many heads as identities: nothing is cut
+    assert name == register_edition(market, 24) == "Market1501_LT_H24_S5"
+    assert sorted(DATASET_REGISTRY.get(name)(root=str(data_root)).train) == sorted(whole)
+    few = DATASET_REGISTRY.get(register_edition(market, 0, 1))(root=str(data_root)).train
+    assert len(few) == len({item[1] for item in whole})
+    with pytest.raises(ValueError, match="<0, 0>"):
+        register_edition(market, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["Market1501_LT_H20_S5", "DukeMTMC_LT_H50_S5"])

@@ -102,7 +102,7 @@ def test_rows_of_other_settings_are_refused(call, settings_file):
         (["--dataset", "market"], "unknown data set 'market'"),
         (["--group", "none"], "unknown group 'none'"),
         (["--processes", "0"], "processes must be >= 1"),
-        (["--heads", "30"], "there is no data set Market1501_LT_H30_S5"),
+        (["--heads", "30"], "num_head must be between 0 and the 24 identities of the set, got 30"),
         (["--opts", "SOLVER.MAX_EPOCH", "1"], "SOLVER.MAX_EPOCH may change the result"),
         (["--settings", "nowhere.yaml"], "cannot read the settings nowhere.yaml"),
         (["--report"], "no rows in"),
@@ -134,6 +134,8 @@ def test_facts_against_the_definitions(make_trainer):
     rows, now = memory.bank.rows[:4], head.weight[[5, 5, 7, 5]]
     angles = [math.degrees(math.acos(cosine)) for cosine in F.cosine_similarity(rows, now, dim=1).tolist()]
     assert facts["to_now"] == pytest.approx(sum(angles) / 4, rel=1e-4)
+    # A whole set has no tail.
+    assert memory_facts(model, ~tail & False)["prototype"].keys() == facts.keys() - {"tail_covered", "rows_per_tail"}
 
 
 def test_pull_compares_the_gradients(make_trainer, steps):

@@ -21,10 +21,10 @@ def memory_facts(model: nn.Module, tail: Tensor) -> dict[str, dict[str, float]]:
         tail: (C,) bool, the tail identities.
 
     Returns:
-        For each memory: "fill" (share of slots), "tail_covered" (share of tail identities with a row),
-        "rows_per_tail" (mean), "age" (mean, iterations), "to_now" (mean angle in degrees between a remembered prototype
-        and the class's prototype of now; of features: between the feature and the prototype) and "step" (mean angle in
-        degrees between two rows of one class that follow on each other).
+        For each memory: "fill" (share of slots), "tail_covered" (share of tail identities with a row) and
+        "rows_per_tail" (mean), both only where there is a tail; "age" (mean, iterations), "to_now" (mean angle in
+        degrees between a remembered prototype and the class's prototype of now; of features: between the feature and
+        the prototype) and "step" (mean angle in degrees between two rows of one class that follow on each other).
     """
     head = mbj_heads(model)[0]
     return {kind: _bank_facts(memory.bank, head.weight.detach(), tail) for kind, memory in head.memories.items()}
@@ -34,11 +34,10 @@ def _bank_facts(bank: MemoryBank, weight: Tensor, tail: Tensor) -> dict[str, flo
     filled = bank.labels >= 0
     rows, labels, ages = bank.rows[filled], bank.labels[filled], bank.ages[filled]
     per_class = torch.bincount(labels, minlength=len(tail)).float()
-    facts = {
-        "fill": filled.float().mean().item(),
-        "tail_covered": (per_class[tail] > 0).float().mean().item(),
-        "rows_per_tail": per_class[tail].mean().item(),
-    }
+    facts = {"fill": filled.float().mean().item()}
+    if tail.any():
+        facts["tail_covered"] = (per_class[tail] > 0).float().mean().item()
+        facts["rows_per_tail"] = per_class[tail].mean().item()
     if not len(rows):
         return facts
     # Oldest first within each class.

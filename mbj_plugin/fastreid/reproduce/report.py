@@ -116,8 +116,8 @@ def facts_text(table: Table) -> str:
     """What the memories hold at the end of a run, and how hard they pull: means over seeds."""
     columns = {
         "filled, %": lambda f: 100 * f["fill"],
-        "tail with a row, %": lambda f: 100 * f["tail_covered"],
-        "rows a tail identity": lambda f: f["rows_per_tail"],
+        "tail with a row, %": lambda f: 100 * f["tail_covered"] if "tail_covered" in f else None,
+        "rows a tail identity": lambda f: f.get("rows_per_tail"),
         "age, iterations": lambda f: f.get("age"),
         "angle to now, °": lambda f: f.get("to_now"),
         "angle between entries, °": lambda f: f.get("step"),

@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 from fastreid.config import CfgNode, get_cfg
+from fastreid.data.datasets import DATASET_REGISTRY
 
 from mbj_plugin.fastreid import demo  # noqa: F401  (registers the small backbone)
 from mbj_plugin.fastreid.config import checked
-from mbj_plugin.fastreid.datasets import HEADS, TAIL_SIZE
+from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
 from mbj_plugin.fastreid.train import config_folder, find_config
 from mbj_plugin.names import check_known
 
@@ -95,7 +96,7 @@ class Settings:
             options: config options on top, ``KEY value ...``, of :data:`FREE`.
 
         Raises:
-            ValueError: for an option that would change the result, or a data set without this edition.
+            ValueError: for an option that would change the result, or an H or S out of range.
         """
         options = list(options)
         if changing := [key for key in options[::2] if key not in FREE]:
@@ -105,10 +106,8 @@ class Settings:
         dataset, method = self.datasets[cell.dataset], self.methods[cell.method]
         cfg = get_cfg()
         cfg.merge_from_file(find_config(dataset.config))
-        edition = f"{dataset.name}_LT_H{cell.num_head}_S{cell.tail_size}"
-        if cell.num_head not in HEADS or cell.tail_size != TAIL_SIZE:
-            raise ValueError(f"there is no data set {edition}: H is one of {HEADS}, S is {TAIL_SIZE}")
-        cfg.merge_from_list(["DATASETS.NAMES", (edition,), "DATASETS.TESTS", (dataset.name,)])
+        name = register_edition(DATASET_REGISTRY.get(dataset.name), cell.num_head, cell.tail_size)
+        cfg.merge_from_list(["DATASETS.NAMES", (name,), "DATASETS.TESTS", (dataset.name,)])
         cfg.merge_from_list(["MODEL.HEADS.NAME", "MBJHead" if "MBJ" in method else "EmbeddingHead"])
         # A baseline has none; off in all arms, so that they differ in nothing but the method.
         cfg.merge_from_list(["MODEL.MBJ.DIAGNOSTICS", False])
