@@ -56,7 +56,10 @@ class Omniglot(ImageDataset):
         """(path, identity, camera) of each image; of the training set as text, as fast-reid's sets have it."""
         items = []
         for path in sorted(glob(os.path.join(dir_path, "*.png"))):
-            identity, camera = map(int, re.match(r"(\d+)_c(\d+)_", os.path.basename(path)).groups())
+            name = re.match(r"(\d+)_c(\d+)_", os.path.basename(path))
+            if name is None:
+                raise ValueError(f"{path} is not called IDENTITY_cDRAWER_ALPHABET-CHARACTER.png: take it out of there")
+            identity, camera = map(int, name.groups())
             named = (f"{self.dataset_name}_{identity}", f"{self.dataset_name}_{camera}")
             items.append((path, *named) if is_train else (path, identity, camera))
         return items

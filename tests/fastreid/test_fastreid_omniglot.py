@@ -75,6 +75,14 @@ def test_a_missing_folder_says_what_to_do(tmp_path):
             DATASET_REGISTRY.get(name)(root=str(tmp_path))
 
 
+def test_a_foreign_image_is_a_clear_error(tmp_path):
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "omniglot" / part).mkdir(parents=True)
+    (tmp_path / "omniglot" / "query" / "photo.png").touch()
+    with pytest.raises(ValueError, match=r"photo\.png is not called IDENTITY_cDRAWER"):
+        len(Omniglot(root=str(tmp_path)).query)  # read when it is asked for
+
+
 def test_a_wrong_archive_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="cannot read"):
         write_dataset(tmp_path / "none.npz", tmp_path)
