@@ -41,9 +41,10 @@ class _MemoryLoss(nn.Module):
         super().__init__()
         if not 0 <= eta < float("inf"):
             raise ValueError(f"eta must be a finite number >= 0 (0 turns the memory loss off), got {eta}")
-        if not isinstance(start, Integral) or start < 0:
+        # Integral: NumPy's integers too. int is one as well, but type checkers do not know that.
+        if not isinstance(start, int | Integral) or start < 0:
             raise ValueError(f"start must be a number of steps >= 0, got {start!r}")
-        if not isinstance(ramp, Integral) or ramp < 0:
+        if not isinstance(ramp, int | Integral) or ramp < 0:
             raise ValueError(f"ramp must be a number of steps >= 0, got {ramp!r}")
         self.eta, self.beta, self.norm, self.start, self.ramp = float(eta), beta, norm, int(start), int(ramp)
         self.bank = MemoryBank(size, dim)
@@ -225,7 +226,7 @@ class PrototypeMemoryLoss(_MemoryLoss):
         num_classes: int | None = None,
     ) -> None:
         super().__init__(class_counts, dim, size, eta, beta, norm, start, seed, ramp)
-        if not isinstance(interval, Integral) or interval < 1:
+        if not isinstance(interval, int | Integral) or interval < 1:
             raise ValueError(f"interval must be a number of calls >= 1, got {interval!r}")
         self.interval = int(interval)
         if not 0 < scale < float("inf"):

@@ -35,7 +35,8 @@ class MemoryBank(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):
-            if not isinstance(value, Integral) or value < 1:
+            # Integral: NumPy's integers too. int is one as well, but type checkers do not know that.
+            if not isinstance(value, int | Integral) or value < 1:
                 raise ValueError(f"memory {name} must be an integer >= 1, got {value!r}")
         self.size, self.dim = int(size), int(dim)
         self.register_buffer("slot_rows", torch.zeros(self.size + 1, self.dim))

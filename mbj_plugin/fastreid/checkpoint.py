@@ -101,6 +101,6 @@ def watch_checkpoints() -> None:
         finally:
             del self.resumes_mbj
 
-    load_model_checked.checks_mbj = True
+    vars(load_model_checked)["checks_mbj"] = True
     Checkpointer._load_model = load_model_checked
     Checkpointer.resume_or_load = resume_or_load_checked

@@ -28,7 +28,7 @@ def collect_losses(model: nn.Module) -> None:
     Models that fast-reid's build_model built have it already. A second call changes nothing.
     """
     if not getattr(model, "collects_mbj", False):
-        model.collects_mbj = True
+        vars(model)["collects_mbj"] = True
         model.register_forward_pre_hook(_open)
         model.register_forward_hook(_collect)
 
@@ -84,7 +84,7 @@ def watch_build_model() -> None:
             collect_losses(model)
         return model
 
-    build_collecting.collects_mbj = True
+    vars(build_collecting)["collects_mbj"] = True
     rebind(build, build_collecting)
 
 

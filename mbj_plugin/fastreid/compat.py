@@ -46,7 +46,7 @@ def patch(upstream: str, symptom: str) -> Callable[[Callable[[], str | None]], C
     """Register a function as a patch of ``upstream`` (a file under fastreid/) against ``symptom``."""
 
     def register(function: Callable[[], str | None]) -> Callable[[], str | None]:
-        fix = " ".join(inspect.getdoc(function).split())
+        fix = " ".join((inspect.getdoc(function) or "").split())
         PATCHES[function.__name__] = Patch(function.__name__, upstream, symptom, fix, function)
         return function
 
@@ -102,10 +102,9 @@ def torch_six() -> str | None:
     if "torch._six" not in _import_error("fastreid.data"):
         return "importing fastreid.data does not ask for torch._six, or finds it"
     stand_in = types.ModuleType("torch._six")
-    stand_in.string_classes = (str, bytes)
-    stand_in.int_classes = int
-    stand_in.container_abcs = collections.abc
-    stand_in.inf = float("inf")
+    vars(stand_in).update(
+        string_classes=(str, bytes), int_classes=int, container_abcs=collections.abc, inf=float("inf")
+    )
     sys.modules["torch._six"] = stand_in
     return None
 
@@ -116,12 +115,12 @@ def collections_mapping() -> str | None:
     if not _import_error("fastreid.data", "fastreid.evaluation"):
         return "fastreid.data and fastreid.evaluation import"
     expect(not hasattr(collections, "Mapping"), "collections_mapping", "importing Mapping fails though it exists")
-    collections.Mapping = collections.abc.Mapping
+    collections.Mapping = collections.abc.Mapping  # type: ignore[attr-defined]
     try:
         importlib.import_module("fastreid.data")
         importlib.import_module("fastreid.evaluation")
     finally:
-        del collections.Mapping
+        del collections.Mapping  # type: ignore[attr-defined]
     return None
 
 

@@ -135,7 +135,7 @@ def cpu_launch() -> str | None:
 
     module = sys.modules["fastreid.engine.launch"]
     expect(hasattr(module, "_distributed_worker"), "cpu_launch", "_distributed_worker is gone")
-    module._distributed_worker = gloo_worker
+    module._distributed_worker = gloo_worker  # type: ignore[attr-defined]
     return None
 
 

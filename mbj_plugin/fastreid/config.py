@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from fastreid.config import CfgNode
 from fastreid.config import defaults as fastreid_defaults
@@ -71,7 +72,7 @@ def _whole(unit: str) -> Callable[[str, object], int]:
     return check
 
 
-def _start(key: str, value: object) -> str | int | float:
+def _start(key: str, value: object) -> Literal["auto"] | int | float:
     number = _as_float(value)
     if value == "auto":
         return "auto"
@@ -130,7 +131,7 @@ class Settings:
     eta: float
     beta: float
     norm: str
-    start: str | int | float
+    start: Literal["auto"] | int | float
     interval: int
     momentum: float
     scale: float
@@ -148,7 +149,8 @@ class Settings:
 def read_settings(cfg: CfgNode) -> Settings:
     """MODEL.MBJ of ``cfg``, checked again: values can also be set without any merge."""
     node = cfg.MODEL.get("MBJ", {})
-    return Settings(**{key.lower(): checked(key, value) for key, value in {**DEFAULTS, **node}.items()})
+    values: dict[str, Any] = {key.lower(): checked(key, value) for key, value in {**DEFAULTS, **node}.items()}
+    return Settings(**values)
 
 
 def register_config() -> None:

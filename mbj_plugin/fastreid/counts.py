@@ -31,11 +31,11 @@ def labels_of(dataset: Dataset) -> Tensor:
         return torch.cat([labels_of(part) for part in dataset.datasets])
     if hasattr(dataset, "img_items"):
         classes = getattr(dataset, "pid_dict", getattr(dataset, "class_to_idx", None))  # CommDataset, FastClas
-        labels = [item[1] if classes is None else classes[item[1]] for item in dataset.img_items]
+        given: object = [item[1] if classes is None else classes[item[1]] for item in dataset.img_items]
     else:
-        labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        given = getattr(dataset, "targets", getattr(dataset, "labels", None))
     try:
-        labels = torch.as_tensor(labels)
+        labels: Tensor | None = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
         labels = None
     if labels is None or labels.ndim != 1 or labels.is_floating_point():
@@ -117,6 +117,6 @@ def watch_trainers() -> None:
             head.begin_at(start_epoch * iters_per_epoch)
         return train(self, start_epoch, max_epoch, iters_per_epoch)
 
-    init_and_prepare.prepares_mbj = True
+    vars(init_and_prepare)["prepares_mbj"] = True
     SimpleTrainer.__init__ = init_and_prepare
     TrainerBase.train = train_from

@@ -40,6 +40,8 @@ class _LongTailed(ImageDataset):
 class _Explained:
     """Mixed in where fast-reid's own error does not say what to do."""
 
+    dataset_name: str
+
     def check_before_run(self, required_files: list[str]) -> None:
         """As fast-reid's, but it says what to do."""
         for path in required_files:

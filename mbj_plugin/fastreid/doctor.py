@@ -88,7 +88,9 @@ def main() -> int:
         return 1
     if missing_options():
         print("Missing, needed only for", *missing_options(), sep="\n  ")
-    print(f"fast-reid comes from {importlib.util.find_spec('fastreid').origin}")
+    spec = importlib.util.find_spec("fastreid")
+    assert spec is not None  # else it is missing, see above
+    print(f"fast-reid comes from {spec.origin}")
     print("Patches", *_patches(), sep="\n  ")
     if failed():
         print(f"The plugin does not load: fast-reid has changed under {', '.join(failed())}")

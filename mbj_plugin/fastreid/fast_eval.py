@@ -31,7 +31,9 @@ logger = logging.getLogger("fastreid.mbj_plugin")
 
 def source_dir() -> Path:
     """Folder of fast-reid's .pyx files."""
-    return Path(importlib.util.find_spec(PACKAGE).origin).parent
+    from fastreid.evaluation import rank_cylib
+
+    return Path(rank_cylib.__file__).parent
 
 
 def built_upstream() -> bool:
@@ -59,12 +61,14 @@ def load() -> bool:
         full_name = f"{PACKAGE}.{name}"
         if full_name not in sys.modules:
             loader = ExtensionFileLoader(full_name, str(_library(name)))
-            module = importlib.util.module_from_spec(importlib.util.spec_from_loader(full_name, loader))
+            spec = importlib.util.spec_from_loader(full_name, loader)
+            assert spec is not None  # the loader knows its file
+            module = importlib.util.module_from_spec(spec)
             loader.exec_module(module)
             sys.modules[full_name] = module
     rank = sys.modules.get("fastreid.evaluation.rank")
     if rank is not None:  # imported before, it has settled for Python
-        rank.evaluate_cy, rank.IS_CYTHON_AVAI = sys.modules[f"{PACKAGE}.rank_cy"].evaluate_cy, True
+        vars(rank).update(evaluate_cy=sys.modules[f"{PACKAGE}.rank_cy"].evaluate_cy, IS_CYTHON_AVAI=True)
     return True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
@@ -11,6 +13,8 @@ from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.fastreid.config import Settings, read_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
+
+MemoryLoss = FeatureMemoryLoss | PrototypeMemoryLoss
 
 
 @REID_HEADS_REGISTRY.register()
@@ -29,15 +33,16 @@ class MBJHead(EmbeddingHead):
         ValueError: for an unknown key or a value out of range in MODEL.MBJ.
     """
 
+    memories: Mapping[str, MemoryLoss]  # an nn.ModuleDict, which does not say what it holds
+
     def __init__(self, cfg) -> None:
         super().__init__(cfg)
         self.settings = read_settings(cfg)
         self.schedule = Schedule.from_config(cfg)
         num_classes, dim = self.weight.shape
         # Without ETA it stays empty, and the head is EmbeddingHead to the last bit.
-        self.memories = nn.ModuleDict(
-            {kind: _memory(kind, self.settings, num_classes, dim) for kind in self.settings.kinds}
-        )
+        memories = {kind: _memory(kind, self.settings, num_classes, dim) for kind in self.settings.kinds}
+        self.add_module("memories", nn.ModuleDict(memories))
         self.start = 0
         self.pending: list[Tensor] = []
         self.collecting = False
@@ -94,6 +99,7 @@ class MBJHead(EmbeddingHead):
         neck, self._neck = self._neck, None
         # PreciseBN and the teachers of a Distiller run in train mode without grad: nothing of theirs is remembered.
         if torch.is_grad_enabled():
+            assert neck is not None  # the bottleneck's hook kept it
             self._add_loss(neck, targets)
         return outputs
 
@@ -108,7 +114,7 @@ class MBJHead(EmbeddingHead):
         losses = [self._loss_of(kind, memory, neck, targets) for kind, memory in self.memories.items()]
         self.pending.append(torch.stack(losses).sum())
 
-    def _loss_of(self, kind: str, memory: nn.Module, neck: Tensor, targets: Tensor) -> Tensor:
+    def _loss_of(self, kind: str, memory: MemoryLoss, neck: Tensor, targets: Tensor) -> Tensor:
         if memory.probs is None:
             raise ValueError(
                 "MBJHead does not know the class counts of the training set: train with fastreid's SimpleTrainer or "
@@ -127,7 +133,7 @@ class MBJHead(EmbeddingHead):
         return F.normalize(neck.float()), F.normalize(self.weight) * self.cls_layer.s
 
 
-def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
+def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> MemoryLoss:
     try:
         return _allocate(kind, s, num_classes, dim)
     except RuntimeError as error:  # the allocator's
@@ -137,7 +143,7 @@ def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
         ) from error
 
 
-def _allocate(kind: str, s: Settings, num_classes: int, dim: int) -> nn.Module:
+def _allocate(kind: str, s: Settings, num_classes: int, dim: int) -> MemoryLoss:
     if kind == "feature":
         return FeatureMemoryLoss(None, dim, s.size, s.eta, s.beta, s.norm)
     return PrototypeMemoryLoss(

@@ -70,7 +70,7 @@ def watch_training() -> None:
             add_hook(self, iters_per_epoch)
         return train(self, start_epoch, max_epoch, iters_per_epoch)
 
-    train_watched.watches_mbj = True
+    vars(train_watched)["watches_mbj"] = True
     TrainerBase.train = train_watched
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -39,7 +40,7 @@ class Schedule:
             return waiting + min(self.steps) if self.steps else math.inf
         return waiting + (self.max_epoch - waiting) / 2
 
-    def start_iteration(self, start: str | int | float, iters_per_epoch: int) -> int:
+    def start_iteration(self, start: Literal["auto"] | int | float, iters_per_epoch: int) -> int:
         """MODEL.MBJ.START as an iteration.
 
         Args:

@@ -135,8 +135,10 @@ class _Camera:
             x, y = rng.uniform(-0.2, 0.8) * width, rng.uniform(0.3, 0.9) * height
             colour = tuple(int(c) for c in _colour(rng))
             canvas.rectangle([x, y, x + rng.uniform(0.2, 0.7) * width, y + 0.4 * height], fill=colour)
-        image = image.rotate(rng.normal(0, 4), resample=Image.BILINEAR, fillcolor=tuple(int(c) for c in self.wall))
-        image = image.filter(ImageFilter.GaussianBlur(self.blur)).resize(SIZE, Image.BILINEAR)
+        image = image.rotate(
+            rng.normal(0, 4), resample=Image.Resampling.BILINEAR, fillcolor=tuple(int(c) for c in self.wall)
+        )
+        image = image.filter(ImageFilter.GaussianBlur(self.blur)).resize(SIZE, Image.Resampling.BILINEAR)
         pixels = np.asarray(image, dtype=np.float64) / 255
         pixels = 255 * (pixels**self.gamma) * self.cast * rng.uniform(0.75, 1.25) + self.light
         pixels += rng.normal(0, self.noise, pixels.shape)

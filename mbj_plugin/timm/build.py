@@ -222,7 +222,7 @@ def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Modul
             raise ValueError(
                 f"--loss {args.loss} takes hard labels: add --smoothing 0, leave out Mixup, CutMix and --bce-loss"
             )
-        return create_loss(args.loss, counts, start=start)
+        return create_loss(args.loss, counts.tolist(), start=start)
     if args.bce_loss and (mixup or args.smoothing):
         return BinaryCrossEntropy(
             smoothing=0.0 if mixup else args.smoothing,

@@ -70,7 +70,9 @@ class _ExactResume:
 
 def _batch_loss(task: Any) -> nn.Module:
     """L_batch, which can have a state of its own (the step of LDAM's deferred re-weighting)."""
-    return task.criterion.base if isinstance(task, MBJTask) else task.criterion
+    loss = task.criterion.base if isinstance(task, MBJTask) else task.criterion
+    assert isinstance(loss, nn.Module)  # make_batch_loss gives no bare function
+    return loss
 
 
 class ResumableTask(_ExactResume, ClassificationTask):

@@ -31,6 +31,8 @@ class MBJTask(ClassificationTask):
         ValueError: for a criterion that is no MBJLoss, or a model whose classifier cannot be found.
     """
 
+    criterion: MBJLoss
+
     def __init__(
         self,
         model: nn.Module,
@@ -89,11 +91,9 @@ class MBJTask(ClassificationTask):
         self._memories().load_state_dict(saved)
 
     def _memories(self) -> nn.ModuleDict:
-        assert isinstance(self.criterion, MBJLoss)
         return self.criterion.memories
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """timm's result dict, with ``loss_batch`` and ``loss_memory`` (eta * L_memory) beside ``loss``."""
         result = super().forward(input, target)
-        assert isinstance(self.criterion, MBJLoss)
         return {**result, **self.criterion.parts}

@@ -163,7 +163,7 @@ def _checked(settings: Settings) -> Settings:
 
 
 def _difference(node: CfgNode, default: CfgNode, path: str) -> dict[str, Any]:
-    different = {}
+    different: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, CfgNode):
             if inner := _difference(value, default[key], f"{path}.{key}"):

@@ -126,8 +126,8 @@ def table_text(table: Table, paper: tuple[str, int] | None = None) -> str:
 def _pair(table: Table, method: str, other: str) -> str:
     if method == other or other not in table:
         return ""
-    errors = ({seed: row["error"] for seed, row in table[name].items()} for name in (method, other))
-    return paired(*errors, lower_is_better=True)
+    ours, theirs = ({seed: row["error"] for seed, row in table[name].items()} for name in (method, other))
+    return paired(ours, theirs, lower_is_better=True)
 
 
 def describe(method: Method) -> str:
