@@ -15,6 +15,8 @@ from mbj_plugin.results import paired, spread, write_section
 TITLES = {
     "omniglot": "Omniglot",
     "omniglot_val": "Omniglot, validation alphabets (where choices are made)",
+    "omniglot_short": "Omniglot, short recipe",
+    "omniglot_short_val": "Omniglot, short recipe, validation alphabets",
     "omniglot_r50": "Omniglot, ResNet-50",
     "market1501": "Market-1501",
     "dukemtmc": "DukeMTMC-reID",
@@ -169,7 +171,7 @@ def ablation_text(grouped: dict[tuple[str, tuple[int, int]], Table], classificat
         ]
         lines.append(f"| CIFAR-10-LT, rho 100, protocol `{protocol}`: error | {_cells(cells)} |")
     for (dataset, (num_head, tail_size)), table in sorted(grouped.items()):
-        if dataset != "omniglot_val":
+        if not dataset.endswith("_val"):
             cells = [list(_column(table.get(m, {}), "mAP").values()) for m in RETRIEVAL_ARMS.values()]
             lines.append(f"| {TITLES.get(dataset, dataset)} {_edition(num_head, tail_size)}: mAP | {_cells(cells)} |")
     return "\n".join(lines)
