@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write Omniglot in the folder layout of Market-1501, for training and for validation.
 
-python tools/write_omniglot.py omniglot.npz FOLDER
+python tools/write_omniglot.py images_background.zip FOLDER
 """
 
 import argparse
@@ -14,11 +14,11 @@ from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal, write_dataset
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write Omniglot's background set as two re-ID data sets.")
-    parser.add_argument("npz", help="the images; docs/fastreid.md says which arrays")
+    parser.add_argument("archive", help="the authors' images_background.zip, or the same as .npz (docs/fastreid.md)")
     parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
     args = parser.parse_args()
     try:
         for kind in (Omniglot, OmniglotVal):
-            print(f"{kind.__name__}: {write_dataset(args.npz, args.folder, kind)}")
-    except ValueError as error:
+            print(f"{kind.__name__}: {write_dataset(args.archive, args.folder, kind)}")
+    except (ValueError, OSError) as error:
         sys.exit(f"write_omniglot: {error}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import zipfile
 from glob import glob
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 
+from mbj_plugin.fastreid.omniglot_archive import SIDE, read_drawings
+
 PARTS = ("bounding_box_train", "query", "bounding_box_test")
-ARRAYS = ("images_packed", "character", "drawer", "alphabet", "alphabet_names")
 QUERY_DRAWERS = 4
-SIDE, SHRINK = 105, 3  # blocks of 3 x 3 pixels are averaged into one: 35 x 35
+SHRINK = 3  # blocks of 3 x 3 pixels are averaged into one: 35 x 35
 
 
 @DATASET_REGISTRY.register()
@@ -48,7 +48,7 @@ class Omniglot(ImageDataset):
         for path in required_files:
             if not os.path.isdir(path):
                 raise FileNotFoundError(
-                    f"{path} is not there: write it by `python tools/write_omniglot.py omniglot.npz ROOT`, and set the "
+                    f"{path} is not there: write it by `python tools/write_omniglot.py ARCHIVE ROOT`, and set the "
                     "environment variable FASTREID_DATASETS to ROOT (default: ./datasets)"
                 )
 
@@ -74,15 +74,14 @@ class OmniglotVal(Omniglot):
     test_alphabets = range(15, 20)
 
 
-def write_dataset(npz: str | Path, root: str | Path, kind: type[Omniglot] = Omniglot, seed: int = 0) -> Path:
+def write_dataset(archive: str | Path, root: str | Path, kind: type[Omniglot] = Omniglot, seed: int = 0) -> Path:
     """Write the images of ``kind`` in the folder layout of Market-1501, below ``root``.
 
     Ink is white on black, 35 x 35 pixels. A file is called ``IDENTITY_cDRAWER_ALPHABET-CHARACTER.png``. Identities are
     numbered in a random order: editions rank identities of one size by name, and the head must not be one alphabet.
 
     Args:
-        npz: file with ``images_packed`` (N, 1379) uint8, rows of 105 x 105 bits, ink = 1; ``character``, ``drawer`` and
-            ``alphabet`` (N,) integers; ``alphabet_names``.
+        archive: what :func:`~mbj_plugin.fastreid.omniglot_archive.read_drawings` reads.
         root: folder that FASTREID_DATASETS names.
         kind: :class:`Omniglot` or :class:`OmniglotVal`.
         seed: of the numbering.
@@ -91,10 +90,9 @@ def write_dataset(npz: str | Path, root: str | Path, kind: type[Omniglot] = Omni
         The set's folder.
 
     Raises:
-        ValueError: for a file that cannot be read or lacks an array, a character of two alphabets, or a set that is
-            there already.
+        ValueError: for an archive that is not the set, or a set that is there already.
     """
-    data = _read(npz)
+    data = read_drawings(archive)
     written = Path(root) / kind.dataset_name
     if written.exists():
         raise ValueError(f"{written} is there already: remove it, or give another folder")
@@ -102,10 +100,9 @@ def write_dataset(npz: str | Path, root: str | Path, kind: type[Omniglot] = Omni
     shutil.rmtree(folder, ignore_errors=True)
     for part in PARTS:
         (folder / part).mkdir(parents=True)
-    numbers = np.random.default_rng(seed).permutation(int(data["character"].max()) + 1)
-    pixels = np.unpackbits(data["images_packed"], axis=1, count=SIDE * SIDE)
-    pixels = pixels.reshape(-1, SIDE // SHRINK, SHRINK, SIDE // SHRINK, SHRINK).mean((2, 4))
-    columns = (data[name].tolist() for name in ("character", "drawer", "alphabet"))
+    numbers = np.random.default_rng(seed).permutation(int(data.character.max()) + 1)
+    pixels = data.ink.reshape(-1, SIDE // SHRINK, SHRINK, SIDE // SHRINK, SHRINK).mean((2, 4))
+    columns = (column.tolist() for column in (data.character, data.drawer, data.alphabet))
     for image, character, drawer, alphabet in zip(pixels, *columns, strict=True):
         if alphabet in kind.train_alphabets:
             part = PARTS[0]
@@ -113,24 +110,8 @@ def write_dataset(npz: str | Path, root: str | Path, kind: type[Omniglot] = Omni
             part = PARTS[1] if drawer < QUERY_DRAWERS else PARTS[2]
         else:
             continue
-        name = re.sub(r"\W+", "", str(data["alphabet_names"][alphabet]))
+        name = re.sub(r"\W+", "", str(data.alphabet_names[alphabet]))
         file = f"{numbers[character]:04d}_c{drawer:02d}_{name}-{character:03d}.png"
         Image.fromarray(np.round(255 * image).astype(np.uint8)).save(folder / part / file)
     folder.rename(written)
     return written
-
-
-def _read(npz: str | Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(npz) as archive:
-            missing = [name for name in ARRAYS if name not in archive]
-            data = {name: archive[name] for name in ARRAYS if name in archive}
-    except (OSError, EOFError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {npz} as an .npz archive: {error}") from error
-    if missing:
-        raise ValueError(f"{npz} lacks the arrays {missing}: it must hold {', '.join(ARRAYS)}")
-    pairs = np.unique(np.stack([data["character"], data["alphabet"]]).astype(int), axis=1)
-    if (np.bincount(pairs[0]) > 1).any():
-        character = int(np.bincount(pairs[0]).argmax())
-        raise ValueError(f"{npz}: character {character} is of several alphabets: number characters over all alphabets")
-    return data

@@ -1,11 +1,15 @@
 """Omniglot in Market-1501's layout, from an archive that is drawn here."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from mbj_plugin.fastreid.omniglot import SIDE, Omniglot, OmniglotVal, write_dataset
+from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal, write_dataset
+from mbj_plugin.fastreid.omniglot_archive import SIDE, read_drawings
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +100,41 @@ def test_a_wrong_archive_is_a_clear_error(tmp_path):
         write_dataset(tmp_path / "other.npz", tmp_path)
 
 
-def test_characters_that_are_numbered_by_alphabet_are_refused(npz, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("character", lambda c: c % 2, "character 0 is of several alphabets"),
+        ("images_packed", lambda x: x[:, :500], r"images_packed must be \(N, 1379\) uint8"),
+        ("images_packed", lambda x: x.astype(int), r"images_packed must be .* got \(1200, 1379\) int64"),
+        ("drawer", lambda d: d[:-1], r"drawer must be \(1200,\) integers, got \(1199,\)"),
+        ("character", lambda c: c + 0.5, "character must be .* float64"),
+        ("alphabet", lambda a: a + 1, "30 alphabets of the background set, numbered from 0"),
+        ("drawer", lambda d: d + 1, "drawers up to 19"),
+        ("drawer", lambda d: d // 2, "a drawer has drawn a character twice"),
+    ],
+)
+def test_an_archive_that_would_make_a_wrong_set_is_refused(npz, tmp_path, name, change, message):
     data = dict(np.load(npz))
-    data["character"] %= 2
-    np.savez(tmp_path / "merged.npz", **data)
-    with pytest.raises(ValueError, match="character 0 is of several alphabets"):
-        write_dataset(tmp_path / "merged.npz", tmp_path)
+    data[name] = change(data[name])
+    np.savez(tmp_path / "wrong.npz", **data)
+    with pytest.raises(ValueError, match=message):
+        write_dataset(tmp_path / "wrong.npz", tmp_path)
+    assert not (tmp_path / "omniglot").exists()
+
+
+def test_the_authors_zip_is_the_same_set(npz, tmp_path):
+    data = read_drawings(npz)
+    names = np.array([f"Alphabet_{n:02d}_(old)" for n in range(30)])  # sorted, as they are numbered
+    with zipfile.ZipFile(tmp_path / "images_background.zip", "w") as archive:
+        for number, image in enumerate(data.ink):
+            folder = f"{names[data.alphabet[number]]}/character{data.character[number] % 2 + 1:02d}"
+            file = io.BytesIO()
+            Image.fromarray(image == 0).save(file, "png")  # 1 bit, ink is black
+            path = f"images_background/{folder}/{number // 20:04d}_{data.drawer[number] + 1:02d}.png"
+            archive.writestr(path, file.getvalue())
+    same = read_drawings(tmp_path / "images_background.zip")
+    for name, array in data._replace(alphabet_names=names)._asdict().items():
+        np.testing.assert_array_equal(getattr(same, name), array)
 
 
 def test_a_set_is_written_whole_or_not_at_all(npz, root, tmp_path, monkeypatch):

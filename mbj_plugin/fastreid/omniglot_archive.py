@@ -1,0 +1,107 @@
+"""Omniglot's background set as it is handed on: the authors' images_background.zip, or one .npz file."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+SIDE, ALPHABETS, DRAWERS = 105, 30, 20
+
+
+class Drawings(NamedTuple):
+    """N drawings. A character's number is its own over all alphabets."""
+
+    images_packed: np.ndarray  # (N, 1379) uint8, the 105 x 105 bits of each image, ink = 1
+    character: np.ndarray  # (N,) integers from 0
+    drawer: np.ndarray  # (N,) integers from 0 to 19
+    alphabet: np.ndarray  # (N,) integers from 0 to 29
+    alphabet_names: np.ndarray  # (30,) text
+
+    @property
+    def ink(self) -> np.ndarray:
+        """(N, 105, 105) uint8, 1 = ink."""
+        return np.unpackbits(self.images_packed, axis=1, count=SIDE * SIDE).reshape(-1, SIDE, SIDE)
+
+
+def read_drawings(path: str | Path) -> Drawings:
+    """Read and check the set.
+
+    Args:
+        path: ``images_background.zip`` (https://github.com/brendenlake/omniglot/tree/master/python), or an ``.npz`` of
+            the arrays of :class:`Drawings`.
+
+    Raises:
+        ValueError: for a file that cannot be read, lacks an array, or does not hold each character of the 30 alphabets
+            once per drawer.
+    """
+    try:
+        data = _from_zip(path) if _holds_images(path) else _from_npz(path)
+    except (OSError, EOFError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read {path} as Omniglot's images_background.zip or an .npz of it: {error}") from error
+    _check(data, path)
+    return data
+
+
+def _holds_images(path: str | Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".png") for name in archive.namelist())
+
+
+def _from_npz(path: str | Path) -> Drawings:
+    with np.load(path) as arrays:
+        if missing := [name for name in Drawings._fields if name not in arrays]:
+            raise ValueError(f"it lacks the arrays {missing} of {', '.join(Drawings._fields)}")
+        return Drawings(*(arrays[name] for name in Drawings._fields))
+
+
+def _from_zip(path: str | Path) -> Drawings:
+    """ALPHABET/characterNN/NNNN_DD.png, below any folder; alphabets and characters are numbered by name."""
+    pattern = re.compile(r"(?:^|/)([^/]+)/(character\d+)/\d+_(\d+)\.png$")
+    with zipfile.ZipFile(path) as archive:
+        found = [(match, name) for name in sorted(archive.namelist()) if (match := pattern.search(name))]
+        if not found:
+            raise ValueError("it has no file ALPHABET/characterNN/NNNN_DD.png")
+        # Ink is black there, which is False in a 1-bit image.
+        images = [~np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("1")) for _, name in found]
+    alphabets = np.array([match[1] for match, _ in found])
+    characters = np.array([f"{match[1]}/{match[2]}" for match, _ in found])
+    names, alphabet = np.unique(alphabets, return_inverse=True)
+    return Drawings(
+        images_packed=np.packbits(np.stack(images).reshape(len(images), -1), axis=1),
+        character=np.unique(characters, return_inverse=True)[1],
+        drawer=np.array([int(match[3]) - 1 for match, _ in found]),
+        alphabet=alphabet,
+        alphabet_names=names,
+    )
+
+
+def _check(data: Drawings, path: str | Path) -> None:
+    columns = (data.character, data.drawer, data.alphabet)
+    count, bytes_per_image = len(data.images_packed), -(-SIDE * SIDE // 8)
+    if data.images_packed.shape != (count, bytes_per_image) or data.images_packed.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: images_packed must be (N, {bytes_per_image}) uint8, the {SIDE} x {SIDE} bits of each image, got "
+            f"{data.images_packed.shape} {data.images_packed.dtype}"
+        )
+    for name, column in zip(("character", "drawer", "alphabet"), columns, strict=True):
+        if column.shape != (count,) or column.dtype.kind not in "iu":
+            raise ValueError(f"{path}: {name} must be ({count},) integers, got {column.shape} {column.dtype}")
+    if set(data.alphabet.tolist()) != set(range(ALPHABETS)) or len(data.alphabet_names) != ALPHABETS:
+        raise ValueError(f"{path} must hold the {ALPHABETS} alphabets of the background set, numbered from 0")
+    if (data.character < 0).any() or (data.drawer < 0).any() or (data.drawer >= DRAWERS).any():
+        raise ValueError(f"{path}: characters and drawers are numbered from 0, drawers up to {DRAWERS - 1}")
+    pairs = np.unique(np.stack([data.character, data.alphabet]).astype(int), axis=1)
+    if (np.bincount(pairs[0]) > 1).any():
+        character = int(np.bincount(pairs[0]).argmax())
+        raise ValueError(f"{path}: character {character} is of several alphabets: number characters over all alphabets")
+    drawings = np.stack([data.character, data.drawer]).astype(int)
+    if np.unique(drawings, axis=1).shape[1] != count:
+        raise ValueError(f"{path}: a drawer has drawn a character twice: each pair of the two may come once")
