@@ -55,7 +55,7 @@ def cell_of(row: Mapping[str, Any], kind: type) -> Any:
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], cells: Sequence[Any], settings: Any, path: str | Path) -> None:
-    """A cell that is there already must have been run with the settings of today.
+    """A cell that is there already must be there once, and have been run with the settings of today.
 
     Args:
         rows: of the results file.
@@ -66,13 +66,16 @@ def check_rows(rows: Sequence[Mapping[str, Any]], cells: Sequence[Any], settings
     Raises:
         ValueError: where it was not.
     """
-    wanted = set(cells)
+    wanted, seen = set(cells), set()
     for row in rows if cells else ():
         cell = cell_of(row, type(cells[0]))
+        if cell in seen:
+            raise ValueError(f"{path} holds {cell} twice: remove one of the rows")
         if cell in wanted and row["settings"] != settings.of(cell):
             raise ValueError(
                 f"{path} holds {cell} with other settings: give the new ones a new name, or remove the old rows"
             )
+        seen.add(cell)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def register_edition(base: type[ImageDataset], num_head: int, tail_size: int = T
     """Register the <H, S> edition of a data set with fast-reid, where that has not been done.
 
     Args:
-        base: a registered data set with a ``process_dir(dir_path, is_train)``.
+        base: a registered data set, a class with a ``process_dir(dir_path, is_train)``.
         num_head: H >= 0, identities that stay whole; as many as there are = the whole set.
         tail_size: S >= 1, images that each other identity keeps.
 
@@ -64,11 +64,14 @@ def register_edition(base: type[ImageDataset], num_head: int, tail_size: int = T
         The edition's name, for DATASETS.NAMES.
 
     Raises:
-        ValueError: for num_head < 0 or tail_size < 1.
+        ValueError: for numbers that are not whole, num_head < 0 or tail_size < 1, or where another data set has the
+            edition's name.
     """
-    if num_head < 0 or tail_size < 1:
-        raise ValueError(f"an edition <H, S> has H >= 0 and S >= 1, got <{num_head}, {tail_size}>")
+    if not (type(num_head) is type(tail_size) is int and num_head >= 0 and tail_size >= 1):
+        raise ValueError(f"an edition <H, S> has whole numbers H >= 0 and S >= 1, got <{num_head!r}, {tail_size!r}>")
     name = f"{base.__name__}_LT_H{num_head}_S{tail_size}"
+    if not issubclass(globals().get(name, base), base):
+        raise ValueError(f"{name} is an edition of another data set {base.__name__}: give yours another name")
     if name not in globals():
         doc = f"<H{num_head}, S{tail_size}> edition of {base.__name__}."
         bases = (_LongTailed, base) if issubclass(base, Omniglot) else (_LongTailed, _Explained, base)

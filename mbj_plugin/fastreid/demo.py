@@ -32,6 +32,14 @@ def build_demo_backbone(cfg) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def quiet_fastreid() -> None:
+    """Keep fast-reid's log off the screen. Without a handler the trainer sets one up, which prints every layer."""
+    logger = logging.getLogger("fastreid")
+    logger.addHandler(logging.NullHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 def run(head: str, seed: int, folder: Path, opts: list[str]) -> dict[str, float]:
     """Train and evaluate once.
 
@@ -78,10 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if not args.verbose:
-        # Otherwise the trainer sets fast-reid's logger up, which prints every layer.
-        logging.getLogger("fastreid").addHandler(logging.NullHandler())
-        logging.getLogger("fastreid").setLevel(logging.INFO)
-        logging.getLogger("fastreid").propagate = False
+        quiet_fastreid()
     # Read by fast-reid when its data module is imported, so set there.
     import fastreid.data.build
 

@@ -70,11 +70,11 @@ class MBJHead(EmbeddingHead):
             memory.start = self.start
 
     def begin_at(self, iteration: int) -> None:
-        """Training begins at an iteration of the run: START is one of the run, but a memory counts its own calls, of
-        which a run that was begun without MBJ has made none."""
+        """Training begins at an iteration of the run: START is one of the run, but a memory counts its own calls. A run
+        that was begun without MBJ has made none, one that goes on with larger batches more than iterations."""
         for memory in self.memories.values():
             # The step stays as it is: it also says whether there is a momentum yet.
-            memory.start = max(self.start - max(iteration - int(memory.step), 0), 0)
+            memory.start = max(self.start - iteration + int(memory.step), 0)
 
     def forward(self, features: Tensor, targets: Tensor | None = None):
         """As EmbeddingHead.

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from mbj_plugin.fastreid import synthetic
@@ -127,8 +128,11 @@ def test_any_edition_can_be_registered(data_root):
     assert sorted(DATASET_REGISTRY.get(name)(root=str(data_root)).train) == sorted(whole)
     few = DATASET_REGISTRY.get(register_edition(market, 0, 1))(root=str(data_root)).train
     assert len(few) == len({item[1] for item in whole})
-    with pytest.raises(ValueError, match="<0, 0>"):
-        register_edition(market, 0, 0)
+    for num_head, tail_size in ((0, 0), (-1, 5), (20.5, 5), (True, 5), ("20", 5), (20, 2.5)):
+        with pytest.raises(ValueError, match="whole numbers H >= 0 and S >= 1, got <"):
+            register_edition(market, num_head, tail_size)
+    with pytest.raises(ValueError, match="Market1501_LT_H20_S5 is an edition of another data set Market1501"):
+        register_edition(type("Market1501", (ImageDataset,), {}), 20)
 
 
 @pytest.mark.parametrize("name", ["Market1501_LT_H20_S5", "DukeMTMC_LT_H50_S5"])

@@ -1,8 +1,12 @@
 """The retrieval harness on the tiny set: real runs of fast-reid's trainer, rows, and the section made from them."""
 
 import copy
+import dataclasses
 import json
 import math
+import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -44,7 +48,6 @@ def call(settings_file, data_root, tmp_path):
         paths = {"settings": settings_file, "results": tmp_path / "page" / "rows.jsonl", "page": tmp_path / "page.md"}
         paths |= {"data": data_root, "state-dir": tmp_path / "state"}
         options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
-        # The options first: what follows the last one is for fast-reid's config.
         main([*options, *arguments])
         return runner.read_rows(paths["results"])
 
@@ -91,8 +94,70 @@ def test_settings_of_another_shape(settings_file):
 def test_rows_of_other_settings_are_refused(call, settings_file):
     call("--dataset", "market1501", "--methods", "mbj_w")
     settings_file.write_text(settings_file.read_text().replace("START: 1000", "START: 999"))
-    with pytest.raises(SystemExit, match="with other settings"):
-        call("--dataset", "market1501", "--methods", "mbj_w")
+    for arguments in ([], ["--list"], ["--report"]):
+        with pytest.raises(SystemExit, match="with other settings"):
+            call("--dataset", "market1501", "--methods", "mbj_w", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: Market1501", "name: Market", "data set 'market1501' of the settings: there is no 'Market'"),
+        ("baseline: {}", "baseline: {HEADS: {MARGN: 0.3}}", "method 'baseline' of the settings: .*MARGN"),
+    ],
+)
+def test_names_that_fastreid_does_not_have(call, settings_file, old, new, message):
+    settings_file.write_text(settings_file.read_text().replace(old, new))
+    with pytest.raises(SystemExit, match=message):
+        call("--group", "all")
+
+
+def test_a_loss_that_is_not_finite_costs_its_own_cell_only(call, monkeypatch, capsys):
+    run_cell = runner.run_cell
+
+    def diverge(cell, settings, job):
+        if cell.method == "baseline":
+            raise FloatingPointError("Loss became infinite or NaN at iteration=3!")
+        return run_cell(cell, settings, job)
+
+    monkeypatch.setattr(runner, "run_cell", diverge)
+    assert [row["method"] for row in call("--group", "all")] == ["mbj_wf"]
+    out = capsys.readouterr().out
+    assert "baseline seed 0: no row, Loss became infinite" in out and "1 of 2 cells have a row" in out
+
+
+def test_processes_share_the_cells(settings_file, data_root, tmp_path):
+    recipe = tmp_path / "tiny.yml"  # the tests' own backbone is not registered in other processes
+    changed = recipe.read_text().replace("build_tiny_backbone", "build_demo_backbone")
+    recipe.write_text(re.sub("NUM_WORKERS: .*", "NUM_WORKERS: 0", changed))
+    tool = Path(__file__).parents[2] / "tools" / "reproduce_retrieval.py"
+    options = ["--settings", settings_file, "--data", data_root, "--group", "all", "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, tool, *options, "--results", "rows.jsonl"],
+        cwd=tmp_path,
+        check=True,
+        text=True,
+        capture_output=True,
+    )
+    assert "2 of 2 cells have a row" in done.stdout
+    assert sorted(row["method"] for row in runner.read_rows(tmp_path / "rows.jsonl")) == ["baseline", "mbj_wf"]
+
+
+def test_a_row_that_two_calls_have_written_is_no_second_measurement(call, tmp_path):
+    (row,) = call("--dataset", "market1501", "--methods", "baseline")
+    with open(tmp_path / "page" / "rows.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    for arguments in (["--list"], ["--report"]):
+        with pytest.raises(SystemExit, match="baseline seed 0 twice"):
+            call("--dataset", "market1501", *arguments)
+
+
+def test_a_checkout_of_fastreid_has_no_version(monkeypatch):
+    def nothing(name):
+        raise runner.PackageNotFoundError(name)
+
+    monkeypatch.setattr(runner, "version", nothing)
+    assert runner._versions()["fastreid"] == "a checkout"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +168,10 @@ def test_rows_of_other_settings_are_refused(call, settings_file):
         (["--group", "none"], "unknown group 'none'"),
         (["--processes", "0"], "processes must be >= 1"),
         (["--heads", "30"], "num_head must be between 0 and the 24 identities of the set, got 30"),
+        (["--heads", "-1"], "whole numbers H >= 0 and S >= 1, got <-1, 5>"),
         (["--opts", "SOLVER.MAX_EPOCH", "1"], "SOLVER.MAX_EPOCH may change the result"),
+        (["--opts", "TEST.EVAL_PERIOD", "1"], "TEST.EVAL_PERIOD may change the result"),
+        (["--opts", "MODEL.DEVICE"], "MODEL.DEVICE has no value"),
         (["--settings", "nowhere.yaml"], "cannot read the settings nowhere.yaml"),
         (["--report"], "no rows in"),
     ],
@@ -163,12 +231,13 @@ def test_committed_rows_are_of_the_shipped_settings(request):
     json.dumps(rows, allow_nan=False)
 
 
-def test_shipped_groups_name_registered_editions():
-    from fastreid.data.datasets import DATASET_REGISTRY
-
-    for name in SHIPPED.groups:
-        for cell in SHIPPED.group(name):
-            DATASET_REGISTRY.get(SHIPPED.config(cell).DATASETS.NAMES[0])
+def test_shipped_cells_have_a_config():
+    cells = {cell for name in SHIPPED.groups for cell in SHIPPED.group(name)}
+    for cell in {dataclasses.replace(cell, seed=0) for cell in cells}:
+        cfg = SHIPPED.config(cell)
+        names = [f"{name}_LT_H{cell.num_head}_S5" for name in cfg.DATASETS.TESTS]
+        assert list(cfg.DATASETS.NAMES) == names
+        assert cfg.TEST.EVAL_PERIOD == cfg.SOLVER.MAX_EPOCH
     wide = SHIPPED.config(Cell("omniglot", 20, 5, "baseline_margin4", 0))
     assert wide.MODEL.HEADS.MARGIN == 0.4 and wide.MODEL.HEADS.NAME == "EmbeddingHead"
     market = SHIPPED.config(Cell("market1501", 50, 5, "baseline", 0))

@@ -79,6 +79,19 @@ def test_start_is_an_iteration_of_the_run_also_where_the_memory_came_later(make_
     assert memory.step == 9 and memory.momentum_weight.norm() > 0.5 * later.model.heads.weight.norm()
 
 
+def test_start_is_an_iteration_of_the_run_also_where_batches_have_grown(make_trainer):
+    """18 iterations of 8 images each, then 4 an epoch of 16: the third epoch begins at iteration 8 of such a run."""
+    make_trainer(*MAX).train()
+    options = ("SOLVER.MAX_EPOCH", 4, "SOLVER.IMS_PER_BATCH", 16, "MODEL.MBJ.START", 10)
+    later = make_trainer(*MAX, *options)
+    later.resume_or_load(resume=True)
+    losses, inner = [], later._trainer
+    write = inner._write_metrics
+    inner._write_metrics = lambda losses_, seconds: (losses.append(losses_["loss_mbj"].item()), write(losses_, seconds))
+    later.train()
+    assert later.start_epoch == 2 and len(losses) == 8 and not any(losses[:2]) and all(losses[2:])
+
+
 def test_an_interrupted_run_is_the_uninterrupted_one(make_trainer, steps, monkeypatch):
     """Same batches in, same weights and memory out, whether or not a checkpoint lies between."""
     opts = (*MAX, "MODEL.MBJ.MEMORY", "both", "MODEL.MBJ.MOMENTUM", 0.5)

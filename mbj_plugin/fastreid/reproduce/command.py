@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from mbj_plugin.fastreid.reproduce.runner import Job, finished_cells, run_cells
+from mbj_plugin.fastreid.reproduce.runner import Job, check_rows, finished_cells, run_cells
 from mbj_plugin.fastreid.reproduce.settings import Cell, Settings, load_settings
 
 
@@ -69,6 +69,7 @@ def _main(args: argparse.Namespace) -> None:
         write_report(args.results, args.page, settings)
         return
     cells = chosen_cells(args, settings)
+    check_rows(cells, settings, args.results)
     if args.list:
         finished = finished_cells(args.results)
         print("\n".join(str(cell) for cell in cells if cell not in finished))

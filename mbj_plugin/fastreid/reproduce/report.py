@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mbj_plugin import results
-from mbj_plugin.fastreid.reproduce.runner import finished_cells, read_rows
-from mbj_plugin.fastreid.reproduce.settings import Settings
-from mbj_plugin.results import paired, spread, write_section
+from mbj_plugin.fastreid.reproduce.runner import check_rows, finished_cells, read_rows
+from mbj_plugin.fastreid.reproduce.settings import Cell, Settings
+from mbj_plugin.results import cell_of, paired, spread, write_section
 
 TITLES = {
     "omniglot": "Omniglot",
@@ -64,6 +64,7 @@ def write_report(path: str | Path, page: str | Path, settings: Settings) -> None
     if (folder / "reading_retrieval.md").exists():
         parts.append((folder / "reading_retrieval.md").read_text().strip())
     grouped = tables(rows, settings)
+    check_rows([cell_of(row, Cell) for table in grouped.values() for row in _flat(table)], settings, path)
     for dataset in settings.datasets:
         editions = {edition: table for (name, edition), table in grouped.items() if name == dataset}
         for (num_head, tail_size), table in sorted(editions.items()):
@@ -121,7 +122,10 @@ def table_text(table: Table, paper: dict[str, dict[int, tuple[float, float]]], n
             numbers[0] = f"**{numbers[0]}**"
         pair = ""
         if method != "baseline" and "baseline" in table:
-            pair = paired(_column(runs, "mAP"), _column(table["baseline"], "mAP"), lower_is_better=False, digits=2)
+            # A GPU draws other batches than a CPU.
+            kinds = {seed: row["device"].split(",")[0] for seed, row in runs.items()}
+            theirs = {s: row for s, row in table["baseline"].items() if row["device"].split(",")[0] == kinds.get(s)}
+            pair = paired(_column(runs, "mAP"), _column(theirs, "mAP"), lower_is_better=False, digits=2)
         values = [f"`{method}`", str(len(runs)), *numbers, pair]
         if paper:
             values += [f"{n:.1f}" for n in paper.get(method, {}).get(num_head, ())] or ["", ""]

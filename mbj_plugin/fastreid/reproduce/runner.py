@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fastreid.utils.env import seed_all_rng
 from mbj_plugin import __version__, results
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts
+from mbj_plugin.fastreid.demo import quiet_fastreid
 from mbj_plugin.fastreid.reproduce.facts import memory_facts, pull
 from mbj_plugin.fastreid.reproduce.settings import KEYS, Cell, Settings, load_settings
 
@@ -71,7 +71,7 @@ def run_cells(cells: list[Cell], job: Job) -> int:
     batches, and would not be the same run.
 
     Returns:
-        Number of cells left without a row (under way in another call).
+        Number of cells left without a row: under way in another call, or with a loss that was not finite.
 
     Raises:
         FileNotFoundError: for a data set that is not there.
@@ -93,20 +93,23 @@ def run_cells(cells: list[Cell], job: Job) -> int:
 
 def _work(rank: int, cells: list[Cell], job: Job) -> None:
     """One process: takes the first cell that is free, until none is left."""
+    if job.processes > 1:
+        # A process that was spawned spawns in turn, and each worker of its loaders would import everything again.
+        mp.set_start_method(None, force=True)
     torch.set_num_threads(job.threads)
     fastreid.data.build._root = job.data
-    # Otherwise the trainer sets fast-reid's logger up, which prints every layer.
-    logger = logging.getLogger("fastreid")
-    logger.addHandler(logging.NullHandler())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    quiet_fastreid()
     settings = load_settings(job.settings_file)
     for cell in cells:
         if cell in finished_cells(job.results):
             continue
         with results.claimed(Path(job.state_dir) / f"{cell.file_name}.lock") as mine:
             if mine and cell not in finished_cells(job.results):
-                row = run_cell(cell, settings, job)
+                try:
+                    row = run_cell(cell, settings, job)
+                except FloatingPointError as error:  # fast-reid's, for a loss that is not finite
+                    print(f"{cell}: no row, {error}", flush=True)
+                    continue
                 results.append_row(job.results, row)
                 done = len(finished_cells(job.results))
                 print(
@@ -128,6 +131,7 @@ def run_cell(cell: Cell, settings: Settings, job: Job) -> dict[str, Any]:
     cfg = settings.config(cell, job.options)
     cfg.OUTPUT_DIR = str(folder)
     cfg.freeze()
+    versions = _versions()
     seed_all_rng(cell.seed)
     trainer = DefaultTrainer(cfg)
     # Of the set, not of what MBJ was told: the baseline's are the same.
@@ -144,12 +148,7 @@ def run_cell(cell: Cell, settings: Settings, job: Job) -> dict[str, Any]:
         "images": int(counts.sum()),
         "iterations": trainer.max_iter,
         "settings": settings.of(cell),
-        "versions": {
-            "mbj_plugin": __version__,
-            "fastreid": version("fastreid"),
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-        },
+        "versions": versions,
         "device": f"{next(trainer.model.parameters()).device.type}, {torch.get_num_threads()} thread(s)",
     }
     if mbj_heads(trainer.model):
@@ -160,3 +159,12 @@ def run_cell(cell: Cell, settings: Settings, job: Job) -> dict[str, Any]:
     if hasattr(trainer.data_loader, "shutdown"):
         trainer.data_loader.shutdown()  # fast-reid's loader on a GPU has a thread that nobody else ends
     return row | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _versions() -> dict[str, str]:
+    try:
+        fastreid_version = version("fastreid")
+    except PackageNotFoundError:
+        fastreid_version = "a checkout"
+    python = sys.version.split()[0]
+    return {"mbj_plugin": __version__, "fastreid": fastreid_version, "python": python, "torch": torch.__version__}

@@ -21,8 +21,10 @@ from mbj_plugin.names import check_known
 KEYS = ("dataset", "num_head", "tail_size", "method", "seed")
 #: The parts of a config that a row carries: what makes the run, without paths and logging.
 RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")
-#: What makes no difference to a row: where and in what batches the model runs, and when it is tested.
-FREE = ("MODEL.DEVICE", "MODEL.MBJ.DIAGNOSTICS", "TEST.IMS_PER_BATCH", "TEST.EVAL_PERIOD")
+#: What makes no difference to a row, so that it can be given as an option: where and in what batches the model runs.
+FREE = ("MODEL.DEVICE", "MODEL.MBJ.DIAGNOSTICS", "TEST.IMS_PER_BATCH")
+#: A row does not carry these: every cell is tested once, after its last epoch, since a test draws random numbers.
+UNRECORDED = (*FREE, "TEST.EVAL_PERIOD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +98,12 @@ class Settings:
             options: config options on top, ``KEY value ...``, of :data:`FREE`.
 
         Raises:
-            ValueError: for an option that would change the result, or an H or S out of range.
+            ValueError: for an option that would change the result or has no value, for a key that fast-reid does not
+                have, or an H or S out of range.
         """
         options = list(options)
+        if len(options) % 2:
+            raise ValueError(f"options are pairs, KEY VALUE: {options[-1]} has no value")
         if changing := [key for key in options[::2] if key not in FREE]:
             raise ValueError(
                 f"{changing[0]} may change the result: set it in the recipe. Options are {', '.join(FREE)}"
@@ -106,15 +111,23 @@ class Settings:
         dataset, method = self.datasets[cell.dataset], self.methods[cell.method]
         cfg = get_cfg()
         cfg.merge_from_file(find_config(dataset.config))
-        name = register_edition(DATASET_REGISTRY.get(dataset.name), cell.num_head, cell.tail_size)
+        try:
+            base = DATASET_REGISTRY.get(dataset.name)
+        except KeyError as error:
+            raise ValueError(f"data set {cell.dataset!r} of the settings: there is no {dataset.name!r}") from error
+        name = register_edition(base, cell.num_head, cell.tail_size)
         cfg.merge_from_list(["DATASETS.NAMES", (name,), "DATASETS.TESTS", (dataset.name,)])
         cfg.merge_from_list(["MODEL.HEADS.NAME", "MBJHead" if "MBJ" in method else "EmbeddingHead"])
         # A baseline has none; off in all arms, so that they differ in nothing but the method.
         cfg.merge_from_list(["MODEL.MBJ.DIAGNOSTICS", False])
         for node, values in method.items():
             for key, value in values.items():
-                cfg.merge_from_list([f"MODEL.{node}.{key}", value])
+                try:
+                    cfg.merge_from_list([f"MODEL.{node}.{key}", value])
+                except (AssertionError, KeyError) as error:  # yacs'
+                    raise ValueError(f"method {cell.method!r} of the settings: {error}") from error
         cfg.merge_from_list(options)
+        cfg.TEST.EVAL_PERIOD = cfg.SOLVER.MAX_EPOCH
         return cfg
 
     def of(self, cell: Cell) -> dict[str, Any]:
@@ -124,7 +137,7 @@ class Settings:
         recorded = {name: _difference(cfg[name], default[name], name) for name in RECORDED}
         recorded["MODEL"].pop("MBJ", None)
         if "MBJ" in self.methods[cell.method]:
-            recorded["MODEL"]["MBJ"] = {k: v for k, v in cfg.MODEL.MBJ.items() if f"MODEL.MBJ.{k}" not in FREE}
+            recorded["MODEL"]["MBJ"] = {k: v for k, v in cfg.MODEL.MBJ.items() if f"MODEL.MBJ.{k}" not in UNRECORDED}
         return {name: values for name, values in recorded.items() if values}
 
 
@@ -168,6 +181,6 @@ def _difference(node: CfgNode, default: CfgNode, path: str) -> dict[str, Any]:
         if isinstance(value, CfgNode):
             if inner := _difference(value, default[key], f"{path}.{key}"):
                 different[key] = inner
-        elif value != default[key] and f"{path}.{key}" not in FREE:
+        elif value != default[key] and f"{path}.{key}" not in UNRECORDED:
             different[key] = list(value) if isinstance(value, tuple) else value
     return different

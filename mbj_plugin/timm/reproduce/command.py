@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from mbj_plugin.timm.reproduce.runner import Job, finished_cells, run_cells
+from mbj_plugin.timm.reproduce.runner import Job, check_rows, finished_cells, run_cells
 from mbj_plugin.timm.reproduce.settings import Cell, Settings, load_settings
 
 
@@ -63,6 +63,7 @@ def _main(args: argparse.Namespace) -> None:
         write_report(args.results, args.page, settings)
         return
     cells = chosen_cells(args, settings)
+    check_rows(cells, settings, args.results)
     if args.list:
         finished = finished_cells(args.results)
         print("\n".join(str(cell) for cell in cells if cell not in finished))
