@@ -15,8 +15,8 @@ from mbj_plugin.functional import NORMS
 
 MEMORIES = ("prototype", "feature", "both")
 # Symbols of the paper's re-ID experiments (Appendix B), which it gives without telling memories apart. ETA and NORM
-# follow Omniglot's validation alphabets (docs/results.md): the smallest eta that has most of the gain. The paper's 1/7
-# and sum are in Base-MBJ.yml.
+# follow Omniglot's validation alphabets (docs/results.md): the smallest eta that has most of the gain, and the norm
+# that gains before the training set is fitted as well as after. The paper's 1/7 and sum are in Base-MBJ.yml.
 DEFAULTS = {
     "MEMORY": "prototype",  # what is remembered: MBJ-W, MBJ-F, or MBJ-WF
     "SIZE": 3500,  # M, slots of each memory
