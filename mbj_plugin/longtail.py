@@ -56,6 +56,34 @@ def exponential_counts(num_classes: int, max_count: int, imbalance_ratio: float)
     return counts
 
 
+def largest_exponential_counts(available: ArrayLike, imbalance_ratio: float) -> np.ndarray:
+    """The largest :func:`exponential_counts` for which every class has enough images.
+
+    Args:
+        available: (C,) images of each class, each >= 1.
+        imbalance_ratio: rho = n_max / n_min, >= 1.
+
+    Returns:
+        (C,) int64 counts.
+
+    Raises:
+        ValueError: for a ratio below 1, or one that would leave a class without an image.
+    """
+    available = np.asarray(available, dtype=np.int64)
+    counts = exponential_counts(len(available), largest := int(available.max()), imbalance_ratio)
+    while (counts > available).any():
+        scarce = int((available / counts).argmin())
+        largest -= 1
+        try:
+            counts = exponential_counts(len(available), largest, imbalance_ratio)
+        except ValueError as error:
+            raise ValueError(
+                f"imbalance ratio {imbalance_ratio} leaves the smallest class without an image: class 0 is the largest "
+                f"of the profile, and the {available[scarce]} images of class {scarce} allow it no more than {largest}"
+            ) from error
+    return counts
+
+
 def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0) -> np.ndarray:
     """Indices of an exponentially long-tailed subset of a labelled set, class 0 the largest.
 
@@ -80,10 +108,7 @@ def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0)
         raise ValueError("there is no labelled image to choose from")
     if available.min(initial=1) < 1:
         raise ValueError(f"class {int(available.argmin())} has no images: every class from 0 to the largest needs some")
-    max_count = int(available.max())
-    while (exponential_counts(len(available), max_count, imbalance_ratio) > available).any():
-        max_count -= 1
-    counts = exponential_counts(len(available), max_count, imbalance_ratio)
+    counts = largest_exponential_counts(available, imbalance_ratio)
     chosen = []
     for label, count in enumerate(counts):
         of_class = np.flatnonzero(labels == label)

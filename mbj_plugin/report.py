@@ -53,7 +53,7 @@ def report(args: argparse.Namespace) -> Path:
     try:
         from mbj_plugin.diagnostics.report import check_number, write_report
     except ModuleNotFoundError as error:
-        raise ValueError(f"the report needs {error.name}: pip install 'mbj_plugin[report]'") from error
+        raise ValueError(f"the report needs {error.name}: pip install '.[report]' in a clone of mbj_plugin") from error
     if args.images_per_class < 1:
         raise ValueError(f"--images-per-class must be 1 or more, got {args.images_per_class}")
     folders = [run for folder in args.runs for run in run_folders(Path(folder))]

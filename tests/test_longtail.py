@@ -61,6 +61,11 @@ def test_exponential_subset_names_the_missing_class():
         exponential_subset([0, 0, 2, 2], 2)
 
 
+def test_exponential_subset_names_the_class_that_is_too_small_to_be_the_largest():
+    with pytest.raises(ValueError, match="the 5 images of class 0 allow it no more than"):
+        exponential_subset([0] * 5 + [1] * 1000, 100)
+
+
 def test_head_tail_subset_keeps_the_head_and_cuts_the_tail():
     identities = np.repeat([7, 3, 11, 5], [9, 6, 6, 2])
     chosen = head_tail_subset(identities, num_head=2, tail_size=4)

@@ -18,6 +18,7 @@ import torch
 import mbj_plugin
 from mbj_plugin.timm.jitter_study import CONTROLS, PHASES, Study, cut, iterations_of, load_study, train_and_watch
 from mbj_plugin.timm.reproduce.data import Images
+from mbj_plugin.timm.reproduce.settings import NUM_CLASSES
 from mbj_plugin.timm.run_folder import write
 
 Rows = list[dict[str, Any]]
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", metavar="PATH", help="folder with torchvision's CIFAR folders or <dataset>.npz, or an .npz"
     )
     p.add_argument(
-        "--dataset", default="cifar10_lt", help="of --data: cifar10_lt or cifar100_lt (default: %(default)s)"
+        "--dataset", choices=sorted(NUM_CLASSES), default="cifar10_lt", help="of --data (default: %(default)s)"
     )
     p.add_argument("--seeds", type=int, default=3, help="models of each size (default: %(default)s)")
     p.add_argument("--control", choices=[*CONTROLS, "both"], default="both", help="what is held equal (default: both)")
@@ -73,7 +74,7 @@ def _main(args: argparse.Namespace) -> None:
     try:
         from mbj_plugin.diagnostics.jitter_figure import draw_jitter_study
     except ModuleNotFoundError as error:
-        raise ValueError(f"the figure needs {error.name}: pip install 'mbj_plugin[report]'") from error
+        raise ValueError(f"the figure needs {error.name}: pip install '.[report]' in a clone of mbj_plugin") from error
     if args.seeds < 1:
         raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
     images, study = load_study(args.data, args.dataset)

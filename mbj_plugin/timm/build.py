@@ -59,8 +59,6 @@ def init_device(args: Namespace) -> torch.device:
     """The device of this process; joins the process group under torchrun."""
     if hasattr(args, "world_size"):
         return torch.device(args.device)  # a later run of the same process, which has joined its group already
-    if args.torchscript and args.mbj:
-        raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     elif args.device.startswith("cuda") and not torch.cuda.is_available():
@@ -78,6 +76,8 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
     if not (timm.is_model(args.model.split(".")[0]) or ":" in args.model):
         near = difflib.get_close_matches(args.model, timm.list_models(), 3)
         raise ValueError(f"timm has no model {args.model!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+    if args.torchscript and args.mbj:
+        raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
     if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
         raise ValueError(f"there is no file {args.initial_checkpoint}, which --initial-checkpoint names")
     in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)

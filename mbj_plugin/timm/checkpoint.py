@@ -90,10 +90,17 @@ def resume(task: Any, path: str, args: Any, optimizer: Any, loss_scaler: Any) ->
         The epoch to go on with.
 
     Raises:
-        ValueError: for a file that is missing, unreadable, of another model or of another memory.
+        ValueError: for a file that is missing, unreadable, of other images, of another model or of another memory.
     """
     checkpoint = read_checkpoint(path)
     _check_model(checkpoint, task.get_eval_model(), args.model, path)
+    for flag in ("dataset", "imbalance_ratio", "subset_seed"):
+        saved_value = getattr(checkpoint.get("args"), flag, getattr(args, flag))
+        if saved_value != getattr(args, flag):
+            raise ValueError(
+                f"{path} was trained on other images: its {flag} is {saved_value!r}, this run's "
+                f"{getattr(args, flag)!r}: set --{flag.replace('_', '-')} as it was"
+            )
     saved_opt = getattr(checkpoint.get("args"), "opt", args.opt)
     if not args.no_resume_opt and saved_opt != args.opt:
         raise ValueError(

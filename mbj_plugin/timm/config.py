@@ -51,7 +51,10 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) -> None:
-    """Raise ValueError for a key that is no flag, with the nearest one, and for a value that the flag does not take."""
+    """Raise ValueError for a key that is no flag, with the nearest one, and for a value that the flag does not take.
+
+    A number that YAML takes for text, such as 1e-3, becomes one.
+    """
     actions = {action.dest: action for action in parser._actions}
     for key, value in values.items():
         if key not in actions:
@@ -62,12 +65,24 @@ def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) ->
         if value is None or key.endswith("_kwargs"):
             continue
         several = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 1)
+        if kind is float:
+            value = values[key] = [_number(v) for v in value] if isinstance(value, list) else _number(value)
         items = value if several and isinstance(value, list) else [value]
         if several != isinstance(value, list) or not all(_is(item, kind) for item in items):
             wanted = f"a list of {kind.__name__}" if several else kind.__name__
             raise ValueError(f"{source}: {key} must be {wanted}, got {value!r}")
         if action.choices and value not in action.choices:
             raise ValueError(f"{source}: {key} must be one of {list(action.choices)}, got {value!r}")
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1.0e-3 as a number and 1e-3 as text.
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _is(value: Any, kind: type) -> bool:

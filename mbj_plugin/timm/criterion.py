@@ -142,7 +142,7 @@ class MBJLoss(nn.Module):
 
     def _check_once(self, output: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """What the model returned must be what its classifier computes: else L_memory would train something else."""
-        if self._checked:
+        if self._checked or not torch.isfinite(output).all():  # fp16 may overflow in the first steps
             return
         self._checked = True
         with torch.no_grad(), torch.autocast(output.device.type, enabled=False):

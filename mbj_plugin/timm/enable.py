@@ -21,7 +21,7 @@ from torch import nn
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.losses import rank_and_world
 from mbj_plugin.timm.counts import training_counts
-from mbj_plugin.timm.monitor import EpochDiagnostics, make_monitor
+from mbj_plugin.timm.monitor import EpochDiagnostics, fit_columns, make_monitor
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
 from mbj_plugin.timm.task import MBJTask
@@ -88,6 +88,8 @@ class _Summary:
                 self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations)
             # A new dict: train.py prints its own at the end, as JSON.
             train_metrics = {**train_metrics, **self.diagnostics.report(epoch)}
+        if not write_header:
+            train_metrics = fit_columns(train_metrics, filename)
         self.update_summary(epoch, train_metrics, eval_metrics, filename, lr, write_header, log_wandb)
 
 

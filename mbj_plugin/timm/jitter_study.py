@@ -107,9 +107,11 @@ def cut(images: Images, level: int, study: Study, seed: int) -> Images:
     images are the same in all.
 
     Raises:
-        ValueError: for a class that has too few images.
+        ValueError: for a class that has too few images, or a tail class that there is not.
     """
     available = class_counts(images.train_labels)
+    if not -len(available) <= study.tail_class < len(available):
+        raise ValueError(f"--tail-class must be between 0 and {len(available) - 1} (or -1), got {study.tail_class}")
     wanted = np.full(len(available), level)
     wanted[study.tail_class] = study.tail_size
     if (wanted > available).any():

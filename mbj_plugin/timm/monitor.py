@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ class EpochDiagnostics:
     def close(self) -> None:
         """End the event file."""
         self.writer.close()
+
+
+def fit_columns(train_metrics: dict[str, float], summary: Path | str) -> dict[str, float]:
+    """The training metrics of a row of timm's summary.csv, which writes them in order under the header that is there.
+
+    Where a run was resumed with or without MBJ or its diagnostics, exactly the columns of that header, NaN in those
+    that this run does not have.
+    """
+    summary = Path(summary)
+    if not summary.exists() or not summary.stat().st_size:
+        return train_metrics
+    with summary.open() as file:
+        header = file.readline().strip().split(",")
+    names = [name.removeprefix("train_") for name in header if name.startswith("train_")]
+    return {name: train_metrics.get(name, math.nan) for name in names}
 
 
 def _make_probe(model: nn.Module, class_counts: ArrayLike, train_loader: Any, evaluation_loader: Any) -> Probe | None:

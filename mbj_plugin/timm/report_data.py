@@ -19,7 +19,7 @@ from mbj_plugin.diagnostics.embedding import shown_classes
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.diagnostics.run import Features, Run, read_bank, read_diagnostics
 from mbj_plugin.timm import build
-from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm.args import make_parser
 from mbj_plugin.timm.checkpoint import read_checkpoint
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.data import Digits, LongTailSubset
@@ -135,7 +135,8 @@ def _args(folder: Path, device: str, data: str | None) -> Namespace:
     fixed = {"device": device, "distributed": False, "world_size": 1, "rank": 0, "local_rank": 0, "prefetcher": False}
     fixed |= {"pretrained": False, "initial_checkpoint": "", "torchscript": False, "channels_last": False}
     fixed |= {"data_dir": data} if data else {}
-    return Namespace(**{**vars(parse_args([])), **saved, **fixed})
+    # The parser's defaults for what timm's train.py has no flag for: no config, so nothing of the digits'.
+    return Namespace(**{**vars(make_parser().parse_args([])), **saved, **fixed})
 
 
 def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per_class: int) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mbj_plugin import __version__
 from mbj_plugin.timm.checkpoint import drop_rows_from
 from mbj_plugin.timm.data import LongTailSubset
 from mbj_plugin.timm.evaluate import group_errors
+from mbj_plugin.timm.monitor import fit_columns
 from mbj_plugin.timm.settings import MBJSettings
 
 _logger = logging.getLogger("mbj_plugin")
@@ -66,7 +68,7 @@ def log_epoch(
     errors: dict[str, float],
     lr: float,
     folder: Path,
-    args: Namespace,
+    log_wandb: bool,
 ) -> None:
     """One line on the console, one row in timm's summary.csv, one step in Weights & Biases where asked for."""
     memory = f" (memory {train_metrics['loss_memory']:.3f})" if "loss_memory" in train_metrics else ""
@@ -78,36 +80,38 @@ def log_epoch(
     summary = folder / "summary.csv"
     utils.update_summary(
         epoch,
-        train_metrics | _fitting(columns, summary, train_metrics),
+        fit_columns(columns | train_metrics, summary),
         {key: metrics[key] for key in ("loss", "top1", "top5")}
         | {f"{k}_error": v for k, v in errors.items() if k != "error"},
         filename=str(summary),
         lr=lr,
         write_header=not summary.exists() or summary.stat().st_size == 0,
-        log_wandb=_start_wandb(args),
+        log_wandb=log_wandb,
     )
 
 
-def _fitting(columns: dict[str, float], summary: Path, train_metrics: dict[str, float]) -> dict[str, float]:
-    """The diagnostics for a row: where a resumed run's file has a header already, exactly the columns that it has."""
-    if summary.exists() and summary.stat().st_size:
-        header = summary.open().readline().strip().split(",")
-        names = [name.removeprefix("train_") for name in header if name.startswith("train_")]
-    else:
-        names = list(columns)
-    return {name: columns.get(name, math.nan) for name in names if name not in train_metrics}
+@contextlib.contextmanager
+def wandb_run(args: Namespace) -> Iterator[bool]:
+    """A run in Weights & Biases, where ``--log-wandb`` asks for one and the caller has not started one; whether to log.
 
-
-def _start_wandb(args: Namespace) -> bool:
+    Raises:
+        ValueError: where the package is missing.
+    """
     if not args.log_wandb:
-        return False
+        yield False
+        return
     try:
         import wandb
     except ImportError as error:
         raise ValueError("--log-wandb needs the package wandb: pip install wandb") from error
-    if wandb.run is None:
+    own = wandb.run is None
+    if own:
         wandb.init(project=args.wandb_project, name=args.experiment, config=vars(args))
-    return True
+    try:
+        yield True
+    finally:
+        if own:
+            wandb.finish()
 
 
 def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:

@@ -29,7 +29,7 @@ from mbj_plugin.timm.args import parse_args
 from mbj_plugin.timm.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
 from mbj_plugin.timm.evaluate import error_table, group_errors, validate
 from mbj_plugin.timm.monitor import EpochDiagnostics, make_monitor
-from mbj_plugin.timm.run_folder import experiment, log_epoch, make_saver, open_folder, result, write
+from mbj_plugin.timm.run_folder import experiment, log_epoch, make_saver, open_folder, result, wandb_run, write
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
 
@@ -79,14 +79,17 @@ def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
     if args.seeds < 1:
         raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
     if args.resume and (args.compare or args.seeds > 1):
-        raise ValueError("--resume goes on with one run: resume each run without --compare and --seeds")
+        raise ValueError(
+            "--resume goes on with one run: leave out --compare and --seeds, and give --experiment, --seed and "
+            "--subset-seed as its args.yaml has them"
+        )
     with build.blame(f"--device {args.device}"):
         build.init_device(args)  # once: the runs share the process group
     name = experiment(args)
     methods = {"baseline": False, "mbj": True} if args.compare else {"mbj" if args.mbj else "baseline": args.mbj}
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for i in range(args.seeds):
-        for method, use_mbj in methods.items():
+        for method, use_mbj in reversed(methods.items()):  # MBJ first: it refuses more models and losses
             parts = [name] + [method] * args.compare + [f"seed{args.seed + i}"] * (args.seeds > 1)
             changes = {"mbj": use_mbj, "experiment": os.path.join(*parts)}
             changes |= {"seed": args.seed + i, "subset_seed": args.subset_seed + i}
@@ -115,20 +118,21 @@ def train(args: Namespace) -> dict[str, Any]:
     saver = make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
-    for epoch in range(run.first_epoch, run.num_epochs):
-        train_metrics = train_one_epoch(run, epoch)
-        metrics = _evaluate(run)
-        # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
-        run.task.remember_rng()
-        if folder is not None and saver is not None:
-            errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
-            rates = [group["lr"] for group in run.optimizer.param_groups]
-            lr = sum(rates) / len(rates)
-            columns = diagnostics.report(epoch) if diagnostics else {}
-            log_epoch(epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, folder, args)
-            best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
-        if run.scheduler is not None:
-            run.scheduler.step(epoch + 1, metrics[args.eval_metric])
+    with wandb_run(args) if folder is not None else nullcontext(False) as log_wandb:
+        for epoch in range(run.first_epoch, run.num_epochs):
+            train_metrics = train_one_epoch(run, epoch)
+            metrics = _evaluate(run)
+            # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
+            run.task.remember_rng()
+            if folder is not None and saver is not None:
+                errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
+                rates = [group["lr"] for group in run.optimizer.param_groups]
+                lr = sum(rates) / len(rates)
+                columns = diagnostics.report(epoch) if diagnostics else {}
+                log_epoch(epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, folder, log_wandb)
+                best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
+            if run.scheduler is not None:
+                run.scheduler.step(epoch + 1, metrics[args.eval_metric])
     if diagnostics is not None:
         diagnostics.close()
     assert metrics is not None

@@ -144,6 +144,7 @@ def test_the_command_leaves_rows_a_table_and_a_figure(tmp_path, capsys):
         ("--levels 20 8 --window 100 --iterations 300", "set a smaller one or more --iterations"),
         ("--levels 20 8 --batch-size 4000", "set a smaller --batch-size"),
         ("--seeds 0", "--seeds must be 1 or more"),
+        ("--tail-class 12", "--tail-class must be between 0 and 9"),
         ("--data nowhere", "no images of cifar10_lt in nowhere"),
     ],
 )

@@ -32,6 +32,7 @@ def test_the_paper_s_inaturalist_recipe():
     args = parse_args(["-c", "inat18", "--data-dir", "somewhere"])
     assert (args.model, args.epochs, args.batch_size, args.lr, args.num_classes) == ("resnet50", 180, 128, 0.01, 8142)
     assert (args.mbj_size, args.decay_milestones, args.decay_rate) == (25_000, [120, 160], 0.1)
+    assert start_epoch("auto", args, updates_per_epoch=10) == 120
 
 
 def test_command_line_over_config_over_base(tmp_path):
@@ -39,6 +40,15 @@ def test_command_line_over_config_over_base(tmp_path):
     (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nlr: 0.25\nmbj: true\n")
     args = parse_args(["-c", str(tmp_path / "leaf.yaml"), "-b", "4"])
     assert (args.epochs, args.lr, args.batch_size, args.mbj) == (7, 0.25, 4, True)
+
+
+def test_numbers_in_any_notation(tmp_path):
+    (tmp_path / "c.yaml").write_text("lr: 1e-3\nweight_decay: 5E-4\nmean: [1e-1, 0.2, 3e-1]\n")
+    args = parse_args(["-c", str(tmp_path / "c.yaml")])
+    assert (args.lr, args.weight_decay, args.mean) == (1e-3, 5e-4, [0.1, 0.2, 0.3])
+    (tmp_path / "c.yaml").write_text("lr: fast\n")
+    with pytest.raises(ValueError, match="lr must be float, got 'fast'"):
+        parse_args(["-c", str(tmp_path / "c.yaml")])
 
 
 def test_the_paper_to_the_letter_yields_to_flags():

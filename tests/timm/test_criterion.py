@@ -119,6 +119,15 @@ def test_a_model_that_combines_heads_is_refused():
         loss(model(torch.randn(2, 3, 64, 64)), torch.tensor([0, 1]))
 
 
+def test_logits_that_overflow_in_the_first_step_say_nothing_of_the_model():
+    model = small_model()
+    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss(model(images(0)[0] * float("inf")), images(0)[1])
+    loss(model(images(1)[0]), images(1)[1])
+    with pytest.raises(ValueError, match="not what its classifier computes"):
+        MBJLoss(COUNTS, **ALL).bind(model)(2 * model(images(1)[0]) + 1, images(1)[1])
+
+
 def test_unbound():
     with pytest.raises(ValueError, match="loss.bind"):
         MBJLoss(COUNTS)(torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1]))

@@ -105,6 +105,17 @@ def test_both_doors_train_mbj_and_eta_0_is_stock(host, image_folder, tmp_path):
     assert "train_mbj/probe_jitter_tail" in last
 
 
+def test_a_stock_run_that_goes_on_with_mbj_keeps_its_columns(tmp_path):
+    code = (
+        "import sys; from timm import utils; import mbj_plugin.timm.enable;"
+        "utils.update_summary(1, {'loss': 1.0, 'loss_memory': 2.0}, {'top1': 50.0}, filename=sys.argv[1], lr=0.05)"
+    )
+    (tmp_path / "s.csv").write_text("epoch,train_loss,eval_top1,lr\n0,3.0,40.0,0.1\n")
+    done = run(["-c", code, tmp_path / "s.csv"])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.csv").read_text().splitlines()[-1] == "1,1.0,50.0,0.05"
+
+
 def test_a_wrong_setting_stops_the_script(host, image_folder, tmp_path):
     done = run(["-m", "mbj_plugin.timm.launch", host, "--data-dir", image_folder, "--out", tmp_path / "x"], "etha=3")
     assert done.returncode != 0

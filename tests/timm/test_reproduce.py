@@ -137,6 +137,13 @@ def test_every_shipped_method_trains(name):
     assert [point["epoch"] for point in result["curve"]] == [1, 2]
 
 
+def test_a_run_that_diverges_has_a_row(tmp_path):
+    cell = run(protocol=dataclasses.replace(TINY, lr=1e30))
+    results.append_row(tmp_path / "rows.jsonl", cell.result())
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert row["diverged"] and row["curve"][-1]["train_loss"] is None
+
+
 def test_result_groups_by_rank():
     cell = run()
     result, per_class = cell.result(), cell.test_error()
@@ -305,6 +312,7 @@ def test_torchvision_layout(tmp_path, monkeypatch):
         (["--datasets", "mnist"], "unknown data set 'mnist'"),
         ([], "give --data"),
         (["--data", "nowhere"], "no images of cifar10_lt in nowhere"),
+        (["--data", "nowhere", "--processes", "2"], "no images of cifar10_lt in nowhere"),
         (["--data", "x", "--processes", "0"], "processes must be >= 1"),
         (["--settings", "nowhere.yaml"], "cannot read the settings nowhere.yaml"),
     ],

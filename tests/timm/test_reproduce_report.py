@@ -106,15 +106,18 @@ def test_no_rows_is_a_clear_error(tmp_path):
     ("cell", "expected"),
     [
         (("cifar10_lt", 100, "ce"), 29.64),
-        (("cifar10_lt", 50, "mbj"), 13.31),
+        (("cifar10_lt", 50, "mbj_late_max"), 13.31),
         (("cifar100_lt", 10, "ldam_drw"), 41.29),
         (("cifar100_lt", 100, "mbj_paper"), 54.24),
         (("cifar10_lt", 100, "balanced_softmax"), None),
+        (("cifar10_lt", 100, "mbj"), None),  # on balanced softmax
+        (("cifar10_lt", 100, "mbj_w"), None),
+        (("cifar10_lt", 100, "mbj_late_max_eta1"), None),
         (("cifar10_lt", 1, "ce"), None),
     ],
 )
 def test_numbers_of_the_paper(cell, expected):
-    assert paper_error(*cell) == expected
+    assert paper_error(*cell, SETTINGS.methods[cell[-1]]) == expected
 
 
 def test_committed_rows_are_of_the_shipped_settings(request):

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import sys
 import types
 
 import pytest
@@ -116,26 +117,75 @@ def test_a_resumed_run_writes_what_the_whole_one_wrote(tmp_path, image_folder, m
     assert (tmp_path / "whole/summary.csv").read_text() == (tmp_path / "cut/summary.csv").read_text()
 
 
-def test_resumed_with_another_choice_the_columns_stay(tmp_path, image_folder):
-    flags = [*folder_flags(image_folder), "--mbj"]
-    for first, second in ((["--no-mbj-diagnostics"], []), ([], ["--no-mbj-diagnostics"])):
-        name = "off-on" if first else "on-off"
-        run(tmp_path, *flags, *first, "--epochs", "1", name=name)
-        run(tmp_path, *flags, *second, "--resume", str(tmp_path / name / "last.pth.tar"), name=name)
-        lines = (tmp_path / name / "summary.csv").read_text().splitlines()
-        assert len(lines) == 4 and len({line.count(",") for line in lines}) == 1
-        assert [row["epoch"] for row in summary(tmp_path / name)] == ["0", "1", "2"]
-        assert float(summary(tmp_path / name)[2]["eval_top1"]) <= 100
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["--mbj", "--no-mbj-diagnostics"], ["--mbj"]),
+        (["--mbj"], ["--mbj", "--no-mbj-diagnostics"]),
+        ([], ["--mbj"]),
+    ],
+)
+def test_resumed_with_another_choice_the_columns_stay(tmp_path, image_folder, first, second):
+    flags = folder_flags(image_folder)
+    run(tmp_path, *flags, *first, "--epochs", "1")
+    run(tmp_path, *flags, *second, "--resume", str(tmp_path / "run" / "last.pth.tar"))
+    lines = (tmp_path / "run" / "summary.csv").read_text().splitlines()
+    assert len(lines) == 4 and len({line.count(",") for line in lines}) == 1
+    assert [row["epoch"] for row in summary(tmp_path / "run")] == ["0", "1", "2"]
+    last = summary(tmp_path / "run")[2]
+    assert float(last["lr"]) == pytest.approx(0.002) and 0 <= float(last["eval_tail_error"]) <= 100
 
 
-def test_weights_and_biases_get_the_same_columns(tmp_path, image_folder, monkeypatch):
-    logged = []
-    wandb = types.SimpleNamespace(run=True, log=logged.append)
-    monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
-    monkeypatch.setattr("timm.utils.summary.wandb", wandb, raising=False)
+class FakeWandb(types.ModuleType):
+    """Weights & Biases, as far as it is called here: which run got which rows."""
+
+    def __init__(self, own=None):
+        super().__init__("wandb")
+        self.run, self.logged = own, {} if own is None else {own: []}
+
+    def init(self, project, name, config):
+        self.run = name
+        self.logged[name] = []
+
+    def log(self, row):
+        self.logged[self.run].append(row)
+
+    def finish(self):
+        self.run = None
+
+
+@pytest.fixture
+def use_wandb(monkeypatch):
+    def use(wandb):
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        monkeypatch.setattr("timm.utils.summary.wandb", wandb, raising=False)
+        return wandb
+
+    return use
+
+
+def test_weights_and_biases_get_the_same_columns(tmp_path, image_folder, use_wandb):
+    wandb = use_wandb(FakeWandb("the caller's"))
     run(tmp_path, *folder_flags(image_folder), "--mbj", "--log-wandb")
+    logged = wandb.logged["the caller's"]
     assert [row["epoch"] for row in logged] == [0, 1, 2]
     assert logged[-1]["train_mbj/feature/fill"] == rows(tmp_path / "run")[-1]["mbj/feature/fill"]
+    assert wandb.run == "the caller's"
+
+
+def test_weights_and_biases_keep_runs_apart(tmp_path, image_folder, use_wandb):
+    wandb = use_wandb(FakeWandb())
+    flags = [*folder_flags(image_folder), "--mbj", "--compare", "--log-wandb", "--output", str(tmp_path)]
+    trainer.train_all(parse_args([*flags, "--experiment", "e"]))
+    assert {name: len(logged) for name, logged in wandb.logged.items()} == {"e/mbj": 3, "e/baseline": 3}
+    assert wandb.run is None
+
+
+def test_weights_and_biases_that_are_missing_stop_before_training(tmp_path, image_folder, use_wandb):
+    use_wandb(None)  # what Python takes for a module that cannot be imported
+    with pytest.raises(ValueError, match="pip install wandb"):
+        run(tmp_path, *folder_flags(image_folder), "--log-wandb")
+    assert not (tmp_path / "run" / "summary.csv").exists()
 
 
 def loaders(image_folder, training=None):

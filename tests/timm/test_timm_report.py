@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("matplotlib")
 
@@ -90,6 +91,14 @@ def test_a_broken_part_costs_that_part_and_a_line(folder, broken, said, still_th
     assert [line for line in run.missing if said in line], run.missing
     for part in still_there:
         assert len(getattr(run, part)), part
+
+
+def test_a_folder_of_timm_s_train_py_is_read_with_timm_s_defaults(folder):
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    ours = {"imbalance_ratio", "subset_seed", "crop_pad", "loss", "config", "mbj_class_counts", "data"}
+    (folder / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in args.items() if k not in ours}))
+    (folder / "results.json").unlink()
+    assert read(folder).class_counts.min() > 100  # of the whole training part, nothing cut
 
 
 def test_without_results_the_errors_come_from_the_model(folder):

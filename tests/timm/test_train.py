@@ -207,7 +207,9 @@ def fails(*argv):
         (["--device", "cuda:7"], "sees no CUDA device"),
         (["--amp", "--amp-dtype", "int8"], "--amp-dtype.*'int8'"),
         (["--resume", "missing.pth.tar"], "no checkpoint at missing.pth.tar"),
-        (["--compare", "--resume", "x"], "--resume goes on with one run"),
+        (["--compare", "--resume", "x"], "--resume goes on with one run.*--subset-seed"),
+        (["--mbj", "--compare", "--loss", "ldam_drw"], "--loss ldam_drw brings a classifier of its own"),
+        (["--compare", "--torchscript"], "--torchscript"),
         (["--loss", "focal", "--smoothing", "0.1"], "--loss focal takes hard labels"),
         (["--loss", "ldam_drw", "--mbj"], "--loss ldam_drw brings a classifier of its own"),
         (["--seeds", "0"], "--seeds must be 1 or more, got 0"),
@@ -269,6 +271,8 @@ def test_bad_checkpoints(tmp_path, tiny):
     assert "--mbj-size" in fails(*resume, "--mbj-size", "9")
     assert "--mbj-memory" in fails(*resume, "--mbj-memory", "prototype")
     assert "--opt momentum, this run asks for adamw" in fails(*resume, "--opt", "adamw")
+    assert "other images: its subset_seed is 0, this run's 1" in fails(*resume, "--subset-seed", "1")
+    assert "set --imbalance-ratio as it was" in fails(*resume, "--imbalance-ratio", "20")
     path.write_bytes(path.read_bytes()[:-5000])
     assert "cut short" in fails(*resume)
     torch.save([1, 2], path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mbj_plugin.longtail import class_counts, exponential_counts
+from mbj_plugin.longtail import class_counts, exponential_counts, largest_exponential_counts
 from mbj_plugin.timm.reproduce.settings import NUM_CLASSES
 
 FOLDERS = {"cifar10_lt": "cifar-10-batches-py", "cifar100_lt": "cifar-100-python"}
@@ -43,10 +43,9 @@ class Images:
         """
         available = class_counts(self.train_labels)
         if max_count is None:
-            max_count = int(available.max())
-            while (exponential_counts(len(available), max_count, imbalance_ratio) > available).any():
-                max_count -= 1
-        counts = exponential_counts(len(available), max_count, imbalance_ratio)
+            counts = largest_exponential_counts(available, imbalance_ratio)
+        else:
+            counts = exponential_counts(len(available), max_count, imbalance_ratio)
         if (counts > available).any():
             short = int(np.argmax(counts > available))
             raise ValueError(
@@ -90,12 +89,24 @@ def load_images(dataset: str, path: str | Path, seed: int = 0) -> Images:
     Raises:
         ValueError: where no such file is found.
     """
+    found = find_images(dataset, path)
+    if found.suffix == ".npz":
+        return _from_npz(found, NUM_CLASSES[dataset])
+    return _from_torchvision(dataset, found.parent, seed)
+
+
+def find_images(dataset: str, path: str | Path) -> Path:
+    """The ``.npz`` or torchvision's folder that :func:`load_images` reads.
+
+    Raises:
+        ValueError: where there is neither.
+    """
     path = Path(path)
     npz = path if path.suffix == ".npz" else path / f"{dataset}.npz"
     if npz.is_file():
-        return _from_npz(npz, NUM_CLASSES[dataset])
-    if path.is_dir() and (path / FOLDERS[dataset]).is_dir():
-        return _from_torchvision(dataset, path, seed)
+        return npz
+    if (path / FOLDERS[dataset]).is_dir():
+        return path / FOLDERS[dataset]
     raise ValueError(
         f"no images of {dataset} in {path}: give a folder that holds {dataset}.npz or torchvision's "
         f"{FOLDERS[dataset]}, or the path of the .npz"

@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 
 from mbj_plugin import results
 from mbj_plugin.results import append_row, cell_of, claimed
-from mbj_plugin.timm.reproduce.data import Images, load_images
+from mbj_plugin.timm.reproduce.data import Images, find_images, load_images
 from mbj_plugin.timm.reproduce.settings import Cell, Settings, load_settings
 from mbj_plugin.timm.reproduce.training import CellRun
 
@@ -72,6 +72,8 @@ def run_cells(cells: list[Cell], job: Job) -> int:
     """
     settings = load_settings(job.settings_file)
     check_rows(cells, settings, job.results)
+    for dataset in {cell.dataset for cell in cells}:
+        find_images(dataset, job.data)  # images that are missing are an error now, not in a worker
     Path(job.state_dir).mkdir(parents=True, exist_ok=True)
     Path(job.results).parent.mkdir(parents=True, exist_ok=True)
     if job.processes == 1:

@@ -127,8 +127,11 @@ class CellRun:
             last = self.epoch == self.protocol.epochs
             per_class = self.test_error(1 if last else self.protocol.curve_stride)
             self._final = per_class if last else None
-            loss = float(total) / self.steps
-            self.curve.append({"epoch": self.epoch, **self._errors(per_class), "train_loss": round(loss, 4)})
+            loss = round(float(total) / self.steps, 4)
+            # JSON has no NaN.
+            self.curve.append(
+                {"epoch": self.epoch, **self._errors(per_class), "train_loss": loss if math.isfinite(loss) else None}
+            )
 
     def _step(self, draw: Tensor) -> Tensor:
         """One step of SGD on the (B, 4) draw; the loss, detached."""
@@ -180,7 +183,7 @@ class CellRun:
             "train_accuracy": round(100 * float(right.mean()), 3),
             "class_counts": self.counts.tolist(),
             "curve": self.curve,
-            "diverged": not all(math.isfinite(point["train_loss"]) for point in self.curve),
+            "diverged": any(point["train_loss"] is None for point in self.curve),
             "seconds": round(self.seconds, 1),
             "device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {torch.get_num_threads()} thread(s)",
             "versions": {
