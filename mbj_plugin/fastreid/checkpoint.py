@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from mbj_plugin.fastreid.collect import mbj_heads
 
 logger = logging.getLogger("fastreid.mbj_plugin")
+SAVED_MEMORY = re.compile(r"\.memories\.(feature|prototype)\.")
 
 
 def memory_mismatch(model: nn.Module, saved: dict[str, Tensor]) -> str:
     """What of a saved model does not fit the memories of ``model``; empty where all does, or no memory was saved."""
     prefix, current = _prefix(saved), model.state_dict()
-    then = {name.removeprefix(prefix) for name in saved if ".memories." in name}
+    then = {name.removeprefix(prefix) for name in saved if SAVED_MEMORY.search(name)}
     keys = _memory_keys(model)
     now = set(keys)
     if not then or not now:
@@ -43,7 +45,7 @@ def keep_memories(model: nn.Module, saved: dict[str, Tensor]) -> bool:
         Whether a memory was saved.
     """
     prefix, current = _prefix(saved), model.state_dict()
-    then = [name for name in saved if ".memories." in name]
+    then = [name for name in saved if SAVED_MEMORY.search(name)]
     own = _memory_keys(model)
     if then and own:
         for name in then:
@@ -75,21 +77,21 @@ def _head_names(model: nn.Module) -> list[str]:
 def watch_checkpoints() -> None:
     """Let Checkpointer check memories: an error on resume, an empty memory where only weights are loaded. Runs once."""
     load_model, resume_or_load = Checkpointer._load_model, Checkpointer.resume_or_load
+    load = Checkpointer.load
     if getattr(load_model, "checks_mbj", False):
         return
 
     @functools.wraps(load_model)
     def load_model_checked(self, checkpoint):
         saved = checkpoint["model"]
-        # Who calls load() with an optimizer goes on with a run; without one, only the weights are wanted.
-        if getattr(self, "resumes_mbj", bool(self.checkpointables)):
+        if self.resumes_mbj:
             problem = memory_mismatch(self.model, saved)
             if problem:
                 raise ValueError(
                     f"cannot resume: {problem}. Set MODEL.MBJ (SIZE, MEMORY, MOMENTUM), MODEL.HEADS and the training "
                     "set back to those of the checkpoint, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS."
                 )
-        elif keep_memories(self.model, saved) and hasattr(self, "resumes_mbj") and mbj_heads(self.model):
+        elif keep_memories(self.model, saved) and self.checkpointables and mbj_heads(self.model):
             logger.info("A new run: the memory of MODEL.WEIGHTS is left out, this one starts empty")
         return load_model(self, checkpoint)
 
@@ -101,6 +103,19 @@ def watch_checkpoints() -> None:
         finally:
             del self.resumes_mbj
 
+    @functools.wraps(load)
+    def load_checked(self, path, checkpointables=None):
+        if hasattr(self, "resumes_mbj"):
+            return load(self, path, checkpointables)
+        # Who loads an optimizer goes on with a run. None is all that the Checkpointer has; [] is fast-reid's own way to
+        # say that only the weights are wanted.
+        self.resumes_mbj = bool(self.checkpointables if checkpointables is None else checkpointables)
+        try:
+            return load(self, path, checkpointables)
+        finally:
+            del self.resumes_mbj
+
     vars(load_model_checked)["checks_mbj"] = True
+    Checkpointer.load = load_checked
     Checkpointer._load_model = load_model_checked
     Checkpointer.resume_or_load = resume_or_load_checked

@@ -13,6 +13,7 @@ import sysconfig
 import tempfile
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -54,22 +55,31 @@ def _library(name: str) -> Path:
 
 
 def load() -> bool:
-    """Put the built modules where fast-reid imports them from; False where nothing is built yet."""
+    """Put the built modules where fast-reid imports them from; False where none are built yet, or not for this system
+    (a home folder can be shared by several)."""
     if not all(_library(name).exists() for name in MODULES):
         return False
     for name in MODULES:
         full_name = f"{PACKAGE}.{name}"
         if full_name not in sys.modules:
-            loader = ExtensionFileLoader(full_name, str(_library(name)))
-            spec = importlib.util.spec_from_loader(full_name, loader)
-            assert spec is not None  # the loader knows its file
-            module = importlib.util.module_from_spec(spec)
-            loader.exec_module(module)
-            sys.modules[full_name] = module
+            try:
+                sys.modules[full_name] = _import(full_name, _library(name))
+            except ImportError as error:
+                logger.warning("The fast evaluation in %s does not load here (%s)", cache_dir(), error)
+                return False
     rank = sys.modules.get("fastreid.evaluation.rank")
     if rank is not None:  # imported before, it has settled for Python
         vars(rank).update(evaluate_cy=sys.modules[f"{PACKAGE}.rank_cy"].evaluate_cy, IS_CYTHON_AVAI=True)
     return True
+
+
+def _import(full_name: str, library: Path) -> ModuleType:
+    loader = ExtensionFileLoader(full_name, str(library))
+    spec = importlib.util.spec_from_loader(full_name, loader)
+    assert spec is not None  # the loader knows its file
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def build() -> str:
@@ -100,5 +110,5 @@ def build_and_load() -> None:
         logger.warning(
             "The fast evaluation could not be built (%s). The Python evaluation runs instead: same numbers, about 25 "
             "times slower. `pip install Cython setuptools` and a C compiler are what it takes.",
-            problem or "no library came out",
+            problem or "what was built does not load",
         )

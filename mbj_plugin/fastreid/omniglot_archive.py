@@ -105,3 +105,7 @@ def _check(data: Drawings, path: str | Path) -> None:
     drawings = np.stack([data.character, data.drawer]).astype(int)
     if np.unique(drawings, axis=1).shape[1] != count:
         raise ValueError(f"{path}: a drawer has drawn a character twice: each pair of the two may come once")
+    drawn = np.bincount(data.character)
+    if (incomplete := np.flatnonzero((drawn > 0) & (drawn < DRAWERS))).size:
+        one = incomplete[0]
+        raise ValueError(f"{path}: character {one} was drawn by {drawn[one]} of {DRAWERS} people: is the file whole?")

@@ -132,9 +132,9 @@ def _config(folder: Path, device: str, data: str | None) -> Any:
     return cfg
 
 
-def _dataset(name: str) -> Any:
+def _dataset(name: str, **options: Any) -> Any:
     try:
-        return DATASET_REGISTRY.get(name)(root=data_build._root)
+        return DATASET_REGISTRY.get(name)(root=data_build._root, **options)
     except (RuntimeError, OSError, KeyError) as error:
         raise ValueError(
             f"cannot read {name} in {data_build._root} ({error}): set FASTREID_DATASETS, or give --data"
@@ -143,7 +143,8 @@ def _dataset(name: str) -> Any:
 
 def _training_set(run: Run, cfg: Any) -> CommDataset:
     """The training images with evaluation's transforms; tells the run its classes."""
-    items = [item for name in cfg.DATASETS.NAMES for item in _dataset(name).train]
+    combine = {"combineall": cfg.DATASETS.COMBINEALL}  # as fast-reid: query and gallery are trained on as well
+    items = [item for name in cfg.DATASETS.NAMES for item in _dataset(name, **combine).train]
     if not items:
         raise ValueError(f"there are no training images of {', '.join(cfg.DATASETS.NAMES)} in {data_build._root}")
     train = CommDataset(items, build_transforms(cfg, is_train=False), relabel=True)
@@ -193,7 +194,7 @@ def _search_test(run: Run, cfg: Any, model: nn.Module, name: str, cosine: bool) 
     found.groups = groups_by_matches(found.matches)
     if len(found.groups) < 2:
         found.note = f"every query of {name} has {next(iter(found.groups))}, so there are no groups"
-    tricks = [key for key in ("AQE", "RERANK") if cfg.TEST[key].ENABLED]
+    tricks = [key for key in ("FLIP", "AQE", "RERANK") if cfg.TEST[key].ENABLED]
     if tricks:
         found.note += f"{'; ' * bool(found.note)}scores here are without {' and '.join(tricks)}, which the run used"
     run.searches.append(found)
@@ -214,6 +215,7 @@ def _extract(model: nn.Module, dataset: CommDataset, cfg: Any) -> tuple[Images, 
     )
     rows, identities, cameras, paths = [], [], [], []
     for batch in loader:
+        batch["images"] = batch["images"].to(next(model.parameters()).device)  # fast-reid's own loader does it there
         rows.append(model.eval()(batch).float().cpu().numpy())
         identities.append(np.asarray(batch["targets"]))
         cameras.append(np.asarray(batch["camids"]))

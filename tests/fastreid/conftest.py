@@ -23,6 +23,8 @@ from fastreid.utils.events import EventStorage
 from mbj_plugin.fastreid.synthetic import Plan, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
+# Where there is CUDA, fast-reid's loader puts every batch there.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TINY = Plan(train=24, head=4, head_images=8, tail_images=2, test=6, test_images=4)
 
 
@@ -67,7 +69,7 @@ def make_cfg(data_root, tmp_path, monkeypatch):
         cfg = get_cfg()
         cfg.merge_from_list(
             [
-                *("MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", 16),
+                *("MODEL.DEVICE", DEVICE, "MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", 16),
                 *("MODEL.HEADS.NAME", "MBJHead", "MODEL.HEADS.WITH_BNNECK", True, "MODEL.MBJ.START", 0),
                 *("INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16], "DATALOADER.NUM_WORKERS", 0),
                 *("SOLVER.MAX_EPOCH", 2, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", [1]),

@@ -4,6 +4,7 @@ import collections
 import inspect
 import itertools
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import fastreid.solver
 import numpy as np
@@ -148,6 +149,19 @@ def test_without_a_compiler_the_python_evaluation_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(fast_eval.logger, "warning", lambda message, *values: records.append(message % values))
     fast_eval.build_and_load()
     assert "no compiler" in records[0] and "pip install Cython" in records[0]
+
+
+def test_a_build_of_another_system_is_left_alone(monkeypatch, tmp_path):
+    records = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fast_eval.logger, "warning", lambda message, *values: records.append(message % values))
+    for name in fast_eval.MODULES:
+        monkeypatch.delitem(sys.modules, f"{fast_eval.PACKAGE}.{name}", raising=False)
+        fast_eval.cache_dir().mkdir(parents=True, exist_ok=True)
+        (fast_eval.cache_dir() / (name + EXTENSION_SUFFIXES[0])).write_bytes(b"of another machine")
+    assert not fast_eval.load()
+    assert "does not load here" in records[0]
+    assert f"{fast_eval.PACKAGE}.rank_cy" not in sys.modules
 
 
 def test_missing_fastreid_says_how_to_install_it(command, tmp_path):

@@ -108,7 +108,10 @@ def test_base_options_and_dump_round_trip(tmp_path):
 def test_frozen_configs_stay_frozen_and_defaults_stay_clean():
     cfg = merged("MODEL.MBJ.SIZE", 5)
     cfg.freeze()
-    assert cfg.clone().MODEL.MBJ.SIZE == 5
+    for one in (cfg, cfg.clone()):
+        assert one.is_frozen() and one.MODEL.MBJ.is_frozen() and one.MODEL.MBJ.SIZE == 5
+        with pytest.raises(AttributeError, match="immutable"):
+            one.MODEL.MBJ.SIZE = 6
     assert dict(get_cfg().MODEL.MBJ) == DEFAULTS
 
 

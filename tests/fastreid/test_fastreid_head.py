@@ -138,7 +138,13 @@ def test_a_train_set_given_directly(make_cfg, make_trainer, steps):
 def test_precise_bn_and_layer_freeze_in_a_whole_run(make_trainer, layer_freeze):
     opts = ("MODEL.FREEZE_LAYERS", ["backbone"], "SOLVER.FREEZE_ITERS", 4) if layer_freeze else ()
     trainer = make_trainer(*MAX, *opts, "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 3)
+    weight, seen = next(trainer.model.backbone.parameters()), []
+    step = trainer.run_step
+    trainer.run_step = lambda: (step(), seen.append(weight.detach().clone()))
+    first = weight.detach().clone()
     assert 0 <= trainer.train()["mAP"] <= 100
+    frozen = [torch.equal(now, first) for now in seen]
+    assert frozen == [layer_freeze and iteration < 4 for iteration in range(18)]
     # 18 iterations of training, none of PreciseBN.
     assert mbj_heads(trainer.model)[0].memories["prototype"].step == 18
 
@@ -211,7 +217,8 @@ def test_evaluation_needs_no_data_and_no_counts(make_cfg, make_trainer, tmp_path
     assert not said  # who only evaluates need not hear of memories
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_devices_of_another_machine(make_cfg):
-    cfg = make_cfg("MODEL.DEVICE", "cuda:1" if not torch.cuda.is_available() else "cpu")
+    cfg = make_cfg("MODEL.DEVICE", "cuda:1")
     cfg.freeze()
     assert build_model(cfg).device.type == "cpu" and cfg.is_frozen()

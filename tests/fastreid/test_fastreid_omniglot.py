@@ -122,6 +122,14 @@ def test_an_archive_that_would_make_a_wrong_set_is_refused(npz, tmp_path, name, 
     assert not (tmp_path / "omniglot").exists()
 
 
+def test_an_archive_that_lacks_a_drawing_is_refused(npz, tmp_path):
+    data = dict(np.load(npz))
+    kept = np.arange(len(data["character"])) != 105  # of character 5
+    np.savez(tmp_path / "part.npz", **{k: v if k == "alphabet_names" else v[kept] for k, v in data.items()})
+    with pytest.raises(ValueError, match="character 5 was drawn by 19 of 20 people"):
+        write_dataset(tmp_path / "part.npz", tmp_path)
+
+
 def test_the_authors_zip_is_the_same_set(npz, tmp_path):
     data = read_drawings(npz)
     names = np.array([f"Alphabet_{n:02d}_(old)" for n in range(30)])  # sorted, as they are numbered

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastreid.engine import DefaultTrainer
 
+from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.report_data import read_run
 
 
@@ -87,6 +88,17 @@ def test_a_checkpoint_of_another_model_is_a_line(run_folder):
     run = read(folder)
     assert any(line.startswith("retrieval and embedding: ") for line in run.missing), run.missing
     assert run.memories and not run.searches
+
+
+def test_a_run_that_trained_on_query_and_gallery_too_is_counted_so(make_trainer, tmp_path):
+    trainer = make_trainer("DATASETS.COMBINEALL", True, "TEST.FLIP.ENABLED", True, "MODEL.MBJ.NORM", "max")
+    trainer.train()
+    (tmp_path / "out" / "config.yaml").write_text(trainer.cfg.dump())
+    run = read(tmp_path / "out")
+    head = mbj_heads(trainer.model)[0]
+    assert run.class_counts.tolist() == head.memories["prototype"].class_counts.tolist()
+    assert len(run.class_counts) > 24
+    assert "without FLIP" in run.searches[0].note
 
 
 def test_a_baseline_has_no_memory(make_trainer, tmp_path):

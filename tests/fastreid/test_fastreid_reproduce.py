@@ -152,6 +152,19 @@ def test_a_row_that_two_calls_have_written_is_no_second_measurement(call, tmp_pa
             call("--dataset", "market1501", *arguments)
 
 
+def test_pairs_are_of_one_kind_of_device():
+    comparable = pytest.importorskip("mbj_plugin.fastreid.reproduce.figures").comparable
+    cpu, cuda = ({"device": f"{kind}, 1 thread(s)"} for kind in ("cpu", "cuda"))
+    assert comparable({0: cpu, 1: cuda, 2: cpu}, {0: cpu, 1: cpu, 3: cpu}) == {0: cpu}
+
+
+def test_rows_of_data_sets_that_the_settings_do_not_have_are_left_out():
+    tables = pytest.importorskip("mbj_plugin.fastreid.reproduce.report").tables
+    row = {"num_head": 20, "tail_size": 5, "method": "baseline", "seed": 0}
+    grouped = tables([row | {"dataset": "omniglot"}, row | {"dataset": "somebody's"}], SHIPPED)
+    assert list(grouped) == [("omniglot", (20, 5))]
+
+
 def test_a_checkout_of_fastreid_has_no_version(monkeypatch):
     def nothing(name):
         raise runner.PackageNotFoundError(name)

@@ -15,6 +15,13 @@ STYLE: Any = {"svg.hashsalt": "mbj", "svg.fonttype": "none", "font.size": 8}
 Table = dict[str, dict[int, dict[str, Any]]]
 
 
+def comparable(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The baseline's rows that make a pair with a method's: same seed, and same kind of device, since a GPU draws other
+    batches than a CPU."""
+    kind = lambda row: row["device"].split(",")[0]  # noqa: E731
+    return {seed: row for seed, row in baseline.items() if seed in runs and kind(row) == kind(runs[seed])}
+
+
 @matplotlib.rc_context(STYLE)
 def draw_gains(tables: dict[str, Table], title: str, path: Path) -> None:
     """One panel per edition: mAP of each method minus the baseline's of the same seed; bar = mean, stroke = a seed.
@@ -29,8 +36,9 @@ def draw_gains(tables: dict[str, Table], title: str, path: Path) -> None:
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axis, (panel, table) in zip(axes, tables.items(), strict=True):
         for position, method in enumerate(methods):
-            pairs = table.get(method, {}).keys() & table["baseline"].keys()
-            gains = [table[method][seed]["mAP"] - table["baseline"][seed]["mAP"] for seed in sorted(pairs)]
+            runs = table.get(method, {})
+            pairs = comparable(runs, table["baseline"])
+            gains = [runs[seed]["mAP"] - row["mAP"] for seed, row in sorted(pairs.items())]
             if gains:
                 axis.barh(position, statistics.mean(gains), color="0.75", edgecolor="black", linewidth=0.6)
                 axis.plot(gains, [position] * len(gains), "k|", markersize=7, markeredgewidth=1.2)

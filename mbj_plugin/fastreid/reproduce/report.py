@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbj_plugin import results
+from mbj_plugin.fastreid.reproduce.figures import Table, comparable, draw_gains
 from mbj_plugin.fastreid.reproduce.runner import check_rows, finished_cells, read_rows
 from mbj_plugin.fastreid.reproduce.settings import Cell, Settings
 from mbj_plugin.results import cell_of, paired, spread, write_section
@@ -40,8 +41,6 @@ NUMBERS = ("mAP", "rank1", "mINP", "train_accuracy", "train_loss")
 # Fig. 4: the arms of both tasks. Those of classification all have the paper's norm.
 ABLATION = {"baseline": "ce", "MBJ-F": "mbj_late_sum", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
 RETRIEVAL_ARMS = {"baseline": "baseline", "MBJ-F": "mbj_f", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
-#: By method, then seed.
-Table = dict[str, dict[int, dict[str, Any]]]
 
 
 def write_report(path: str | Path, page: str | Path, settings: Settings) -> None:
@@ -53,8 +52,6 @@ def write_report(path: str | Path, page: str | Path, settings: Settings) -> None
     Raises:
         ValueError: where there are no rows.
     """
-    from mbj_plugin.fastreid.reproduce.figures import draw_gains
-
     rows = read_rows(path)
     if not rows:
         raise ValueError(f"there are no rows in {path}: run some cells first")
@@ -85,7 +82,7 @@ def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[tuple[str, tu
     """Rows by (data set, (H, S)), then method in the order of the settings, then seed."""
     grouped: dict[tuple[str, tuple[int, int]], Table] = defaultdict(lambda: defaultdict(dict))
     order = list(settings.methods)
-    known = [row for row in rows if row["method"] in order]
+    known = [row for row in rows if row["method"] in order and row["dataset"] in settings.datasets]
     for row in sorted(known, key=lambda row: (order.index(row["method"]), row["seed"])):
         grouped[row["dataset"], (row["num_head"], row["tail_size"])][row["method"]][row["seed"]] = row
     return grouped
@@ -121,10 +118,8 @@ def table_text(table: Table, paper: dict[str, dict[int, tuple[float, float]]], n
         if len(runs) == most and statistics.mean(_column(runs, "mAP").values()) == best:
             numbers[0] = f"**{numbers[0]}**"
         pair = ""
-        if method != "baseline" and "baseline" in table:
-            # A GPU draws other batches than a CPU.
-            kinds = {seed: row["device"].split(",")[0] for seed, row in runs.items()}
-            theirs = {s: row for s, row in table["baseline"].items() if row["device"].split(",")[0] == kinds.get(s)}
+        if method != "baseline":
+            theirs = comparable(runs, table.get("baseline", {}))
             pair = paired(_column(runs, "mAP"), _column(theirs, "mAP"), lower_is_better=False, digits=2)
         values = [f"`{method}`", str(len(runs)), *numbers, pair]
         if paper:
