@@ -79,7 +79,7 @@ def largest_exponential_counts(available: ArrayLike, imbalance_ratio: float) -> 
         except ValueError as error:
             raise ValueError(
                 f"imbalance ratio {imbalance_ratio} leaves the smallest class without an image: class 0 is the largest "
-                f"of the profile, and the {available[scarce]} images of class {scarce} allow it no more than {largest}"
+                f"of the profile, and class {scarce} has only {available[scarce]} images"
             ) from error
     return counts
 

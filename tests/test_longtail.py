@@ -62,7 +62,7 @@ def test_exponential_subset_names_the_missing_class():
 
 
 def test_exponential_subset_names_the_class_that_is_too_small_to_be_the_largest():
-    with pytest.raises(ValueError, match="the 5 images of class 0 allow it no more than"):
+    with pytest.raises(ValueError, match="class 0 is the largest of the profile, and class 0 has only 5 images$"):
         exponential_subset([0] * 5 + [1] * 1000, 100)
 
 

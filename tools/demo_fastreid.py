@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw a synthetic re-ID set, train and evaluate fast-reid's baseline and MBJ on it, on the CPU, in a few minutes."""
+"""Draw a synthetic re-ID set, train and evaluate fast-reid's baseline and MBJ on it, a few minutes on a CPU."""
 
 import sys
 from pathlib import Path

@@ -84,7 +84,7 @@ def watch_checkpoints() -> None:
     @functools.wraps(load_model)
     def load_model_checked(self, checkpoint):
         saved = checkpoint["model"]
-        if self.resumes_mbj:
+        if getattr(self, "resumes_mbj", bool(self.checkpointables)):
             problem = memory_mismatch(self.model, saved)
             if problem:
                 raise ValueError(

@@ -143,7 +143,7 @@ def _dataset(name: str, **options: Any) -> Any:
 
 def _training_set(run: Run, cfg: Any) -> CommDataset:
     """The training images with evaluation's transforms; tells the run its classes."""
-    combine = {"combineall": cfg.DATASETS.COMBINEALL}  # as fast-reid: query and gallery are trained on as well
+    combine = {"combineall": True} if cfg.DATASETS.COMBINEALL else {}  # query and gallery are trained on as well
     items = [item for name in cfg.DATASETS.NAMES for item in _dataset(name, **combine).train]
     if not items:
         raise ValueError(f"there are no training images of {', '.join(cfg.DATASETS.NAMES)} in {data_build._root}")

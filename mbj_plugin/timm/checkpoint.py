@@ -94,7 +94,7 @@ def resume(task: Any, path: str, args: Any, optimizer: Any, loss_scaler: Any) ->
     """
     checkpoint = read_checkpoint(path)
     _check_model(checkpoint, task.get_eval_model(), args.model, path)
-    for flag in ("dataset", "imbalance_ratio", "subset_seed"):
+    for flag in ("dataset", "imbalance_ratio", *(["subset_seed"] if args.imbalance_ratio else [])):
         saved_value = getattr(checkpoint.get("args"), flag, getattr(args, flag))
         if saved_value != getattr(args, flag):
             raise ValueError(

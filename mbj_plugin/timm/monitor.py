@@ -74,14 +74,13 @@ def fit_columns(train_metrics: dict[str, float], summary: Path | str) -> dict[st
     """The training metrics of a row of timm's summary.csv, which writes them in order under the header that is there.
 
     Where a run was resumed with or without MBJ or its diagnostics, exactly the columns of that header, NaN in those
-    that this run does not have.
+    that this run does not have. Older timm writes a new header there, and the last one counts.
     """
-    summary = Path(summary)
-    if not summary.exists() or not summary.stat().st_size:
+    lines = Path(summary).read_text().splitlines() if Path(summary).exists() else []
+    headers = [line.split(",") for line in lines if line.startswith("epoch,")]
+    if not headers:
         return train_metrics
-    with summary.open() as file:
-        header = file.readline().strip().split(",")
-    names = [name.removeprefix("train_") for name in header if name.startswith("train_")]
+    names = [name.removeprefix("train_") for name in headers[-1] if name.startswith("train_")]
     return {name: train_metrics.get(name, math.nan) for name in names}
 
 

@@ -80,7 +80,7 @@ def log_epoch(
     summary = folder / "summary.csv"
     utils.update_summary(
         epoch,
-        fit_columns(columns | train_metrics, summary),
+        fit_columns(train_metrics | columns | train_metrics, summary),
         {key: metrics[key] for key in ("loss", "top1", "top5")}
         | {f"{k}_error": v for k, v in errors.items() if k != "error"},
         filename=str(summary),
@@ -104,14 +104,11 @@ def wandb_run(args: Namespace) -> Iterator[bool]:
         import wandb
     except ImportError as error:
         raise ValueError("--log-wandb needs the package wandb: pip install wandb") from error
-    own = wandb.run is None
-    if own:
-        wandb.init(project=args.wandb_project, name=args.experiment, config=vars(args))
-    try:
+    if wandb.run is not None:
         yield True
-    finally:
-        if own:
-            wandb.finish()
+        return
+    with wandb.init(project=args.wandb_project, name=args.experiment, config=vars(args)):
+        yield True
 
 
 def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:

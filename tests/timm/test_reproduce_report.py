@@ -9,13 +9,14 @@ pytest.importorskip("matplotlib")
 
 from mbj_plugin.timm.reproduce.report import paper_error, tables, write_report
 from mbj_plugin.timm.reproduce.runner import check_rows, read_rows
-from mbj_plugin.timm.reproduce.settings import load_settings
+from mbj_plugin.timm.reproduce.settings import Cell, load_settings
 
 SETTINGS = load_settings()
 
 
 def row(method, seed, error, protocol="cpu", **more):
     groups = {"head": error - 20, "medium": error, "tail": error + 8}
+    cell = Cell("cifar10_lt", 100, protocol, method, seed)
     curve = [{"epoch": epoch, "error": error, **groups, "train_loss": 1.0} for epoch in (40, 80)]
     return {
         "dataset": "cifar10_lt",
@@ -31,7 +32,7 @@ def row(method, seed, error, protocol="cpu", **more):
         "seconds": 5.0,
         "device": "cpu, 1 thread(s)",
         "versions": {"torch": "2.0", "timm": "1.0"},
-        "settings": {},
+        "settings": SETTINGS.of(cell) if method in SETTINGS.methods else {},
         "data": {"source": "drawn", "sha256": "ab" * 32},
         **more,
     }
@@ -95,6 +96,12 @@ def test_figures_are_the_same_for_the_same_rows(written):
         ET.parse(figure)
     write_report(written / "results" / "rows.jsonl", written / "results.md", SETTINGS)
     assert [f.read_text() for f in figures] == before
+
+
+def test_rows_of_other_settings_are_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row("ce", 0, 60.0, settings={"loss": "another"})) + "\n")
+    with pytest.raises(ValueError, match="cifar10_lt rho 100 cpu ce seed 0 with other settings"):
+        write_report(tmp_path / "rows.jsonl", tmp_path / "results.md", SETTINGS)
 
 
 def test_no_rows_is_a_clear_error(tmp_path):

@@ -50,7 +50,7 @@ def write_report(path: str | Path, page: str | Path, settings: Settings) -> None
     The ablation takes the rows of classification from ``<folder>/classification.jsonl``.
 
     Raises:
-        ValueError: where there are no rows.
+        ValueError: where there are no rows, or one was made with other settings.
     """
     rows = read_rows(path)
     if not rows:

@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from mbj_plugin.results import paired, spread, write_section
-from mbj_plugin.timm.reproduce.runner import finished_cells, read_rows
+from mbj_plugin.results import cell_of, paired, spread, write_section
+from mbj_plugin.timm.reproduce.runner import check_rows, finished_cells, read_rows
 from mbj_plugin.timm.reproduce.settings import Cell, Method, Protocol, Settings
 
 # Error of the paper's Table 1, in percent: data set -> method -> by imbalance ratio 100, 50, 10.
@@ -59,7 +59,7 @@ def write_report(results: str | Path, page: str | Path, settings: Settings) -> N
     ``<folder>/reading.md``, where there is one, is its first part: what a person concludes from the tables.
 
     Raises:
-        ValueError: where there are no rows.
+        ValueError: where there are no rows, or one was made with other settings.
     """
     from mbj_plugin.timm.reproduce.figures import draw_curves, draw_errors
 
@@ -72,7 +72,10 @@ def write_report(results: str | Path, page: str | Path, settings: Settings) -> N
     parts = ["# Classification", _preface(results)]
     if (folder / "reading.md").exists():
         parts.append((folder / "reading.md").read_text().strip())
-    for (protocol, dataset, ratio), table in sorted(tables(rows, settings).items(), key=_table_order):
+    grouped = tables(rows, settings)
+    shown = [row for table in grouped.values() for runs in table.values() for row in runs.values()]
+    check_rows([cell_of(row, Cell) for row in shown], settings, results)
+    for (protocol, dataset, ratio), table in sorted(grouped.items(), key=_table_order):
         stem = f"{protocol}-{dataset}-{ratio}"
         title = f"{TITLES[dataset]}, rho {ratio}, {PROTOCOLS.get(protocol, protocol)}"
         draw_errors(table, title, folder / f"{stem}-errors.svg")
@@ -91,7 +94,7 @@ def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[tuple[str, st
     """Rows by (protocol, data set, ratio), then method in the order of the settings, then seed."""
     grouped: dict[tuple[str, str, int], Table] = defaultdict(lambda: defaultdict(dict))
     order = list(settings.methods)
-    known = [row for row in rows if row["method"] in order]
+    known = [row for row in rows if row["method"] in order and row["protocol"] in settings.protocols]
     for row in sorted(known, key=lambda row: (order.index(row["method"]), row["seed"])):
         grouped[row["protocol"], row["dataset"], row["imbalance_ratio"]][row["method"]][row["seed"]] = row
     return grouped

@@ -72,7 +72,8 @@ def run_cells(cells: list[Cell], job: Job) -> int:
     """
     settings = load_settings(job.settings_file)
     check_rows(cells, settings, job.results)
-    for dataset in {cell.dataset for cell in cells}:
+    finished = finished_cells(job.results)
+    for dataset in {cell.dataset for cell in cells if cell not in finished}:
         find_images(dataset, job.data)  # images that are missing are an error now, not in a worker
     Path(job.state_dir).mkdir(parents=True, exist_ok=True)
     Path(job.results).parent.mkdir(parents=True, exist_ok=True)
