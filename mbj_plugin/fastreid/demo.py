@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,11 +34,14 @@ def build_demo_backbone(cfg) -> nn.Module:
 
 
 def quiet_fastreid() -> None:
-    """Keep fast-reid's log off the screen. Without a handler the trainer sets one up, which prints every layer."""
+    """Keep fast-reid's log off the screen, and what torch says of its code: a storage type that it uses, and the four
+    workers of its test loader. Without a handler the trainer sets one up, which prints every layer."""
     logger = logging.getLogger("fastreid")
     logger.addHandler(logging.NullHandler())
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    for message in ("TypedStorage is deprecated", "This DataLoader will create"):
+        warnings.filterwarnings("ignore", message)
 
 
 def run(head: str, seed: int, folder: Path, opts: list[str]) -> dict[str, float]:
