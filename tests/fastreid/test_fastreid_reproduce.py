@@ -158,6 +158,15 @@ def test_pairs_are_of_one_kind_of_device():
     assert comparable({0: cpu, 1: cuda, 2: cpu}, {0: cpu, 1: cpu, 3: cpu}) == {0: cpu}
 
 
+def test_methods_are_compared_with_one_another_where_both_have_rows():
+    compared_text = pytest.importorskip("mbj_plugin.fastreid.reproduce.report").compared_text
+    runs = lambda *scores: {seed: {"mAP": s, "device": "cpu, 1 thread(s)"} for seed, s in enumerate(scores)}  # noqa: E731
+    table = {"mbj_w": runs(60.0, 61.0), "mbj_star": runs(60.5, 62.5, 70.0), "baseline": runs(50.0)}
+    text = compared_text({("omniglot", (20, 5)): table})
+    assert text.splitlines()[4:] == ["| Omniglot <H20,S5> | `mbj_star` − `mbj_w` | +1.00 ± 0.50 (2/2) |"]
+    assert compared_text({("omniglot", (20, 5)): {"mbj_w": runs(60.0)}}) == ""
+
+
 def test_rows_of_data_sets_that_the_settings_do_not_have_are_left_out():
     tables = pytest.importorskip("mbj_plugin.fastreid.reproduce.report").tables
     row = {"num_head": 20, "tail_size": 5, "method": "baseline", "seed": 0}
