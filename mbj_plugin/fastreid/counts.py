@@ -30,7 +30,7 @@ def labels_of(dataset: Dataset) -> Tensor:
     if isinstance(dataset, ConcatDataset):
         return torch.cat([labels_of(part) for part in dataset.datasets])
     if hasattr(dataset, "img_items"):
-        classes = getattr(dataset, "pid_dict", getattr(dataset, "class_to_idx", None))  # CommDataset, torchvision's
+        classes = getattr(dataset, "pid_dict", getattr(dataset, "class_to_idx", None))  # CommDataset, FastClas
         given: object = [item[1] if classes is None else classes[item[1]] for item in dataset.img_items]
     else:
         given = getattr(dataset, "targets", getattr(dataset, "labels", None))

@@ -58,7 +58,6 @@ def run(head: str, seed: int, folder: Path, opts: list[str]) -> dict[str, float]
     """
     cfg = get_cfg()
     cfg.merge_from_file(find_config(CONFIG))
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     cfg.merge_from_list(["MODEL.HEADS.NAME", head, "OUTPUT_DIR", str(folder), *opts])
     cfg.freeze()
     folder.mkdir(parents=True, exist_ok=True)
