@@ -78,9 +78,11 @@ def log_epoch(
         f"error {errors['error']:.2f} %  head / medium / tail {groups}"
     )
     summary = folder / "summary.csv"
+    # The trainer's own numbers come first, and stand where the diagnostics have the same ones.
+    numbers = train_metrics | columns | train_metrics
     utils.update_summary(
         epoch,
-        fit_columns(train_metrics | columns | train_metrics, summary),
+        fit_columns(numbers, summary),
         {key: metrics[key] for key in ("loss", "top1", "top5")}
         | {f"{k}_error": v for k, v in errors.items() if k != "error"},
         filename=str(summary),
