@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mbj_plugin.diagnostics.run import read_jsonl
+from mbj_plugin.report.run import read_jsonl
 
 _logger = logging.getLogger("mbj_plugin")
 FILE = "diagnostics.jsonl"

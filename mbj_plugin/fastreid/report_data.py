@@ -20,10 +20,10 @@ from fastreid.modeling.meta_arch import build_model
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mbj_plugin.diagnostics.run import Features, Run, read_bank, read_diagnostics, read_jsonl, series
-from mbj_plugin.diagnostics.search import Images, groups_by_matches, search
 from mbj_plugin.fastreid import demo  # noqa: F401  (registers the demo's backbone)
 from mbj_plugin.longtail import class_groups
+from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics, read_jsonl, series
+from mbj_plugin.report.search import Images, groups_by_matches, search
 
 CHECKPOINTS = ("model_final.pth", "model_best.pth")
 CURVES = {

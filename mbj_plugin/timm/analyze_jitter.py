@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(args: argparse.Namespace) -> None:
     try:
-        from mbj_plugin.diagnostics.jitter_figure import draw_jitter_study
+        from mbj_plugin.report.jitter_figure import draw_jitter_study
     except ModuleNotFoundError as error:
         raise ValueError(f"the figure needs {error.name}: pip install '.[report]' in a clone of mbj_plugin") from error
     if args.seeds < 1:

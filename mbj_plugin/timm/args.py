@@ -8,7 +8,7 @@ from typing import Any
 
 from timm import utils
 
-from mbj_plugin.baselines import LOSSES
+from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.timm import settings
 from mbj_plugin.timm.config import check_values, load_config
 

@@ -23,7 +23,7 @@ from timm.utils import NativeScaler
 from torch import nn
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
-from mbj_plugin.baselines import create_loss, use_cosine_classifier
+from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
 from mbj_plugin.timm.data import check_same_classes, make_dataset, pad_crop
 
@@ -206,7 +206,7 @@ def _mixup_settings(args: Namespace) -> dict[str, Any]:
 
 
 def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Module:
-    """L_batch: one of :mod:`mbj_plugin.baselines`, or what timm's train.py chooses.
+    """L_batch: one of :mod:`mbj_plugin.batch_losses`, or what timm's train.py chooses.
 
     Args:
         args: of the run.

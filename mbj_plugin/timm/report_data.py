@@ -15,9 +15,9 @@ from timm.data import resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from mbj_plugin.diagnostics.embedding import shown_classes
 from mbj_plugin.diagnostics.groups import group_errors
-from mbj_plugin.diagnostics.run import Features, Run, read_bank, read_diagnostics
+from mbj_plugin.report.embedding import shown_classes
+from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics
 from mbj_plugin.timm import build
 from mbj_plugin.timm.args import make_parser
 from mbj_plugin.timm.checkpoint import read_checkpoint

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from mbj_plugin import results
-from mbj_plugin.baselines import create_loss
+from mbj_plugin.batch_losses import create_loss
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.reproduce.recipe import STATISTICS, build_model, epoch_draws
 from mbj_plugin.timm.reproduce.settings import Method, Protocol, load_settings

@@ -10,9 +10,9 @@ import yaml
 
 pytest.importorskip("matplotlib")
 
-from mbj_plugin.diagnostics.embedding import shown_classes
 from mbj_plugin.diagnostics.groups import confusion_matrix
 from mbj_plugin.report import main
+from mbj_plugin.report.embedding import shown_classes
 from mbj_plugin.timm import train
 from mbj_plugin.timm.report_data import read_run
 
@@ -148,7 +148,7 @@ def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(tmp_pat
 
 
 def test_training_images_of_shown_classes_alone_are_run(folder, monkeypatch):
-    monkeypatch.setattr("mbj_plugin.diagnostics.embedding.ALL_CLASSES", 9)
+    monkeypatch.setattr("mbj_plugin.report.embedding.ALL_CLASSES", 9)
     run = read(folder)
     shown = shown_classes(run.class_counts, run.memories)
     assert len(shown) < 10 and set(run.train_features.labels) == set(shown)

@@ -14,7 +14,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 import mbj_plugin.timm.models  # noqa: F401  (registers resnet32_cifar)
-from mbj_plugin.baselines import create_loss, use_cosine_classifier
+from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.reproduce.settings import Method, Protocol
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mbj_plugin.baselines import LOSSES
+from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.names import check_known
 
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}

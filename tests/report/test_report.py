@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from mbj_plugin.diagnostics.embedding import shown_classes
-from mbj_plugin.diagnostics.memory_view import spread_of_classes
-from mbj_plugin.diagnostics.page import Section, Table, merged, render
-from mbj_plugin.diagnostics.report import _section, write_report
-from mbj_plugin.diagnostics.run import Features, Memory, Run
-from mbj_plugin.diagnostics.search import Images, search
 from mbj_plugin.report import main
+from mbj_plugin.report.embedding import shown_classes
+from mbj_plugin.report.memory_view import spread_of_classes
+from mbj_plugin.report.page import Section, Table, merged, render
+from mbj_plugin.report.run import Features, Memory, Run
+from mbj_plugin.report.search import Images, search
+from mbj_plugin.report.sections import _section, write_report
 
 COUNTS = np.array([120, 60, 30, 10, 4])
 
@@ -158,7 +158,7 @@ def test_too_many_runs_are_an_error_before_any_is_read(tmp_path, monkeypatch):
     for i in range(9):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "summary.csv").touch()
-    monkeypatch.setattr("mbj_plugin.report.read", lambda *_: pytest.fail("a run was read"))
+    monkeypatch.setattr("mbj_plugin.report.command.read", lambda *_: pytest.fail("a run was read"))
     with pytest.raises(SystemExit, match="1 to 8 runs, got 9"):
         main([str(tmp_path)])
 
@@ -209,7 +209,7 @@ def test_a_missing_folder_is_an_error(tmp_path):
         main([str(tmp_path / "nowhere")])
 
 
-@pytest.mark.parametrize("statement", ["import mbj_plugin.diagnostics, mbj_plugin.diagnostics.run, mbj_plugin.report"])
+@pytest.mark.parametrize("statement", ["import mbj_plugin.diagnostics, mbj_plugin.report.run, mbj_plugin.report"])
 def test_reading_imports_no_host_and_no_plotting(statement):
     names = ("timm", "fastreid", "matplotlib", "sklearn")
     code = f"import sys; {statement}; print([name for name in {names} if name in sys.modules])"

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mbj_plugin.diagnostics.curves import draw_curves, memory_lines
 from mbj_plugin.diagnostics.jitter import class_angular_variance
-from mbj_plugin.diagnostics.page import Figure, Section, Table
-from mbj_plugin.diagnostics.run import Memory, Run
-from mbj_plugin.diagnostics.style import (
+from mbj_plugin.longtail import class_groups
+from mbj_plugin.report.curves import draw_curves, memory_lines
+from mbj_plugin.report.page import Figure, Section, Table
+from mbj_plugin.report.run import Memory, Run
+from mbj_plugin.report.style import (
     COLOURS,
     GROUP_COLOURS,
     GROUP_HATCHES,
@@ -23,7 +24,6 @@ from mbj_plugin.diagnostics.style import (
     rank_axis,
     size_axis,
 )
-from mbj_plugin.longtail import class_groups
 
 
 def memory_section(runs: list[Run], folder: Path) -> Section | None:

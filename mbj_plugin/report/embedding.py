@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import patheffects
 from sklearn.manifold import TSNE
 
-from mbj_plugin.diagnostics.page import Figure, Section
-from mbj_plugin.diagnostics.run import Memory, Run
-from mbj_plugin.diagnostics.style import COLOURS, drawing
 from mbj_plugin.longtail import class_groups
+from mbj_plugin.report.page import Figure, Section
+from mbj_plugin.report.run import Memory, Run
+from mbj_plugin.report.style import COLOURS, drawing
 
 ALL_CLASSES = 10  # more cannot be told apart
 HEAD_SHOWN, TAIL_SHOWN = 3, 6

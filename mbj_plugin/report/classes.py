@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from mbj_plugin.diagnostics.groups import answers_by_group, confusion_matrix
-from mbj_plugin.diagnostics.page import Figure, Section, Table
-from mbj_plugin.diagnostics.run import Run
-from mbj_plugin.diagnostics.style import (
+from mbj_plugin.longtail import class_groups
+from mbj_plugin.report.page import Figure, Section, Table
+from mbj_plugin.report.run import Run
+from mbj_plugin.report.style import (
     COLOURS,
     GROUP_COLOURS,
     GROUP_HATCHES,
@@ -22,7 +23,6 @@ from mbj_plugin.diagnostics.style import (
     rank_axis,
     size_axis,
 )
-from mbj_plugin.longtail import class_groups
 
 SHOTS = ("many_shot", "medium_shot", "few_shot")
 MATRIX_CLASSES = 100  # larger matrices cannot be read

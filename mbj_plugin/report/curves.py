@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mbj_plugin.diagnostics.page import Figure, Section
-from mbj_plugin.diagnostics.run import Run, series
-from mbj_plugin.diagnostics.style import COLOURS, GROUP_COLOURS, GROUPS, LINES, MARKERS, drawing, legend_below
+from mbj_plugin.report.page import Figure, Section
+from mbj_plugin.report.run import Run, series
+from mbj_plugin.report.style import COLOURS, GROUP_COLOURS, GROUPS, LINES, MARKERS, drawing, legend_below
 
 Curve = tuple[list[float], list[float]]
 UNITS = {"error": "error, %", "learning rate": "learning rate", "batch loss": "loss", "memory loss": "eta × loss"}

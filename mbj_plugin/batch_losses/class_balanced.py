@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mbj_plugin.baselines.checks import check_hard_labels, checked_counts
-from mbj_plugin.baselines.focal import focal_terms
+from mbj_plugin.batch_losses.checks import check_hard_labels, checked_counts
+from mbj_plugin.batch_losses.focal import focal_terms
 
 
 def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mbj_plugin.diagnostics.run import Run, short_names
+from mbj_plugin.report.run import Run, short_names
 
 # Files that tell whose run it is, without importing the host.
 FILES = {
@@ -51,7 +51,7 @@ def report(args: argparse.Namespace) -> Path:
         ValueError: for a folder that is not there or cannot be written, or too many runs.
     """
     try:
-        from mbj_plugin.diagnostics.report import check_number, write_report
+        from mbj_plugin.report.sections import check_number, write_report
     except ModuleNotFoundError as error:
         raise ValueError(f"the report needs {error.name}: pip install '.[report]' in a clone of mbj_plugin") from error
     if args.images_per_class < 1:

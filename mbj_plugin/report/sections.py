@@ -7,14 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mbj_plugin.diagnostics.classes import class_section, confusion_section
-from mbj_plugin.diagnostics.curves import curve_section, jitter_section
-from mbj_plugin.diagnostics.embedding import embedding_section
-from mbj_plugin.diagnostics.memory_view import memory_section
-from mbj_plugin.diagnostics.page import Section, Table, merged, render
-from mbj_plugin.diagnostics.retrieval import retrieval_section, worst_section
-from mbj_plugin.diagnostics.run import Run
-from mbj_plugin.diagnostics.style import COLOURS
+from mbj_plugin.report.classes import class_section, confusion_section
+from mbj_plugin.report.curves import curve_section, jitter_section
+from mbj_plugin.report.embedding import embedding_section
+from mbj_plugin.report.memory_view import memory_section
+from mbj_plugin.report.page import Section, Table, merged, render
+from mbj_plugin.report.retrieval import retrieval_section, worst_section
+from mbj_plugin.report.run import Run
+from mbj_plugin.report.style import COLOURS
 
 PAGE = "report.html"
 # Of no use to a reader who compares runs.

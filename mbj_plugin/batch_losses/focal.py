@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbj_plugin.baselines.checks import check_hard_labels
+from mbj_plugin.batch_losses.checks import check_hard_labels
 
 
 def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mbj_plugin.diagnostics.page import Figure, Section, Table, merged
-from mbj_plugin.diagnostics.run import Run
-from mbj_plugin.diagnostics.search import Search
-from mbj_plugin.diagnostics.style import COLOURS, draw_bars, drawing, legend_below
+from mbj_plugin.report.page import Figure, Section, Table, merged
+from mbj_plugin.report.run import Run
+from mbj_plugin.report.search import Search
+from mbj_plugin.report.style import COLOURS, draw_bars, drawing, legend_below
 
 WORST = 6
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbj_plugin.diagnostics.search import Images, groups_by_matches, search
+from mbj_plugin.report.search import Images, groups_by_matches, search
 
 
 def images(count, seed, identities=5, cameras=3):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mbj_plugin.baselines.balanced_softmax import BalancedSoftmaxLoss
-from mbj_plugin.baselines.class_balanced import ClassBalancedFocalLoss, effective_number_weights
-from mbj_plugin.baselines.focal import FocalLoss
-from mbj_plugin.baselines.ldam import CosineLinear, LDAMLoss, use_cosine_classifier
+from mbj_plugin.batch_losses.balanced_softmax import BalancedSoftmaxLoss
+from mbj_plugin.batch_losses.class_balanced import ClassBalancedFocalLoss, effective_number_weights
+from mbj_plugin.batch_losses.focal import FocalLoss
+from mbj_plugin.batch_losses.ldam import CosineLinear, LDAMLoss, use_cosine_classifier
 
 LOSSES = ("ce", "focal", "cb_focal", "ldam_drw", "balanced_softmax")
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbj_plugin.baselines.checks import check_hard_labels, checked_counts
-from mbj_plugin.baselines.class_balanced import effective_number_weights
+from mbj_plugin.batch_losses.checks import check_hard_labels, checked_counts
+from mbj_plugin.batch_losses.class_balanced import effective_number_weights
 
 
 class CosineLinear(nn.Module):

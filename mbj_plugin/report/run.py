@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mbj_plugin.diagnostics.search import Search
+from mbj_plugin.report.search import Search
 
 
 @dataclass

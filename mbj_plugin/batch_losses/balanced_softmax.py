@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbj_plugin.baselines.checks import check_hard_labels, checked_counts
+from mbj_plugin.batch_losses.checks import check_hard_labels, checked_counts
 
 
 class BalancedSoftmaxLoss(nn.Module):

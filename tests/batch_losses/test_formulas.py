@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mbj_plugin.baselines import (
+from mbj_plugin.batch_losses import (
     LOSSES,
     BalancedSoftmaxLoss,
     ClassBalancedFocalLoss,
