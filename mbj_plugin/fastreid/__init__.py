@@ -15,13 +15,13 @@ def _enable() -> None:
     from mbj_plugin.fastreid import compat, compat_cpu  # noqa: F401  (compat_cpu registers its patches)
 
     compat.apply_all()
-    from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets, monitor
+    from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets, diagnostics
 
     config.register_config()
     datasets.register_datasets()
     collect.watch_build_model()
     counts.watch_trainers()
-    monitor.watch_training()
+    diagnostics.watch_training()
     checkpoint.watch_checkpoints()
 
 

@@ -98,7 +98,7 @@ def read(folder: Path, name: str, args: argparse.Namespace) -> Run:
         run.missing.append(f"no file of a run in {folder.name} (expected one of {expected})")
         return run
     try:
-        module: Any = importlib.import_module(f"mbj_plugin.{host}.report_data")
+        module: Any = importlib.import_module(f"mbj_plugin.{host}.run_reader")
     except ModuleNotFoundError as error:
         run = Run(name, host)
         run.missing.append(f"this is a run of {host}, and {error.name} is not installed")

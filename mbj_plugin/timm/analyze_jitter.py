@@ -19,7 +19,7 @@ import mbj_plugin
 from mbj_plugin.timm.jitter_study import CONTROLS, PHASES, Study, cut, iterations_of, load_study, train_and_watch
 from mbj_plugin.timm.reproduce.data import Images
 from mbj_plugin.timm.reproduce.settings import NUM_CLASSES
-from mbj_plugin.timm.run_folder import write
+from mbj_plugin.timm.trainer.run_folder import write
 
 Rows = list[dict[str, Any]]
 

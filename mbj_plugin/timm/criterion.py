@@ -88,7 +88,7 @@ class MBJLoss(nn.Module):
         self._checked = False
         #: L_batch and eta * L_memory of the last call, detached, for logs.
         self.parts: dict[str, Tensor] = {}
-        #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.monitor`.
+        #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.diagnostics`.
         self.meter: StepMeter | None = None
 
     def _make_memories(self, dim: int) -> dict[str, nn.Module]:

@@ -21,7 +21,7 @@ from torch import nn
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.losses import rank_and_world
 from mbj_plugin.timm.counts import training_counts
-from mbj_plugin.timm.monitor import EpochDiagnostics, fit_columns, make_monitor
+from mbj_plugin.timm.diagnostics import EpochDiagnostics, fit_columns, make_monitor
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
 from mbj_plugin.timm.task import MBJTask

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import mbj_plugin.timm.models  # noqa: F401  (registers resnet32_cifar)
 from mbj_plugin.diagnostics.jitter import angular_variance
 from mbj_plugin.longtail import class_counts
-from mbj_plugin.timm.data import Digits
 from mbj_plugin.timm.reproduce.data import Images, class_ranks, load_images
 from mbj_plugin.timm.reproduce.recipe import STATISTICS, crop_and_flip, normalize, pad_images
+from mbj_plugin.timm.trainer.data import Digits
 
 CONTROLS = ("iterations", "epochs")
 PHASES = ("before the decay", "at the end")

@@ -1,7 +1,7 @@
 import pytest
 
-from mbj_plugin.timm.args import make_parser
 from mbj_plugin.timm.schedule import learning_rates, parse_start, start_epoch
+from mbj_plugin.timm.trainer.args import make_parser
 
 
 def arguments(*argv):

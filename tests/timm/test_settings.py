@@ -1,7 +1,7 @@
 import pytest
 
-from mbj_plugin.timm.args import make_parser
 from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.timm.trainer.args import make_parser
 
 
 def test_flags_and_text_say_the_same():

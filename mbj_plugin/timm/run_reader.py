@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Subset
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.report.embedding import shown_classes
 from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics
-from mbj_plugin.timm import build
-from mbj_plugin.timm.args import make_parser
-from mbj_plugin.timm.checkpoint import read_checkpoint
 from mbj_plugin.timm.counts import dataset_labels
-from mbj_plugin.timm.data import Digits, LongTailSubset
 from mbj_plugin.timm.head import classifier_layers
+from mbj_plugin.timm.trainer import build
+from mbj_plugin.timm.trainer.args import make_parser
+from mbj_plugin.timm.trainer.checkpoint import read_checkpoint
+from mbj_plugin.timm.trainer.data import Digits, LongTailSubset
 
 CHECKPOINTS = ("last.pth.tar", "model_best.pth.tar")
 CURVES = {

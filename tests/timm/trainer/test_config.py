@@ -1,9 +1,9 @@
 import pytest
 
-from mbj_plugin.timm.args import parse_args
-from mbj_plugin.timm.config import config_folder, find_config, load_config
 from mbj_plugin.timm.reproduce.settings import load_settings
 from mbj_plugin.timm.schedule import start_epoch
+from mbj_plugin.timm.trainer.args import parse_args
+from mbj_plugin.timm.trainer.config import config_folder, find_config, load_config
 
 SHIPPED = sorted(
     path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith(("base", "reproduce"))

@@ -24,11 +24,11 @@ from timm import utils
 from timm.models import safe_model_name
 
 from mbj_plugin import __version__
-from mbj_plugin.timm.checkpoint import drop_rows_from
-from mbj_plugin.timm.data import LongTailSubset
-from mbj_plugin.timm.evaluate import group_errors
-from mbj_plugin.timm.monitor import fit_columns
+from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.timm.trainer.checkpoint import drop_rows_from
+from mbj_plugin.timm.trainer.data import LongTailSubset
+from mbj_plugin.timm.trainer.evaluate import group_errors
 
 _logger = logging.getLogger("mbj_plugin")
 
@@ -114,7 +114,7 @@ def wandb_run(args: Namespace) -> Iterator[bool]:
 
 
 def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
-    """timm's saver of the checkpoints of a :class:`mbj_plugin.timm.train.Run`."""
+    """timm's saver of the checkpoints of a :class:`mbj_plugin.timm.trainer.train.Run`."""
     args = run.args
     saver = utils.CheckpointSaver(
         model=run.task.get_trainable_module(),
@@ -142,7 +142,7 @@ def result(
     Args:
         args: of the run.
         counts: (C,) training images per class.
-        metrics: of :func:`mbj_plugin.timm.evaluate.validate`, after the last epoch.
+        metrics: of :func:`mbj_plugin.timm.trainer.evaluate.validate`, after the last epoch.
         best: value and epoch of the best ``--eval-metric``; for information, it is chosen on what is reported.
         seconds: of the run.
     """

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import Subset
 
 from mbj_plugin import exponential_counts
-from mbj_plugin.timm.data import Digits, LongTailSubset, pad_crop
+from mbj_plugin.timm.trainer.data import Digits, LongTailSubset, pad_crop
 
 
 def test_digits_splits_are_disjoint_and_complete():

@@ -24,14 +24,14 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from mbj_plugin.timm import build
-from mbj_plugin.timm.args import parse_args
-from mbj_plugin.timm.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
-from mbj_plugin.timm.evaluate import error_table, group_errors, validate
-from mbj_plugin.timm.monitor import EpochDiagnostics, make_monitor
-from mbj_plugin.timm.run_folder import experiment, log_epoch, make_saver, open_folder, result, wandb_run, write
+from mbj_plugin.timm.diagnostics import EpochDiagnostics, make_monitor
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.timm.trainer import build
+from mbj_plugin.timm.trainer.args import parse_args
+from mbj_plugin.timm.trainer.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
+from mbj_plugin.timm.trainer.evaluate import error_table, group_errors, validate
+from mbj_plugin.timm.trainer.run_folder import experiment, log_epoch, make_saver, open_folder, result, wandb_run, write
 
 _logger = logging.getLogger("mbj_plugin")
 
@@ -101,7 +101,7 @@ def train(args: Namespace) -> dict[str, Any]:
     """Train one model.
 
     Args:
-        args: of :func:`mbj_plugin.timm.args.parse_args`.
+        args: of :func:`mbj_plugin.timm.trainer.args.parse_args`.
 
     Returns:
         What results.json holds: "errors" in percent, "per_class_error", "class_counts", "settings", "versions", ...

@@ -13,8 +13,8 @@ pytest.importorskip("matplotlib")
 from mbj_plugin.diagnostics.groups import confusion_matrix
 from mbj_plugin.report import main
 from mbj_plugin.report.embedding import shown_classes
-from mbj_plugin.timm import train
-from mbj_plugin.timm.report_data import read_run
+from mbj_plugin.timm.run_reader import read_run
+from mbj_plugin.timm.trainer import train
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from torch import nn
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
-from mbj_plugin.timm.data import check_same_classes, make_dataset, pad_crop
+from mbj_plugin.timm.trainer.data import check_same_classes, make_dataset, pad_crop
 
 
 @dataclasses.dataclass

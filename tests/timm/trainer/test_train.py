@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbj_plugin.timm import train as trainer
-from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm.trainer import train as trainer
+from mbj_plugin.timm.trainer.args import parse_args
 
-TOOL = Path(__file__).parents[2] / "tools" / "train_timm.py"
+TOOL = Path(__file__).parents[3] / "tools" / "train_timm.py"
 
 
 def run(tmp_path, *argv, name="run"):

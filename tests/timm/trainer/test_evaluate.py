@@ -3,7 +3,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from mbj_plugin.timm.evaluate import error_table, group_errors, validate
+from mbj_plugin.timm.trainer.evaluate import error_table, group_errors, validate
 
 
 def test_group_errors():

@@ -9,7 +9,7 @@ import torch
 from fastreid.engine import DefaultTrainer
 
 from mbj_plugin.fastreid.collect import mbj_heads
-from mbj_plugin.fastreid.report_data import read_run
+from mbj_plugin.fastreid.run_reader import read_run
 
 
 @pytest.fixture

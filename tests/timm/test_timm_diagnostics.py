@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 from mbj_plugin.diagnostics.memory_report import memory_report
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.timm import MBJLoss
-from mbj_plugin.timm import monitor as monitors
-from mbj_plugin.timm import train as trainer
-from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm import diagnostics as monitors
+from mbj_plugin.timm.diagnostics import classifier_input, make_monitor
 from mbj_plugin.timm.head import classifier_layers
-from mbj_plugin.timm.monitor import classifier_input, make_monitor
+from mbj_plugin.timm.trainer import train as trainer
+from mbj_plugin.timm.trainer.args import parse_args
 
 PERIOD = 4
 

@@ -14,7 +14,7 @@ import yaml
 def config_folder() -> Path:
     """The folder of the shipped timm configs: in the installed package, or in the clone."""
     installed = Path(str(resources.files("mbj_plugin"))) / "configs" / "timm"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs" / "timm"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "configs" / "timm"
 
 
 def find_config(name: str) -> Path:

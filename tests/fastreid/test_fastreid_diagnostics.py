@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mbj_plugin.diagnostics.memory_report import memory_report
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.diagnostics.probe import Probe
-from mbj_plugin.fastreid import monitor as monitors
+from mbj_plugin.fastreid import diagnostics as monitors
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts
 

@@ -10,7 +10,7 @@ from timm import utils
 
 from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.timm import settings
-from mbj_plugin.timm.config import check_values, load_config
+from mbj_plugin.timm.trainer.config import check_values, load_config
 
 # Name and default of timm's flags as of 1.0.31. A default of None takes the type beside it.
 _VALUES: dict[str, dict[str, Any]] = {
