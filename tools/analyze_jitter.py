@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mbj_plugin.timm.analyze_jitter import main
+from benchmarks.jitter.command import main
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mbj_plugin.fastreid.reproduce.command import main
+from benchmarks.retrieval.command import main
 
 if __name__ == "__main__":
     main()

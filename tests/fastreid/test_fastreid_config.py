@@ -6,9 +6,9 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 
+from benchmarks.retrieval.settings import load_settings
 from mbj_plugin.fastreid import head, schedule
 from mbj_plugin.fastreid.config import DEFAULTS, HIGHEST, read_settings
-from mbj_plugin.fastreid.reproduce.settings import load_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.fastreid.train import config_folder, find_config
 

@@ -1,13 +1,11 @@
 import pytest
 
-from mbj_plugin.timm.reproduce.settings import load_settings
+from benchmarks.classification.settings import load_settings
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.trainer.args import parse_args
 from mbj_plugin.timm.trainer.config import config_folder, find_config, load_config
 
-SHIPPED = sorted(
-    path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith(("base", "reproduce"))
-)
+SHIPPED = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("base"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

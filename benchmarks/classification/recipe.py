@@ -1,0 +1,129 @@
+"""Model, criterion, optimizer, schedule and augmentation of a cell, from timm's own factories and our own losses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+import mbj_plugin.timm.models  # noqa: F401  (registers resnet32_cifar)
+from benchmarks.classification.settings import Method, Protocol
+from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
+from mbj_plugin.timm.criterion import MBJLoss
+
+# Mean and standard deviation per channel of the whole training sets.
+STATISTICS = {
+    10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+# Initialisation draws from torch's one global generator: cells in threads take turns.
+_GLOBAL_GENERATOR = threading.Lock()
+
+
+def build_model(protocol: Protocol, method: Method, num_classes: int, seed: int) -> nn.Module:
+    """The ResNet of the protocol; same seed, same weights, whatever the method (but for LDAM's cosine classifier)."""
+    with _GLOBAL_GENERATOR:
+        torch.manual_seed(seed)
+        model = timm.create_model("resnet32_cifar", depth=protocol.depth, width=protocol.width, num_classes=num_classes)
+        if getattr(create_loss(method.loss, [1] * num_classes), "cosine_classifier", False):
+            use_cosine_classifier(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def build_criterion(
+    protocol: Protocol, method: Method, class_counts: Sequence[int], model: nn.Module, steps_per_epoch: int, seed: int
+) -> nn.Module:
+    """The batch loss, with the memory loss beside it where the method has one. The model is on its device already."""
+    start = method.start_epoch(protocol) * steps_per_epoch
+    device = next(model.parameters()).device
+    base = create_loss(method.loss, class_counts, start=start).to(device)
+    if method.memory is None:
+        return base
+    criterion = MBJLoss(
+        class_counts,
+        base,
+        memory=method.memory,
+        size=method.size,
+        eta=method.eta,
+        beta=method.beta,
+        norm=method.norm,
+        start=start,
+        seed=seed,
+        ramp=method.ramp * steps_per_epoch,
+        prior_correction=method.prior_correction,
+    )
+    return criterion.bind(model)
+
+
+def build_optimizer(protocol: Protocol, model: nn.Module, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Any]:
+    """SGD with momentum and weight decay on every parameter; linear warm-up per step, then decays at the milestones."""
+    optimizer = create_optimizer_v2(
+        model,
+        opt="momentum",
+        lr=protocol.lr,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+        filter_bias_and_bn=False,
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="multistep",
+        num_epochs=protocol.epochs,
+        decay_milestones=list(protocol.milestones),
+        decay_rate=protocol.decay_rate,
+        warmup_epochs=protocol.warmup_epochs,
+        warmup_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return optimizer, scheduler
+
+
+def epoch_draws(num_images: int, batch_size: int, padding: int, seed: int, epoch: int) -> Tensor:
+    """(steps, B, 4) int64: image, top and left of the crop, flip or not, for every row of an epoch.
+
+    They depend on the seed and the epoch alone: every method sees the same images, and a resumed run goes on with the
+    same. The incomplete last batch is left out, as in timm's loader.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    steps = num_images // batch_size
+    draws = np.empty((steps * batch_size, 4), dtype=np.int64)
+    draws[:, 0] = rng.permutation(num_images)[: len(draws)]
+    draws[:, 1:3] = rng.integers(0, 2 * padding + 1, (len(draws), 2))
+    draws[:, 3] = rng.integers(0, 2, len(draws))
+    return torch.from_numpy(draws).view(steps, batch_size, 4)
+
+
+def pad_images(images: Tensor, padding: int) -> Tensor:
+    """(N, H + 2p, W + 2p, 3) images with a black border, of (N, H, W, 3) ones."""
+    return nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+
+
+def crop_and_flip(padded: Tensor, draw: Tensor, padding: int) -> Tensor:
+    """(B, H, W, 3) uint8 crops of (N, H + 2p, W + 2p, 3) padded images, flipped where the (B, 4) draw says so.
+
+    One gather with shapes that depend on nothing: it runs on the device of the images, also inside a CUDA graph.
+    """
+    index, top, left, flip = draw.unbind(1)
+    size = padded.shape[1] - 2 * padding
+    steps = torch.arange(size, device=padded.device)
+    rows = top[:, None] + steps
+    cols = left[:, None] + torch.where(flip[:, None] > 0, size - 1 - steps, steps)
+    return padded[index[:, None, None], rows[:, :, None], cols[:, None, :]]
+
+
+def statistics(num_classes: int, device: torch.device) -> Tensor:
+    """(2, 3) mean and standard deviation per channel, made once: a CUDA graph can copy nothing from the host."""
+    return torch.tensor(STATISTICS[num_classes], device=device)
+
+
+def normalize(images: Tensor, statistics: Tensor) -> Tensor:
+    """(B, 3, H, W) fp32, channels last in memory, of (B, H, W, 3) uint8 images."""
+    return images.float().div(255).sub(statistics[0]).div(statistics[1]).permute(0, 3, 1, 2)

@@ -1,0 +1,264 @@
+"""One cell, trained and tested: images and draws on the device, one step at a time, on a GPU as a CUDA graph."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+import mbj_plugin
+from benchmarks.classification.data import Images
+from benchmarks.classification.recipe import (
+    build_criterion,
+    build_model,
+    build_optimizer,
+    crop_and_flip,
+    epoch_draws,
+    normalize,
+    pad_images,
+    statistics,
+)
+from benchmarks.classification.settings import Method, Protocol
+from benchmarks.classification.trunk import FeatureLog, is_trunk, joins_trunk, remember
+from mbj_plugin.longtail import class_counts, class_groups
+from mbj_plugin.timm.criterion import MBJLoss
+
+SAVE_EVERY_S = 300.0
+TEST_BATCH = 1000
+_CAPTURE = threading.Lock()
+
+
+class CellRun:
+    """Trains one method on one long-tailed set. After :meth:`train` has returned True, :meth:`result` is the row.
+
+    Args:
+        protocol: how.
+        method: with what.
+        images: the long-tailed training set and the test set.
+        seed: of the weights, of the batches and of the memory's draws.
+        device: "cpu" or "cuda".
+        graph: capture the step in a CUDA graph; False launches each kernel by itself.
+    """
+
+    def __init__(
+        self, protocol: Protocol, method: Method, images: Images, seed: int, device: str = "cpu", graph: bool = True
+    ) -> None:
+        self.protocol, self.method, self.seed, self.device = protocol, method, seed, torch.device(device)
+        counts = class_counts(images.train_labels)
+        self.num_classes, self.groups = len(counts), class_groups(counts)
+        self.counts = counts
+        images = images.shrunk(protocol.shrink)
+        self.train_images = torch.from_numpy(images.train).to(self.device)
+        self.train_labels = torch.from_numpy(images.train_labels).to(self.device)
+        self.test_images = torch.from_numpy(images.test).to(self.device)
+        self.test_labels = images.test_labels
+        self.statistics = statistics(self.num_classes, self.device)
+        self.padded = pad_images(self.train_images, protocol.padding)
+        self.steps = len(self.train_labels) // protocol.batch_size
+        if not self.steps:
+            raise ValueError(f"{len(self.train_labels)} images are less than one batch of {protocol.batch_size}")
+        self.model = build_model(protocol, method, self.num_classes, seed).to(self.device)
+        self.criterion = build_criterion(protocol, method, counts.tolist(), self.model, self.steps, seed)
+        self.optimizer, self.scheduler = build_optimizer(protocol, self.model, self.steps)
+        self.epoch, self.seconds = 0, 0.0
+        self.curve: list[dict[str, Any]] = []
+        self.graph = graph and self.device.type == "cuda"
+        self.log: FeatureLog | None = None
+        self._final: np.ndarray | None = None
+        self._call: Callable[[Tensor], Tensor] | None = None
+
+    def train(self, state_file: Path | None = None, deadline: float = math.inf, trunk_file: Path | None = None) -> bool:
+        """Train to the end, or until the deadline.
+
+        Args:
+            state_file: where to go on from, and where to save now and then and at the deadline.
+            deadline: by ``time.monotonic``; checked after each epoch, with one epoch to spare.
+            trunk_file: what runs of this batch loss share until the first decay: written by the one without a memory,
+                where the others branch off.
+
+        Returns:
+            Whether the training is finished.
+        """
+        trunk_epoch = self.protocol.milestones[0]
+        if trunk_file is not None and is_trunk(self.method) and not trunk_file.exists():
+            self.log = FeatureLog(self.model, trunk_epoch * self.steps, self.protocol.batch_size)
+        if state_file is not None and state_file.exists():
+            self.load(state_file)
+        elif trunk_file is not None and trunk_file.exists() and joins_trunk(self.method, self.protocol):
+            self.load(trunk_file)
+        saved = time.monotonic()
+        while self.epoch < self.protocol.epochs:
+            began = time.monotonic()
+            self._train_epoch()
+            now = time.monotonic()
+            self.seconds += now - began
+            if trunk_file is not None and self.log is not None and self.epoch == trunk_epoch:
+                self.save(trunk_file)
+            late = now + (now - began) > deadline and self.epoch < self.protocol.epochs
+            if state_file is not None and (late or now - saved > SAVE_EVERY_S):
+                self.save(state_file)
+                saved = now
+            if late:
+                return False
+        return True
+
+    def _train_epoch(self) -> None:
+        self.model.train()
+        draws = epoch_draws(
+            len(self.train_labels), self.protocol.batch_size, self.protocol.padding, self.seed, self.epoch
+        ).to(self.device)
+        total = torch.zeros((), device=self.device)
+        for step, draw in enumerate(draws):
+            self.scheduler.step_update(self.epoch * self.steps + step)
+            total += self._step(draw)
+        self.epoch += 1
+        if self.epoch % self.protocol.curve_epochs == 0 or self.epoch == self.protocol.epochs:
+            last = self.epoch == self.protocol.epochs
+            per_class = self.test_error(1 if last else self.protocol.curve_stride)
+            self._final = per_class if last else None
+            loss = round(float(total) / self.steps, 4)
+            # JSON has no NaN.
+            self.curve.append(
+                {"epoch": self.epoch, **self._errors(per_class), "train_loss": loss if math.isfinite(loss) else None}
+            )
+
+    def _step(self, draw: Tensor) -> Tensor:
+        """One step of SGD on the (B, 4) draw; the loss, detached."""
+        if self.graph:
+            if self._call is None:
+                stateful = [self.model, self.criterion, *([self.log] if self.log is not None else [])]
+                self._call = graphed(self._forward_backward, draw, list(self.model.parameters()), stateful)
+            loss = self._call(draw)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._forward_backward(draw)
+        self.optimizer.step()
+        return loss
+
+    def _forward_backward(self, draw: Tensor) -> Tensor:
+        images = normalize(crop_and_flip(self.padded, draw, self.protocol.padding), self.statistics)
+        labels = self.train_labels[draw[:, 0]]
+        loss = self.criterion(self.model(images), labels)
+        if self.log is not None:
+            self.log.write(labels)
+        loss.backward()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _predict(self, images: Tensor) -> np.ndarray:
+        self.model.eval()
+        batches = [self.model(normalize(part, self.statistics)).argmax(1) for part in images.split(TEST_BATCH)]
+        return torch.cat(batches).cpu().numpy()
+
+    def test_error(self, stride: int = 1) -> np.ndarray:
+        """(C,) error of each class, in percent, on every ``stride``-th test image."""
+        labels = self.test_labels[::stride]
+        wrong = self._predict(self.test_images[::stride]) != labels
+        return 100 * np.bincount(labels[wrong], minlength=self.num_classes) / np.bincount(labels)
+
+    def _errors(self, per_class: np.ndarray) -> dict[str, float | None]:
+        # Means over classes: the test sets are balanced, so these are means over images as well.
+        groups = {name: round(float(per_class[c].mean()), 3) if len(c) else None for name, c in self.groups.items()}
+        return {"error": round(float(per_class.mean()), 3), **groups}
+
+    def result(self) -> dict[str, Any]:
+        """What the row says of the run: errors in percent, curve, versions, device, seconds."""
+        per_class = self._final if self._final is not None else self.test_error()
+        right = self._predict(self.train_images) == self.train_labels.cpu().numpy()
+        cuda = self.device.type == "cuda"
+        return {
+            **self._errors(per_class),
+            "per_class_error": [round(float(e), 2) for e in per_class],
+            "train_accuracy": round(100 * float(right.mean()), 3),
+            "class_counts": self.counts.tolist(),
+            "curve": self.curve,
+            "diverged": any(point["train_loss"] is None for point in self.curve),
+            "seconds": round(self.seconds, 1),
+            "device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {torch.get_num_threads()} thread(s)",
+            "versions": {
+                "mbj_plugin": mbj_plugin.__version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def save(self, path: Path) -> None:
+        """Write everything the rest of the run needs; a kill while writing leaves the old file."""
+        part = path.with_suffix(f"{path.suffix}.part")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "criterion": self.criterion.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "log": self.log.state_dict() if self.log is not None else {},
+                "progress": {"epoch": self.epoch, "seconds": self.seconds, "curve": self.curve},
+            },
+            part,
+        )
+        os.replace(part, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a state of this run, or from the trunk of its batch loss."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        if isinstance(self.criterion, MBJLoss) and not state["criterion"]:
+            remember(self.criterion, state["log"])
+        else:
+            self.criterion.load_state_dict(state["criterion"])
+        if self.log is not None:
+            self.log.load_state_dict(state["log"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        progress = state["progress"]
+        self.epoch, self.seconds, self.curve = progress["epoch"], progress["seconds"], progress["curve"]
+
+
+def graphed(
+    forward_backward: Callable[[Tensor], Tensor], example: Tensor, parameters: list[nn.Parameter], stateful: list[Any]
+) -> Callable[[Tensor], Tensor]:
+    """``forward_backward`` as one CUDA graph, to be followed by an ordinary optimizer step.
+
+    Warming up and capturing leave no trace: what the warm-up writes into ``stateful`` (batch-norm statistics, the
+    memory, the log) is put back. The gradients live in the graph's pool, and each replay overwrites them, so they must
+    not be zeroed.
+    """
+    with _CAPTURE:
+        before = [copy.deepcopy(one.state_dict()) for one in stateful]
+        static, stream = example.clone(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                _forget_gradients(parameters)
+                forward_backward(static)
+        torch.cuda.current_stream().wait_stream(stream)
+        _forget_gradients(parameters)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads train other cells meanwhile: their calls must not break this capture.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            loss = forward_backward(static)
+        for one, state in zip(stateful, before, strict=True):
+            one.load_state_dict(state)
+
+    def replay(draw: Tensor) -> Tensor:
+        static.copy_(draw)
+        graph.replay()
+        return loss
+
+    return replay
+
+
+def _forget_gradients(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

@@ -1,0 +1,171 @@
+"""Many cells: which are finished, who takes which, one row and one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import fastreid.data.build
+import torch
+import torch.multiprocessing as mp
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.engine import DefaultTrainer
+from fastreid.utils.env import seed_all_rng
+
+from benchmarks import cells as results
+from benchmarks.retrieval.facts import memory_facts, pull
+from benchmarks.retrieval.settings import KEYS, Cell, Settings, load_settings
+from mbj_plugin import __version__
+from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.fastreid.counts import class_counts
+from mbj_plugin.fastreid.demo import quiet_fastreid
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every worker of a call shares.
+
+    Args:
+        data: folder of the data sets; what FASTREID_DATASETS names elsewhere.
+        results: JSON lines, one per finished cell.
+        state_dir: fast-reid's output folders, one per cell, and the locks.
+        settings_file: None = the shipped one.
+        processes: side by side.
+        threads: of torch on the CPU, per process.
+        options: config options for all cells, such as ("MODEL.DEVICE", "cuda"), which do not change the result.
+    """
+
+    data: str
+    results: str
+    state_dir: str
+    settings_file: str | None = None
+    processes: int = 1
+    threads: int = 1
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a results file, [] where there is none."""
+    return results.read_rows(path, (*KEYS, "settings"))
+
+
+def finished_cells(path: str | Path) -> set[Cell]:
+    return {results.cell_of(row, Cell) for row in read_rows(path)}
+
+
+def check_rows(cells: list[Cell], settings: Settings, path: str | Path) -> None:
+    """See :func:`benchmarks.cells.check_rows`."""
+    results.check_rows(read_rows(path), cells, settings, path)
+
+
+def run_cells(cells: list[Cell], job: Job) -> int:
+    """Run every cell that has no row yet. One that was cut short starts again: a resumed fast-reid run draws other
+    batches, and would not be the same run.
+
+    Returns:
+        Number of cells left without a row: under way in another call, or with a loss that was not finite.
+
+    Raises:
+        FileNotFoundError: for a data set that is not there.
+        ValueError: for a row that was made with other settings, or a cell that cannot be.
+    """
+    settings = load_settings(job.settings_file)
+    check_rows(cells, settings, job.results)
+    for names in {settings.config(cell, job.options).DATASETS.NAMES for cell in cells}:
+        DATASET_REGISTRY.get(names[0])(root=job.data)  # images that are missing are an error now, not in a worker
+    Path(job.state_dir).mkdir(parents=True, exist_ok=True)
+    Path(job.results).parent.mkdir(parents=True, exist_ok=True)
+    if job.processes == 1:
+        _work(0, cells, job)
+    else:
+        mp.spawn(_work, (cells, job), nprocs=job.processes)
+    finished = finished_cells(job.results)
+    return sum(cell not in finished for cell in cells)
+
+
+def _work(rank: int, cells: list[Cell], job: Job) -> None:
+    """One process: takes the first cell that is free, until none is left."""
+    if job.processes > 1:
+        # A process that was spawned spawns in turn, and each worker of its loaders would import everything again.
+        mp.set_start_method(None, force=True)
+    torch.set_num_threads(job.threads)
+    fastreid.data.build._root = job.data
+    quiet_fastreid()
+    settings = load_settings(job.settings_file)
+    for cell in cells:
+        if cell in finished_cells(job.results):
+            continue
+        with results.claimed(Path(job.state_dir) / f"{cell.file_name}.lock") as mine:
+            if mine and cell not in finished_cells(job.results):
+                try:
+                    row = run_cell(cell, settings, job)
+                except FloatingPointError as error:  # fast-reid's, for a loss that is not finite
+                    print(f"{cell}: no row, {error}", flush=True)
+                    continue
+                results.append_row(job.results, row)
+                done = len(finished_cells(job.results))
+                print(
+                    f"{cell}: mAP {row['mAP']:.2f}, Rank-1 {row['rank1']:.2f}, training accuracy "
+                    f"{row['train_accuracy']:.1f}, {row['seconds']:.0f} s [{done} rows, {len(cells)} cells asked for]",
+                    flush=True,
+                )
+
+
+def run_cell(cell: Cell, settings: Settings, job: Job) -> dict[str, Any]:
+    """Train and evaluate one cell with fast-reid's own trainer.
+
+    Returns:
+        Its row.
+    """
+    started = time.monotonic()
+    folder = Path(job.state_dir) / cell.file_name
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = settings.config(cell, job.options)
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.freeze()
+    versions = _versions()
+    seed_all_rng(cell.seed)
+    trainer = DefaultTrainer(cfg)
+    # Of the set, not of what MBJ was told: the baseline's are the same.
+    counts = class_counts(trainer.data_loader.dataset, trainer.data_loader.dataset.num_classes)
+    scores = trainer.train()
+    last_epoch = lambda name: trainer.storage.history(name).avg(trainer.iters_per_epoch)  # noqa: E731
+    row = dataclasses.asdict(cell) | {
+        "mAP": float(scores["mAP"]),
+        "rank1": float(scores["Rank-1"]),
+        "mINP": float(scores["mINP"]),
+        "train_accuracy": 100 * float(last_epoch("cls_accuracy")),
+        "train_loss": float(last_epoch("total_loss")),
+        "identities": len(counts),
+        "images": int(counts.sum()),
+        "iterations": trainer.max_iter,
+        "settings": settings.of(cell),
+        "versions": versions,
+        "device": f"{next(trainer.model.parameters()).device.type}, {torch.get_num_threads()} thread(s)",
+    }
+    if mbj_heads(trainer.model):
+        tail = counts <= cell.tail_size
+        row["memory"] = memory_facts(trainer.model, tail)
+        trainer.model.train()
+        row["pull"] = pull(trainer.model, next(trainer._trainer._data_loader_iter))
+    if hasattr(trainer.data_loader, "shutdown"):
+        trainer.data_loader.shutdown()  # fast-reid's loader on a GPU has a thread that nobody else ends
+    return row | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _versions() -> dict[str, str]:
+    try:
+        fastreid_version = version("fastreid")
+    except PackageNotFoundError:
+        fastreid_version = "a checkout"
+    python = sys.version.split()[0]
+    return {"mbj_plugin": __version__, "fastreid": fastreid_version, "python": python, "torch": torch.__version__}

@@ -1,1 +1,0 @@
-"""Retrieval: cells of (data set, <H, S>, method, seed), trained by fast-reid's own DefaultTrainer, and their report."""

@@ -1,0 +1,196 @@
+"""The harness around the cells: the readers, who runs which, the rows, mistakes."""
+
+import dataclasses
+import hashlib
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+from drawn_images import drawn
+from PIL import Image
+
+from benchmarks import cells as results
+from benchmarks.classification import runner
+from benchmarks.classification.command import main
+from benchmarks.classification.data import load_images
+from benchmarks.classification.settings import load_settings
+from mbj_plugin import exponential_subset
+
+KEYS = {"dataset", "imbalance_ratio", "protocol", "method", "seed", "error", "head", "medium", "tail"}
+
+
+def write_npz(path, images):
+    def sheet(split):
+        """One WebP sheet of 16 tiles a row, filled up with black tiles."""
+        tiles = np.zeros((-(-len(split) // 16) * 16, 32, 32, 3), np.uint8)
+        tiles[: len(split)] = split
+        pixels = tiles.reshape(-1, 16, 32, 32, 3).swapaxes(1, 2).reshape(-1, 512, 3)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "WEBP", lossless=True)
+        return np.frombuffer(file.getvalue(), np.uint8)
+
+    train, test = sheet(images.train), sheet(images.test)
+    np.savez(
+        path,
+        train_webp=train,
+        train_off=np.array([0, len(train)]),
+        train_label=images.train_labels.astype(np.uint8),
+        train_rank=images.train_rank.astype(np.uint16),
+        test_webp=test,
+        test_off=np.array([0, len(test)]),
+        test_label=images.test_labels.astype(np.uint8),
+    )
+
+
+@pytest.fixture
+def npz(tmp_path):
+    write_npz(tmp_path / "cifar10_lt.npz", drawn(size=32, per_class=(20,) * 10))
+    return tmp_path
+
+
+@pytest.fixture
+def settings_file(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("""
+protocols:
+  tiny: {depth: 8, width: 4, epochs: 2, milestones: [1], warmup_epochs: 1, batch_size: 8, max_count: {cifar10_lt: 20}}
+methods:
+  ce: {}
+  mbj: {memory: feature, norm: max}
+groups:
+  all: {datasets: [cifar10_lt], ratios: [10], protocol: tiny, methods: [ce, mbj], seeds: [0, 1]}
+""")
+    return str(path)
+
+
+def job(folder, settings_file, **kwargs):
+    return runner.Job(str(folder), str(folder / "rows.jsonl"), str(folder / "state"), settings_file, **kwargs)
+
+
+@pytest.mark.parametrize("workers", [{}, {"processes": 2}, {"streams": 2}], ids=["one", "processes", "streams"])
+def test_cells_run_once(npz, settings_file, workers, capfd):
+    cells = load_settings(settings_file).group("all")
+    assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
+    rows = runner.read_rows(npz / "rows.jsonl")
+    assert len(rows) == 4 and runner.finished_cells(npz / "rows.jsonl") == set(cells)
+    assert all(set(row) >= KEYS for row in rows)
+    assert capfd.readouterr().out.count(": error ") == 4
+    assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
+    assert runner.read_rows(npz / "rows.jsonl") == rows
+    assert not list((npz / "state").glob("*.pt"))
+
+
+def test_rows_do_not_depend_on_the_workers(npz, settings_file):
+    cells, errors = load_settings(settings_file).group("all"), []
+    for name, workers in (("a", {}), ("b", {"streams": 3})):
+        one = dataclasses.replace(job(npz, settings_file, **workers), results=str(npz / name))
+        runner.run_cells(cells, one)
+        errors.append({(row["method"], row["seed"]): row["per_class_error"] for row in runner.read_rows(npz / name)})
+    assert errors[0] == errors[1]
+
+
+def test_out_of_time_leaves_the_cells_and_goes_on_later(npz, settings_file):
+    cells = load_settings(settings_file).group("all")
+    assert runner.run_cells(cells, job(npz, settings_file, deadline=0.0)) == 4
+    assert runner.run_cells(cells, job(npz, settings_file)) == 0
+
+
+def test_a_cell_that_another_worker_holds_is_left_alone(npz, settings_file):
+    cells = load_settings(settings_file).group("all")[:1]
+    (npz / "state").mkdir()
+    with results.claimed(npz / "state" / f"{cells[0].file_name}.lock") as mine:
+        assert mine
+        assert runner.run_cells(cells, job(npz, settings_file)) == 1
+    assert runner.run_cells(cells, job(npz, settings_file)) == 0
+
+
+def test_a_row_of_other_settings_is_an_error(npz, settings_file):
+    cells = load_settings(settings_file).group("all")[:1]
+    runner.run_cells(cells, job(npz, settings_file))
+    changed = Path(settings_file).read_text().replace("width: 4", "width: 5")
+    Path(settings_file).write_text(changed)
+    with pytest.raises(ValueError, match="other settings"):
+        runner.run_cells(cells, job(npz, settings_file))
+
+
+def test_npz_and_its_subsets(npz):
+    images, expected = load_images("cifar10_lt", npz), drawn(size=32, per_class=(20,) * 10)
+    assert np.array_equal(images.train, expected.train) and np.array_equal(images.test, expected.test)
+    assert load_images("cifar10_lt", npz / "cifar10_lt.npz").sha256 == images.sha256
+    subset = images.long_tailed(10)
+    assert np.bincount(subset.train_labels).tolist() == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
+    smaller = images.long_tailed(10, max_count=10)
+    assert np.bincount(smaller.train_labels)[0] == 10 and smaller.sha256 != subset.sha256
+    assert (np.bincount(images.long_tailed(1).train_labels) == 20).all()
+    with pytest.raises(ValueError, match="class 0 needs 30 images.*hold 20"):
+        images.long_tailed(10, max_count=30)
+
+
+def test_torchvision_layout(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    images = drawn(size=32, per_class=(4,) * 10)
+
+    def write(name, content):
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    def batch(name, x, y):
+        return name, write(name, {"data": x.transpose(0, 3, 1, 2).reshape(len(x), -1), "labels": y.tolist()})
+
+    kind = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(kind, "train_list", [batch("data_batch_1", images.train, images.train_labels)])
+    monkeypatch.setattr(kind, "test_list", [batch("test_batch", images.test, images.test_labels)])
+    meta = {"label_names": [str(i) for i in range(10)]}
+    monkeypatch.setattr(kind, "meta", dict(kind.meta, md5=write(kind.meta["filename"], meta)))
+    read = load_images("cifar10_lt", tmp_path, seed=3)
+    assert np.array_equal(read.train, images.train) and np.array_equal(read.test_labels, images.test_labels)
+    chosen = exponential_subset(images.train_labels, 2, seed=3)
+    assert np.array_equal(read.long_tailed(2).train, images.train[chosen])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "mjb"], "unknown method 'mjb', did you mean 'mbj'"),
+        (["--group", "cpu_mian"], "did you mean 'cpu_main'"),
+        (["--protocol", "gpu"], "unknown protocol 'gpu'"),
+        (["--datasets", "mnist"], "unknown data set 'mnist'"),
+        ([], "give --data"),
+        (["--data", "nowhere"], "no images of cifar10_lt in nowhere"),
+        (["--data", "nowhere", "--processes", "2"], "no images of cifar10_lt in nowhere"),
+        (["--data", "x", "--processes", "0"], "processes must be >= 1"),
+        (["--settings", "nowhere.yaml"], "cannot read the settings nowhere.yaml"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("norm: max", "nrom: max", "unknown setting of 'mbj' 'nrom', did you mean 'norm'"),
+        ("milestones: [1]", "milestones: [9]", "first decay within the 2 epochs"),
+        ("ce: {}", "ce: {loss: typo}", "unknown loss 'typo'"),
+        ("ce: {}", "ce: {start: early}", "start must be 'decay'.*'early'"),
+        ("epochs: 2, ", "", "missing.*epochs"),
+        ("groups:", "gruops:", "protocols, methods and groups"),
+    ],
+)
+def test_mistakes_in_the_settings(settings_file, old, new, message):
+    Path(settings_file).write_text(Path(settings_file).read_text().replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_settings(settings_file)
+
+
+def test_a_damaged_results_file_is_a_clear_error(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"dataset": "cifar10_lt"}\n')
+    with pytest.raises(ValueError, match="line 1 is no row"):
+        runner.read_rows(tmp_path / "rows.jsonl")

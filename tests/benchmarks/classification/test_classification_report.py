@@ -1,0 +1,137 @@
+"""The results page from rows that are made up here."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks.classification.report import paper_error, tables, write_report
+from benchmarks.classification.runner import check_rows, read_rows
+from benchmarks.classification.settings import Cell, load_settings
+
+SETTINGS = load_settings()
+
+
+def row(method, seed, error, protocol="cpu", **more):
+    groups = {"head": error - 20, "medium": error, "tail": error + 8}
+    cell = Cell("cifar10_lt", 100, protocol, method, seed)
+    curve = [{"epoch": epoch, "error": error, **groups, "train_loss": 1.0} for epoch in (40, 80)]
+    return {
+        "dataset": "cifar10_lt",
+        "imbalance_ratio": 100,
+        "protocol": protocol,
+        "method": method,
+        "seed": seed,
+        "error": error,
+        **groups,
+        "train_accuracy": 90.0,
+        "curve": curve,
+        "class_counts": [10] * 10,
+        "seconds": 5.0,
+        "device": "cpu, 1 thread(s)",
+        "versions": {"torch": "2.0", "timm": "1.0"},
+        "settings": SETTINGS.of(cell) if method in SETTINGS.methods else {},
+        "data": {"source": "drawn", "sha256": "ab" * 32},
+        **more,
+    }
+
+
+ROWS = [
+    row("ce", 0, 60.0),
+    row("ce", 1, 62.0),
+    row("balanced_softmax", 0, 50.0),
+    row("balanced_softmax", 1, 51.0),
+    row("balanced_softmax", 2, 58.0),
+    row("balanced_softmax_mbj", 0, 49.0),
+    row("balanced_softmax_mbj", 1, 51.6),
+    row("mbj", 1, 51.6, same_run_as="balanced_softmax_mbj"),
+    row("ce", 0, 29.0, protocol="paper"),
+    row("long_gone", 0, 1.0),
+]
+
+
+@pytest.fixture
+def written(tmp_path):
+    results = tmp_path / "results" / "rows.jsonl"
+    results.parent.mkdir()
+    results.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    (tmp_path / "results" / "reading.md").write_text("## What we read\n\nSomething.\n")
+    write_report(results, tmp_path / "results.md", SETTINGS)
+    return tmp_path
+
+
+def test_tables_keep_the_order_of_the_settings():
+    assert list(tables(ROWS, SETTINGS)["cpu", "cifar10_lt", 100]) == [
+        "ce",
+        "balanced_softmax",
+        "mbj",
+        "balanced_softmax_mbj",
+    ]
+
+
+def test_the_page(written):
+    page = (written / "results.md").read_text()
+    assert "| `ce` | 2 | 61.0 ± 1.4 | 41.0 ± 1.4 |" in page
+    # Differences are paired by seed.
+    assert "−10.5 ± 0.5 (2/2) |" in page and "−0.2 ± 0.8 (1/2) |" in page
+    assert "`mbj` (= `balanced_softmax_mbj`) | 1 |" in page
+    assert "**50.3 ± 1.8**" in page
+    assert "| `ce` | 1 | **29.0** | 9.0 | 29.0 | 37.0 | 90.0 |  |  | 29.64 |" in page
+    assert "## What we read" in page and "torch 2.0" in page and "Protocol `cpu`: ResNet-" in page
+    # What is missing stands beside the paper's number, with the command; what is there does not.
+    assert "| CIFAR-10-LT | 100 | paper | `ce` | 1, 2 | 29.64 | missing |" in page
+    assert "--group paper_cifar100 --device cuda" in page
+    assert "long_gone" not in page
+
+
+def test_figures_are_the_same_for_the_same_rows(written):
+    figures = sorted((written / "results").glob("*.svg"))
+    assert [f.name for f in figures] == [
+        f"{protocol}-cifar10_lt-100-{kind}.svg" for protocol in ("cpu", "paper") for kind in ("curves", "errors")
+    ]
+    before = [f.read_text() for f in figures]
+    for figure in figures:
+        ET.parse(figure)
+    write_report(written / "results" / "rows.jsonl", written / "results.md", SETTINGS)
+    assert [f.read_text() for f in figures] == before
+
+
+def test_rows_of_other_settings_are_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row("ce", 0, 60.0, settings={"loss": "another"})) + "\n")
+    with pytest.raises(ValueError, match="cifar10_lt rho 100 cpu ce seed 0 with other settings"):
+        write_report(tmp_path / "rows.jsonl", tmp_path / "results.md", SETTINGS)
+
+
+def test_no_rows_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="no rows in"):
+        write_report(tmp_path / "none.jsonl", tmp_path / "results.md", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (("cifar10_lt", 100, "ce"), 29.64),
+        (("cifar10_lt", 50, "mbj_late_max"), 13.31),
+        (("cifar100_lt", 10, "ldam_drw"), 41.29),
+        (("cifar100_lt", 100, "mbj_paper"), 54.24),
+        (("cifar10_lt", 100, "balanced_softmax"), None),
+        (("cifar10_lt", 100, "mbj"), None),  # on balanced softmax
+        (("cifar10_lt", 100, "mbj_w"), None),
+        (("cifar10_lt", 100, "mbj_late_max_eta1"), None),
+        (("cifar10_lt", 1, "ce"), None),
+    ],
+)
+def test_numbers_of_the_paper(cell, expected):
+    assert paper_error(*cell, SETTINGS.methods[cell[-1]]) == expected
+
+
+def test_committed_rows_are_of_the_shipped_settings(request):
+    results = request.config.rootpath / "docs" / "results" / "classification.jsonl"
+    rows = read_rows(results)
+    if not rows:
+        pytest.skip("no rows are committed")
+    for name in SETTINGS.groups:
+        check_rows(SETTINGS.group(name), SETTINGS, results)
+    assert all(r["method"] in SETTINGS.methods and r["protocol"] in SETTINGS.protocols for r in rows)

@@ -1,0 +1,162 @@
+"""One cell on images that are drawn here: the fast loop against a plain one, resuming, what its row says."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from drawn_images import drawn
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+from benchmarks import cells as results
+from benchmarks.classification.recipe import STATISTICS, build_model, epoch_draws
+from benchmarks.classification.settings import Method, Protocol, load_settings
+from benchmarks.classification.training import CellRun
+from mbj_plugin.batch_losses import create_loss
+from mbj_plugin.timm.criterion import MBJLoss
+
+TINY = Protocol(depth=8, width=4, epochs=3, milestones=(2,), warmup_epochs=1, batch_size=8, padding=2)
+MBJ = Method(memory="feature", eta=15, norm="max", start=1, loss="balanced_softmax")
+
+
+def run(method=MBJ, protocol=TINY, seed=0):
+    cell = CellRun(protocol, method, drawn(), seed)
+    assert cell.train()
+    return cell
+
+
+def same_state(a, b):
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def plain_run(images, protocol, seed):
+    """The same run as a plain loop: PIL crops, torch's SGD, the recipe's learning rates by their formula."""
+    mean, std = STATISTICS[10]
+    model = build_model(protocol, MBJ, 10, seed)
+    counts = np.bincount(images.train_labels)
+    steps = len(images.train) // protocol.batch_size
+    base = create_loss("balanced_softmax", counts)
+    criterion = MBJLoss(counts, base, eta=15, norm="max", start=steps, seed=seed).bind(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+    for epoch in range(protocol.epochs):
+        for step, draw in enumerate(epoch_draws(len(images.train), protocol.batch_size, 2, seed, epoch)):
+            update = epoch * steps + step
+            # timm's milestones act one update early.
+            decayed = 0.01 if update + 1 >= protocol.milestones[0] * steps else 1.0
+            warmed = min(1.0, update / (protocol.warmup_epochs * steps))
+            optimizer.param_groups[0]["lr"] = 0.1 * warmed * decayed
+            batch = []
+            for index, top, left, flip in draw.tolist():
+                image = TF.crop(TF.pad(Image.fromarray(images.train[index]), 2), top, left, 12, 12)
+                batch.append(TF.normalize(TF.to_tensor(TF.hflip(image) if flip else image), mean, std))
+            x = torch.stack(batch).contiguous(memory_format=torch.channels_last)
+            loss = criterion(model(x), torch.from_numpy(images.train_labels[draw[:, 0].numpy()]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model, criterion
+
+
+def test_the_fast_loop_computes_what_a_plain_loop_computes():
+    fast = run()
+    model, criterion = plain_run(drawn(), TINY, seed=0)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(fast.model.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    memory, expected = fast.criterion.memories["feature"].bank, criterion.memories["feature"].bank
+    assert torch.equal(memory.labels, expected.labels) and memory.filled > 10
+    torch.testing.assert_close(memory.rows, expected.rows, rtol=1e-4, atol=1e-4)
+
+
+def test_an_interrupted_cell_goes_on_exactly(tmp_path):
+    whole, file, stops = run(), tmp_path / "cell.pt", 0
+    while not (part := CellRun(TINY, MBJ, drawn(), 0)).train(file, deadline=-math.inf):
+        stops += 1
+    assert stops == TINY.epochs - 1
+    assert same_state(part.model, whole.model) and same_state(part.criterion, whole.criterion)
+    without_time = [{k: v for k, v in cell.result().items() if k != "seconds"} for cell in (part, whole)]
+    assert without_time[0] == without_time[1]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("norm", ["sum", "max"])
+def test_a_branch_of_the_trunk_is_the_whole_run(tmp_path, norm, interrupted):
+    method = dataclasses.replace(MBJ, norm=norm, start="decay")
+    trunk, state = tmp_path / "trunk", tmp_path / "state"
+    while not CellRun(TINY, Method(loss="balanced_softmax"), drawn(), 0).train(
+        state if interrupted else None, -math.inf if interrupted else math.inf, trunk
+    ):
+        pass
+    branch, whole = CellRun(TINY, method, drawn(), 0), run(method)
+    assert branch.train(trunk_file=trunk)
+    assert same_state(branch.model, whole.model) and same_state(branch.criterion, whole.criterion)
+    assert branch.curve == whole.curve and whole.criterion.memories["feature"].bank.filled > 3
+
+
+def test_methods_of_one_seed_are_paired():
+    # Before the memory loss starts, MBJ is its batch loss: same weights, same batches, to the bit.
+    short = dataclasses.replace(TINY, epochs=2, milestones=(1,))
+    off = Method(loss="balanced_softmax")
+    later = dataclasses.replace(MBJ, start=2)
+    assert same_state(run(off, short).model, run(later, short).model)
+    assert not same_state(run(off, short).model, run(MBJ, TINY).model)
+    assert not same_state(run(off, short).model, run(off, short, seed=1).model)
+
+
+@pytest.mark.parametrize("name", sorted(load_settings().methods))
+def test_every_shipped_method_trains(name):
+    method = load_settings().methods[name]
+    one = dataclasses.replace(TINY, epochs=2, milestones=(1,))
+    result = run(method, one).result()
+    assert 0 <= result["error"] <= 100 and not result["diverged"]
+    assert [point["epoch"] for point in result["curve"]] == [1, 2]
+
+
+def test_a_run_that_diverges_has_a_row(tmp_path):
+    cell = run(protocol=dataclasses.replace(TINY, lr=1e30))
+    results.append_row(tmp_path / "rows.jsonl", cell.result())
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert row["diverged"] and row["curve"][-1]["train_loss"] is None
+
+
+def test_result_groups_by_rank():
+    cell = run()
+    result, per_class = cell.result(), cell.test_error()
+    assert result["head"] == pytest.approx(per_class[:2].mean(), abs=1e-3)
+    assert result["medium"] == pytest.approx(per_class[2:4].mean(), abs=1e-3)
+    assert result["tail"] == pytest.approx(per_class[4:].mean(), abs=1e-3)
+    assert result["many_shot"] is None and result["few_shot"] == result["error"]
+    assert result["error"] == pytest.approx(result["curve"][-1]["error"])
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["cifar10_lt100", "cifar100_lt10"])
+def test_the_paper_protocol_is_the_recipe_of_the_shipped_configs(name):
+    configs = Path(__file__).parents[3] / "configs" / "timm"
+    config = yaml.safe_load((configs / "base_cifar_lt.yaml").read_text())
+    leaf = yaml.safe_load((configs / f"{name}.yaml").read_text())
+    paper = load_settings().protocols["paper"]
+    for key in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "decay_rate", "warmup_epochs"):
+        assert getattr(paper, key) == config[key], key
+    assert list(paper.milestones) == config["decay_milestones"] and paper.padding == config["crop_pad"]
+    statistics = STATISTICS[leaf["num_classes"]]
+    if "mean" in leaf:
+        assert [list(s) for s in statistics] == [leaf["mean"], leaf["std"]]
+    else:
+        cfg = build_model(paper, MBJ, 10, 0).default_cfg
+        assert list(statistics) == [cfg["mean"], cfg["std"]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_step_computes_what_an_eager_one_computes():
+    cells = [CellRun(TINY, MBJ, drawn(), 0, "cuda", graph=graph) for graph in (False, True)]
+    assert all(cell.train() for cell in cells)
+    for key, value in cells[0].model.state_dict().items():
+        torch.testing.assert_close(cells[1].model.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    for key, value in cells[0].criterion.state_dict().items():
+        if not key.endswith("slot_rows"):
+            assert torch.equal(cells[1].criterion.state_dict()[key], value), key

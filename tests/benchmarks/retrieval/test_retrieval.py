@@ -1,0 +1,266 @@
+"""The retrieval harness on the tiny set: real runs of fast-reid's trainer, rows, and the section made from them."""
+
+import copy
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.cells import cell_of
+from benchmarks.retrieval import runner
+from benchmarks.retrieval.command import main
+from benchmarks.retrieval.facts import memory_facts, pull
+from benchmarks.retrieval.settings import Cell, load_settings
+
+SHIPPED = load_settings()
+
+
+@pytest.fixture
+def settings_file(make_cfg, tmp_path):
+    (tmp_path / "tiny.yml").write_text(make_cfg().dump())
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "datasets:\n"
+        f"  market1501: {{name: Market1501, config: {tmp_path / 'tiny.yml'}}}\n"
+        "methods:\n"
+        "  baseline: {}\n"
+        "  mbj_wf: {MBJ: {MEMORY: both, NORM: max, START: 0}}\n"
+        "  mbj_w: {MBJ: {MEMORY: prototype, START: 1000}}\n"
+        "groups:\n"
+        "  all: {dataset: market1501, heads: [20], methods: [baseline, mbj_wf], seeds: [0]}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def call(settings_file, data_root, tmp_path):
+    """call(argument, ...): the command, on the tiny set."""
+
+    def run(*arguments):
+        paths = {"settings": settings_file, "results": tmp_path / "page" / "rows.jsonl", "page": tmp_path / "page.md"}
+        paths |= {"data": data_root, "state-dir": tmp_path / "state"}
+        options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+        main([*options, *arguments])
+        return runner.read_rows(paths["results"])
+
+    return run
+
+
+def test_cells_run_once_and_make_a_section(call, tmp_path, capsys):
+    rows = call("--group", "all")
+    assert [row["method"] for row in rows] == ["baseline", "mbj_wf"]
+    for row in rows:
+        assert row["dataset"] == "market1501" and (row["num_head"], row["tail_size"], row["seed"]) == (20, 5, 0)
+        assert all(0 <= row[name] <= 100 for name in ("mAP", "rank1", "mINP", "train_accuracy"))
+        assert row["identities"] == 24 and row["images"] == 4 * 8 + 20 * 2
+    assert "MBJ" not in rows[0]["settings"]["MODEL"] and rows[1]["settings"]["MODEL"]["MBJ"]["MEMORY"] == "both"
+    assert rows[1]["memory"].keys() == {"prototype", "feature"} and rows[1]["pull"]["gradient_ratio"] > 0
+    capsys.readouterr()
+    assert call("--group", "all") == rows
+    assert capsys.readouterr().out.startswith("2 of 2 cells")
+    call("--report")
+    page = (tmp_path / "page.md").read_text()
+    assert "## Market-1501, <H20,S5>" in page and f"{rows[0]['mAP']:.1f}" in page and "| 55.6 | 78.6 |" in page
+    ET.parse(tmp_path / "page" / "retrieval-market1501.svg")
+
+
+def test_before_its_loss_counts_mbj_is_the_baseline(call):
+    baseline, late = call("--dataset", "market1501", "--methods", "baseline", "mbj_w")
+    assert late["pull"] == late["pull"] | {"loss_memory": 0.0, "gradient_ratio": 0.0}
+    assert (late["mAP"], late["train_loss"]) == (baseline["mAP"], baseline["train_loss"])
+
+
+def test_free_options_reach_the_config(settings_file):
+    cell, settings = Cell("market1501", 20, 5, "baseline", 0), load_settings(settings_file)
+    assert settings.config(cell, ["MODEL.DEVICE", "cuda"]).MODEL.DEVICE == "cuda"
+    assert settings.config(cell).MODEL.MBJ.DIAGNOSTICS is False
+
+
+def test_settings_of_another_shape(settings_file):
+    for text in ("baseline:", "baseline: {MBJ: 1}"):
+        settings_file.write_text(settings_file.read_text().replace("baseline: {}", text))
+        with pytest.raises(ValueError, match="not of the shipped file's shape"):
+            load_settings(settings_file)
+
+
+def test_rows_of_other_settings_are_refused(call, settings_file):
+    call("--dataset", "market1501", "--methods", "mbj_w")
+    settings_file.write_text(settings_file.read_text().replace("START: 1000", "START: 999"))
+    for arguments in ([], ["--list"], ["--report"]):
+        with pytest.raises(SystemExit, match="with other settings"):
+            call("--dataset", "market1501", "--methods", "mbj_w", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: Market1501", "name: Market", "data set 'market1501' of the settings: there is no 'Market'"),
+        ("baseline: {}", "baseline: {HEADS: {MARGN: 0.3}}", "method 'baseline' of the settings: .*MARGN"),
+    ],
+)
+def test_names_that_fastreid_does_not_have(call, settings_file, old, new, message):
+    settings_file.write_text(settings_file.read_text().replace(old, new))
+    with pytest.raises(SystemExit, match=message):
+        call("--group", "all")
+
+
+def test_a_loss_that_is_not_finite_costs_its_own_cell_only(call, monkeypatch, capsys):
+    run_cell = runner.run_cell
+
+    def diverge(cell, settings, job):
+        if cell.method == "baseline":
+            raise FloatingPointError("Loss became infinite or NaN at iteration=3!")
+        return run_cell(cell, settings, job)
+
+    monkeypatch.setattr(runner, "run_cell", diverge)
+    assert [row["method"] for row in call("--group", "all")] == ["mbj_wf"]
+    out = capsys.readouterr().out
+    assert "baseline seed 0: no row, Loss became infinite" in out and "1 of 2 cells have a row" in out
+
+
+def test_processes_share_the_cells(settings_file, data_root, tmp_path):
+    recipe = tmp_path / "tiny.yml"  # the tests' own backbone is not registered in other processes
+    changed = recipe.read_text().replace("build_tiny_backbone", "build_demo_backbone")
+    recipe.write_text(re.sub("NUM_WORKERS: .*", "NUM_WORKERS: 0", changed))
+    tool = Path(__file__).parents[3] / "tools" / "reproduce_retrieval.py"
+    options = ["--settings", settings_file, "--data", data_root, "--group", "all", "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, tool, *options, "--results", "rows.jsonl"],
+        cwd=tmp_path,
+        check=True,
+        text=True,
+        capture_output=True,
+    )
+    assert "2 of 2 cells have a row" in done.stdout
+    assert sorted(row["method"] for row in runner.read_rows(tmp_path / "rows.jsonl")) == ["baseline", "mbj_wf"]
+
+
+def test_a_row_that_two_calls_have_written_is_no_second_measurement(call, tmp_path):
+    (row,) = call("--dataset", "market1501", "--methods", "baseline")
+    with open(tmp_path / "page" / "rows.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    for arguments in (["--list"], ["--report"]):
+        with pytest.raises(SystemExit, match="baseline seed 0 twice"):
+            call("--dataset", "market1501", *arguments)
+
+
+def test_pairs_are_of_one_kind_of_device():
+    comparable = pytest.importorskip("benchmarks.retrieval.figures").comparable
+    cpu, cuda = ({"device": f"{kind}, 1 thread(s)"} for kind in ("cpu", "cuda"))
+    assert comparable({0: cpu, 1: cuda, 2: cpu}, {0: cpu, 1: cpu, 3: cpu}) == {0: cpu}
+
+
+def test_methods_are_compared_with_one_another_where_both_have_rows():
+    compared_text = pytest.importorskip("benchmarks.retrieval.report").compared_text
+    runs = lambda *scores: {seed: {"mAP": s, "device": "cpu, 1 thread(s)"} for seed, s in enumerate(scores)}  # noqa: E731
+    table = {"mbj_w": runs(60.0, 61.0), "mbj_star": runs(60.5, 62.5, 70.0), "baseline": runs(50.0)}
+    text = compared_text({("omniglot", (20, 5)): table})
+    assert text.splitlines()[4:] == ["| Omniglot <H20,S5> | `mbj_star` − `mbj_w` | +1.00 ± 0.50 (2/2) |"]
+    assert compared_text({("omniglot", (20, 5)): {"mbj_w": runs(60.0)}}) == ""
+
+
+def test_rows_of_data_sets_that_the_settings_do_not_have_are_left_out():
+    tables = pytest.importorskip("benchmarks.retrieval.report").tables
+    row = {"num_head": 20, "tail_size": 5, "method": "baseline", "seed": 0}
+    grouped = tables([row | {"dataset": "omniglot"}, row | {"dataset": "somebody's"}], SHIPPED)
+    assert list(grouped) == [("omniglot", (20, 5))]
+
+
+def test_a_checkout_of_fastreid_has_no_version(monkeypatch):
+    def nothing(name):
+        raise runner.PackageNotFoundError(name)
+
+    monkeypatch.setattr(runner, "version", nothing)
+    assert runner._versions()["fastreid"] == "a checkout"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "mbj_x"], "unknown method 'mbj_x', did you mean 'mbj_w"),
+        (["--dataset", "market"], "unknown data set 'market'"),
+        (["--group", "none"], "unknown group 'none'"),
+        (["--processes", "0"], "processes must be >= 1"),
+        (["--heads", "30"], "num_head must be between 0 and the 24 identities of the set, got 30"),
+        (["--heads", "-1"], "whole numbers H >= 0 and S >= 1, got <-1, 5>"),
+        (["--opts", "SOLVER.MAX_EPOCH", "1"], "SOLVER.MAX_EPOCH may change the result"),
+        (["--opts", "TEST.EVAL_PERIOD", "1"], "TEST.EVAL_PERIOD may change the result"),
+        (["--opts", "MODEL.DEVICE"], "MODEL.DEVICE has no value"),
+        (["--settings", "nowhere.yaml"], "cannot read the settings nowhere.yaml"),
+        (["--report"], "no rows in"),
+    ],
+)
+def test_bad_input(call, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        call("--dataset", "market1501", *arguments)
+
+
+def test_missing_images_are_a_clear_error(call, tmp_path):
+    with pytest.raises(SystemExit, match="FASTREID_DATASETS"):
+        call("--dataset", "market1501", "--data", str(tmp_path / "nowhere"))
+
+
+def test_facts_against_the_definitions(make_trainer):
+    model = make_trainer("MODEL.MBJ.NORM", "max").model
+    head = model.heads
+    memory = head.memories["prototype"]
+    memory.bank.enqueue(torch.eye(16)[:3], torch.tensor([5, 5, 7]))
+    memory.bank.enqueue(torch.eye(16)[3:4] + torch.eye(16)[1:2], torch.tensor([5]))
+    tail = torch.ones(24, dtype=torch.bool)
+    tail[7] = False
+    facts = memory_facts(model, tail)["prototype"]
+    assert facts["fill"] == pytest.approx(4 / 3500) and facts["age"] == pytest.approx(3 / 4)
+    assert facts["tail_covered"] == pytest.approx(1 / 23) and facts["rows_per_tail"] == pytest.approx(3 / 23)
+    # e0 to e1, then e1 to e1 + e3.
+    assert facts["step"] == pytest.approx((90 + 45) / 2, rel=1e-4)
+    rows, now = memory.bank.rows[:4], head.weight[[5, 5, 7, 5]]
+    angles = [math.degrees(math.acos(cosine)) for cosine in F.cosine_similarity(rows, now, dim=1).tolist()]
+    assert facts["to_now"] == pytest.approx(sum(angles) / 4, rel=1e-4)
+    # A whole set has no tail.
+    assert memory_facts(model, ~tail & False)["prototype"].keys() == facts.keys() - {"tail_covered", "rows_per_tail"}
+
+
+def test_pull_compares_the_gradients(make_trainer, steps):
+    trainer = make_trainer("MODEL.MBJ.NORM", "max", "MODEL.MBJ.ETA", 2.0)
+    steps(trainer, 2)
+    state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    batch = next(trainer._trainer._data_loader_iter)
+    # fast-reid normalises the images in place.
+    once = pull(trainer.model, copy.deepcopy(batch))
+    trainer.model.load_state_dict(state)
+    for memory in trainer.model.heads.memories.values():
+        memory.eta *= 2
+    twice = pull(trainer.model, batch)
+    assert once["gradient_ratio"] > 0 and twice["gradient_ratio"] == pytest.approx(2 * once["gradient_ratio"], rel=1e-4)
+    assert twice["gradient_cosine"] == pytest.approx(once["gradient_cosine"], rel=1e-4)
+
+
+def test_committed_rows_are_of_the_shipped_settings(request):
+    path = Path(request.config.rootpath) / "docs" / "results" / "retrieval.jsonl"
+    rows = runner.read_rows(path)
+    if not rows:
+        pytest.skip("no rows are committed")
+    assert all(row["method"] in SHIPPED.methods and row["dataset"] in SHIPPED.datasets for row in rows)
+    runner.check_rows([cell_of(row, Cell) for row in rows], SHIPPED, path)
+    json.dumps(rows, allow_nan=False)
+
+
+def test_shipped_cells_have_a_config():
+    cells = {cell for name in SHIPPED.groups for cell in SHIPPED.group(name)}
+    for cell in {dataclasses.replace(cell, seed=0) for cell in cells}:
+        cfg = SHIPPED.config(cell)
+        names = [f"{name}_LT_H{cell.num_head}_S5" for name in cfg.DATASETS.TESTS]
+        assert list(cfg.DATASETS.NAMES) == names
+        assert cfg.TEST.EVAL_PERIOD == cfg.SOLVER.MAX_EPOCH
+    wide = SHIPPED.config(Cell("omniglot", 20, 5, "baseline_margin4", 0))
+    assert wide.MODEL.HEADS.MARGIN == 0.4 and wide.MODEL.HEADS.NAME == "EmbeddingHead"
+    market = SHIPPED.config(Cell("market1501", 50, 5, "baseline", 0))
+    assert market.MODEL.HEADS.NAME == "EmbeddingHead" and market.DATASETS.NAMES == ("Market1501_LT_H50_S5",)
