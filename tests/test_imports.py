@@ -1,10 +1,13 @@
 """The core stays light: importing it must not bring a host or a plotting library."""
 
+import configparser
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 HOSTS = ("timm", "fastreid", "sklearn", "matplotlib", "tensorboard")
 
 
@@ -25,3 +28,11 @@ def test_diagnostics_import_no_host():
 @pytest.mark.parametrize("host", ["timm", "sklearn"])
 def test_this_test_can_fail(host):
     assert host in imported_by(f"import mbj_plugin, {host}")
+
+
+def test_what_is_installed_is_whole_and_needs_no_clone():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    packages = {".".join(file.parent.relative_to(ROOT).parts) for file in ROOT.glob("mbj_plugin/**/__init__.py")}
+    assert {*config["options"]["packages"].split()} == {*packages, "mbj_plugin.configs"}
+    assert not [file for file in ROOT.glob("mbj_plugin/**/*.py") if "benchmarks" in file.read_text()]
