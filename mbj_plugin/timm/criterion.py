@@ -1,4 +1,4 @@
-"""The criterion: any batch loss plus eta * L_memory."""
+"""The criterion: any batch loss plus eta * L_memory, which trains a classifier of its own."""
 
 from __future__ import annotations
 
@@ -11,21 +11,35 @@ from torch import Tensor, nn
 
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
-from mbj_plugin.timm.head import Heads, attach_head
+from mbj_plugin.timm.head import Heads, attach_head, detach_head, same_map
 
 MEMORIES = ("feature", "prototype", "both")
+CLASSIFIERS = ("own", "shared")
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy in which, as everywhere in MBJ, a label of -1 is unlabelled; 0 where a whole batch is."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = F.cross_entropy(output, target, ignore_index=-1)
+        return loss if target.ndim == 2 else torch.where((target >= 0).any(), loss, torch.zeros_like(loss))
 
 
 class MBJLoss(nn.Module):
     """L_total = L_batch + eta * L_memory (paper, Eq. 2), called like any criterion: ``loss(output, target)``.
 
-    Call :meth:`bind` once, so that it reads the classifier's input and weight; ``MBJTask`` does. In evaluation mode,
-    and where grad is off, it is the batch loss alone.
+    "MBJ combines both of them to learn the classifier": the features never feel the memory of features. L_batch trains
+    the features through a *batch classifier*, exactly as without MBJ; L_batch on detached features and eta * L_memory
+    train a *memory classifier*, the model's own layer, which evaluation, checkpoints and an average of the model use.
+    Until L_memory counts both hold the same numbers. Call :meth:`bind` once, so that it reads the classifier;
+    ``MBJTask`` does. In evaluation mode, and where grad is off, it is the batch loss alone.
 
     Args:
         class_counts: (C,) training images per class.
-        base: the batch loss; cross-entropy by default.
+        base: the batch loss, called once for each classifier; cross-entropy by default.
         memory: "feature" (MBJ-F), "prototype" (MBJ-W) or "both" (MBJ-WF).
+        classifier: "own" as above; "shared": one classifier for both losses, to whose changes the features answer.
+            Prototypes alone train no classifier, so there both are the same.
         size: slots of each memory; None = 500 features, 3,500 prototypes.
         eta: weight of each memory loss; None = 15 for features, 1/7 for prototypes.
         beta: re-balancing strength of Eq. 1.
@@ -48,6 +62,7 @@ class MBJLoss(nn.Module):
         base: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         memory: str = "feature",
+        classifier: str = "own",
         size: int | None = None,
         eta: float | None = None,
         beta: float = 1.5,
@@ -62,6 +77,8 @@ class MBJLoss(nn.Module):
         super().__init__()
         if memory not in MEMORIES:
             raise ValueError(f"memory must be one of {MEMORIES}, got {memory!r}")
+        if classifier not in CLASSIFIERS:
+            raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
         if momentum and memory == "feature":
             raise ValueError(f"momentum {momentum} moves prototypes: it needs memory 'prototype' or 'both'")
         if prior_correction and memory == "prototype":
@@ -69,8 +86,8 @@ class MBJLoss(nn.Module):
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
         self.smoothing = smoothing
-        # As everywhere in MBJ, a label of -1 is unlabelled.
-        self.base = base if base is not None else nn.CrossEntropyLoss(ignore_index=-1)
+        self.base = base if base is not None else CrossEntropy()
+        self.own_classifier = classifier == "own" and memory != "prototype"
         self.class_counts = torch.as_tensor(class_counts)
         shared: dict[str, Any] = {"beta": beta, "norm": norm, "start": start, "seed": seed, "ramp": ramp}
         if size is not None:
@@ -84,9 +101,9 @@ class MBJLoss(nn.Module):
             self._memory_settings["prototype"] = {**shared, "momentum": momentum}
         self._make_memories(1)  # so that a wrong value is an error here, not in bind
         self.memories = nn.ModuleDict()
-        self._heads: Heads | None = None
+        self.heads: Heads | None = None
         self._checked = False
-        #: L_batch and eta * L_memory of the last call, detached, for logs.
+        #: L_batch (the memory classifier's) and eta * L_memory of the last call, detached, for logs.
         self.parts: dict[str, Tensor] = {}
         #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.diagnostics`.
         self.meter: StepMeter | None = None
@@ -96,10 +113,13 @@ class MBJLoss(nn.Module):
         return {name: kinds[name](self.class_counts, dim, **kw) for name, kw in self._memory_settings.items()}
 
     def bind(self, model: nn.Module) -> MBJLoss:
-        """Read the classifier of ``model`` from now on, whose layer is replaced by one that records its input.
+        """Read the classifier of ``model`` from now on, and put a second one beside it where the memory has its own.
+
+        A loss that was bound before keeps its memory where the features are as long as before.
 
         Args:
-            model: a timm model, before it is compiled or wrapped.
+            model: a timm model, before it is compiled or wrapped, and before the optimizer is made: a batch classifier
+                has parameters of its own.
 
         Returns:
             self.
@@ -107,51 +127,76 @@ class MBJLoss(nn.Module):
         Raises:
             ValueError: where no classifier is found, or its classes are not those of ``class_counts``.
         """
-        heads = attach_head(model)
+        heads = attach_head(model, self.own_classifier)
         if heads.num_classes != len(self.class_counts):
             raise ValueError(
                 f"the model has {heads.num_classes} classes, the class counts {len(self.class_counts)}: "
                 f"set --num-classes {len(self.class_counts)}, or give one count per class of the model"
             )
-        self._heads = heads
-        self.memories = nn.ModuleDict(self._make_memories(heads.dim)).to(heads.weight.device)
+        self.heads, self._checked = heads, False
+        if any(memory.bank.dim != heads.dim for memory in self.memories.values()) or not self.memories:  # type: ignore[union-attr]
+            self.memories = nn.ModuleDict(self._make_memories(heads.dim))
+        self.memories.to(heads.device)
         return self
 
+    def unbind(self, model: nn.Module) -> nn.Module:
+        """Make the model stock again, with the memory classifier as its classifier; the memory stays in this loss."""
+        self.heads = None
+        detach_head(model)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy does not know the model's copy: it must be bound to it.
+        return {**self.__dict__, "heads": None, "parts": {}, "meter": None}
+
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of (B, C) logits and (B,) classes or (B, C) class probabilities."""
+        """Scalar loss of (B, C) logits and (B,) classes or (B, C) class probabilities.
+
+        Its value is L_total of Eq. 2 for the memory classifier; before the start that is L_batch.
+        """
         batch_loss = self.base(output, target)
         if not (self.training and torch.is_grad_enabled()):
             return batch_loss
-        if self._heads is None:
+        if self.heads is None:
             raise ValueError("MBJLoss does not know the model: call loss.bind(model) once, or train with MBJTask")
-        features, weight, bias = self._heads.take(), self._heads.weight, self._heads.bias
-        self._check_once(output, features, weight, bias)
-        if target.ndim == 2 and self.smoothing:
-            target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
-        if self.meter is not None:
-            self.meter.see(target, [memory.bank for memory in self.memories.values()])  # type: ignore[misc]
-        memory_loss = output.new_zeros((), dtype=torch.float32)
-        if "feature" in self.memories:
-            memory_loss = memory_loss + self.memories["feature"](features, target, weight, bias)
-        if "prototype" in self.memories:
-            memory_loss = memory_loss + self.memories["prototype"](features, target, weight)
+        features, memory_output = self.heads.take()
+        self._check_once(output, features)
+        if memory_output is not None:
+            # The value is Eq. 2's, the memory classifier's; the gradient is of both classifiers' batch losses.
+            batch_loss = batch_loss - batch_loss.detach() + self.base(memory_output, target)
+        memory_loss = self._memory_loss(features, target)
         self.parts = {"loss_batch": batch_loss.detach(), "loss_memory": memory_loss.detach()}
         if self.meter is not None:
             self.meter.add(**self.parts)
         return batch_loss + memory_loss
 
-    def _check_once(self, output: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def _memory_loss(self, features: Tensor, target: Tensor) -> Tensor:
+        assert self.heads is not None
+        if target.ndim == 2 and self.smoothing:
+            target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
+        if self.meter is not None:
+            self.meter.see(target, [memory.bank for memory in self.memories.values()])  # type: ignore[misc]
+        memory_loss = features.new_zeros((), dtype=torch.float32)
+        if "feature" in self.memories:
+            memory_loss = memory_loss + self.memories["feature"](features, target, *self.heads.affine())
+        if "prototype" in self.memories:
+            weight, _ = self.heads.affine(batch=True)  # prototypes of the classifier that trains the features
+            memory_loss = memory_loss + self.memories["prototype"](features, target, weight)
+        return memory_loss
+
+    def _check_once(self, output: Tensor, features: Tensor) -> None:
         """What the model returned must be what its classifier computes: else L_memory would train something else."""
-        if self._checked or not torch.isfinite(output).all():  # fp16 may overflow in the first steps
+        if self._checked or torch.compiler.is_compiling():
+            return
+        if output.is_cuda and torch.cuda.is_current_stream_capturing():  # it waits for the device
+            return
+        if not torch.isfinite(output).all():  # fp16 may overflow in the first steps
             return
         self._checked = True
-        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-            expected = F.linear(features.float(), weight.float(), None if bias is None else bias.float())
-            same = expected.shape == output.shape and torch.allclose(
-                expected, output.float(), rtol=0.05, atol=0.05 * float(expected.abs().max())
-            )
-        if not same:
+        assert self.heads is not None
+        if not same_map(*self.heads.affine(batch=True), features, output):
             raise ValueError(
-                "the model's output is not what its classifier computes from its input (it combines several heads, or "
-                "scales its logits): MBJ does not know such a model, take one with a plain classifier"
+                "the model's output is not what its classifier computes from its input (it combines several heads, "
+                "scales its logits, or its classifier is not linear in its input): MBJ does not know such a model, "
+                "take one with a plain classifier"
             )

@@ -20,6 +20,7 @@ from torch import nn
 
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.losses import rank_and_world
+from mbj_plugin.timm import clip
 from mbj_plugin.timm.counts import training_counts
 from mbj_plugin.timm.diagnostics import EpochDiagnostics, fit_columns, make_monitor
 from mbj_plugin.timm.schedule import start_epoch
@@ -43,6 +44,8 @@ class EnabledTask(MBJTask):
     ) -> None:
         args, loader, evaluation_loader = _training_run()
         settings = MBJSettings.from_text(os.environ.get("MBJ", ""))
+        if getattr(args, "resume", ""):
+            settings = settings.resumed(torch.load(args.resume, map_location="cpu", weights_only=False))
         if criterion is None and criterion_kwargs:
             from timm.loss import create_classification_loss
 
@@ -123,5 +126,6 @@ def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
 
 
 _SUMMARY = _Summary(utils.update_summary)
+clip.install()
 utils.update_summary = _SUMMARY  # train.py calls it by this name
 TrainingTask.__new__ = staticmethod(_new)  # type: ignore[assignment]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any
 
 from mbj_plugin.functional import NORMS, sampling_probs
-from mbj_plugin.timm.criterion import MEMORIES, MBJLoss
+from mbj_plugin.timm.criterion import CLASSIFIERS, MEMORIES, MBJLoss
 from mbj_plugin.timm.schedule import parse_start
+from mbj_plugin.timm.task import checkpoint_classifier
+
+_logger = logging.getLogger("mbj_plugin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,7 @@ class MBJSettings:
     """
 
     memory: str = "feature"
+    classifier: str = "own"
     eta: float | None = None
     size: int | None = None
     beta: float = 1.5
@@ -41,6 +46,7 @@ class MBJSettings:
             class_counts,
             base,
             memory=self.memory,
+            classifier=self.classifier,
             size=self.size,
             eta=self.eta,
             beta=self.beta,
@@ -50,6 +56,17 @@ class MBJSettings:
             seed=seed,
             smoothing=smoothing,
         )
+
+    def resumed(self, checkpoint: dict[str, Any]) -> MBJSettings:
+        """Settings to go on with from a checkpoint: where its memory trained the only classifier, it still does."""
+        state = checkpoint.get("task_state") or {}
+        if self.classifier == "shared" or "mbj" not in state or checkpoint_classifier(state) == "own":
+            return self
+        _logger.warning(
+            "The checkpoint's run had one classifier for both losses: going on with it, as --mbj-classifier shared. "
+            "A new run with a classifier of the memory's own has the lower error."
+        )
+        return dataclasses.replace(self, classifier="shared")
 
     @classmethod
     def from_text(cls, text: str) -> MBJSettings:
@@ -117,6 +134,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "what is remembered: past features (MBJ-F, trains the classifier, the paper's choice here), past prototypes "
         "(MBJ-W, trains the embedding) or both (MBJ-WF) (default: %(default)s)",
         choices=MEMORIES,
+    )
+    add(
+        "classifier",
+        "what the memory of features trains: 'own', a classifier of its own, which the checkpoint holds, while the "
+        "features are those of a run without MBJ; or 'shared', the one that trains the features, which learn to undo "
+        "it (default: %(default)s)",
+        choices=CLASSIFIERS,
     )
     add(
         "eta",

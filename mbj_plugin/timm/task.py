@@ -9,6 +9,7 @@ import torch
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
+from mbj_plugin.timm.clip import clip_parameters
 from mbj_plugin.timm.criterion import MBJLoss
 
 _logger = logging.getLogger(__name__)
@@ -17,8 +18,8 @@ _logger = logging.getLogger(__name__)
 class MBJTask(ClassificationTask):
     """``ClassificationTask`` whose criterion is an :class:`MBJLoss`, bound to the model here.
 
-    The memory is in the checkpoint's ``task_state``: the model's own ``state_dict`` stays what stock timm loads, and
-    an EMA of the model does not average the memory.
+    The memory and the batch classifier are in the checkpoint's ``task_state``. The model's own ``state_dict``, whose
+    classifier is the memory classifier, stays what stock timm loads; an EMA of the model does not average the memory.
 
     Args:
         model: a timm model.
@@ -52,11 +53,20 @@ class MBJTask(ClassificationTask):
         device_ids = None if self.device.type == "cpu" else device_ids
         return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
 
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """What a run without MBJ clips; see :mod:`mbj_plugin.timm.clip`."""
+        module, heads = self.get_trainable_module(), self.criterion.heads
+        assert module is not None and heads is not None
+        return clip_parameters(module, heads, exclude_head)
+
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The memories, as tensors on the CPU; an EMA has none of its own."""
+        """The memories and the batch classifier, as tensors on the CPU; an EMA has none of its own."""
         if ema:
             return {}
-        return {"mbj": {key: value.detach().cpu().clone() for key, value in self._memories().state_dict().items()}}
+        state = {"mbj": _on_cpu(self.criterion.memories)}
+        if self.criterion.own_classifier:
+            state["batch_classifier"] = _on_cpu(self._batch_layers())
+        return state
 
     def load_task_state(
         self,
@@ -65,35 +75,53 @@ class MBJTask(ClassificationTask):
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Restore the memories. A checkpoint of a run without MBJ has none: training goes on with empty ones.
+        """Restore the memories and the batch classifier.
+
+        A checkpoint of a run without MBJ has neither: training goes on with empty memories and two equal classifiers.
 
         Raises:
-            ValueError: for memories of another kind or size.
+            ValueError: for memories of another kind or size, or where one of the two runs had a shared classifier.
         """
         if ema:
             return
         if not state or "mbj" not in state:
             _logger.warning("The checkpoint has no memory (it is of a run without MBJ): starting with an empty one.")
             return
-        own, saved = self._memories().state_dict(), state["mbj"]
+        own, saved = self.criterion.memories.state_dict(), state["mbj"]
         if own.keys() != saved.keys():
             different = sorted(own.keys() ^ saved.keys())
             raise ValueError(
                 f"the checkpoint's memory is of another kind, it differs in {different[0]}: "
                 "set --mbj-memory and --mbj-momentum as they were"
             )
+        if self.criterion.own_classifier != ("batch_classifier" in state):
+            kind = checkpoint_classifier(state)
+            raise ValueError(f"the checkpoint's run had --mbj-classifier {kind}: set it as it was")
         for key, value in saved.items():
             if value.shape != own[key].shape:
                 raise ValueError(
                     f"the checkpoint's memory {key} is {tuple(value.shape)}, this run's {tuple(own[key].shape)}: "
                     "set --mbj-size (and the model) as they were"
                 )
-        self._memories().load_state_dict(saved)
+        self.criterion.memories.load_state_dict(saved)
+        if self.criterion.own_classifier:
+            self._batch_layers().load_state_dict(state["batch_classifier"])
 
-    def _memories(self) -> nn.ModuleDict:
-        return self.criterion.memories
+    def _batch_layers(self) -> nn.ModuleList:
+        assert self.criterion.heads is not None
+        return nn.ModuleList(self.criterion.heads.batch_layers)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """timm's result dict, with ``loss_batch`` and ``loss_memory`` (eta * L_memory) beside ``loss``."""
         result = super().forward(input, target)
         return {**result, **self.criterion.parts}
+
+
+def checkpoint_classifier(task_state: dict[str, Any]) -> str:
+    """ "own" or "shared": which classifier the run of a checkpoint with a memory had. Older ones were shared."""
+    memories = {key.split(".")[0] for key in task_state["mbj"]}
+    return "own" if "batch_classifier" in task_state or memories == {"prototype"} else "shared"
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}

@@ -20,9 +20,9 @@ def test_features_and_weight_give_the_logits(name, size, layers):
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert len(heads.layers) == layers
     logits = model(torch.randn(2, 3, size, size))
-    features = heads.take()
+    features, _ = heads.take()
     assert features.shape == (2, heads.dim)
-    torch.testing.assert_close(F.linear(features, heads.weight, heads.bias), logits)
+    torch.testing.assert_close(F.linear(features, *heads.affine()), logits)
 
 
 def test_attaching_twice_is_harmless():

@@ -24,7 +24,7 @@ def test_result_and_task_state():
     result = run(task, range(2))
     assert {"loss", "output", "loss_batch", "loss_memory"} <= result.keys()
     state = task.get_task_state()
-    assert list(state) == ["mbj"]
+    assert list(state) == ["mbj", "batch_classifier"]
     assert sorted(state["mbj"]) == sorted(f"{kind}.{key}" for kind in ("feature", "prototype") for key in BANK)
     assert task.get_task_state(ema=True) == {}
     assert not any("memor" in key for key in task.get_checkpoint_state()["state_dict"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +108,20 @@ def resume(task: Any, path: str, args: Any, optimizer: Any, loss_scaler: Any) ->
         raise ValueError(
             f"{path} was trained by --opt {saved_opt}, this run asks for {args.opt}: set it back, or --no-resume-opt"
         )
-    epoch = resume_task_checkpoint(
-        task,
-        path,
-        optimizer=None if args.no_resume_opt else optimizer,
-        loss_scaler=None if args.no_resume_opt else loss_scaler,
-        log_info=False,
-    )
+    if isinstance(task, MBJTask) and "mbj" not in (checkpoint.get("task_state") or {}):
+        # timm's Lookahead hands its state to the optimizer that it wraps.
+        inner = getattr(optimizer, "_base_optimizer", optimizer)
+        hook: Any = inner.register_load_state_dict_pre_hook(_add_batch_classifier(task))
+    else:
+        hook = nullcontext()
+    with hook:
+        epoch = resume_task_checkpoint(
+            task,
+            path,
+            optimizer=None if args.no_resume_opt else optimizer,
+            loss_scaler=None if args.no_resume_opt else loss_scaler,
+            log_info=False,
+        )
     own, saved = _batch_loss(task), checkpoint.get("batch_loss", {})
     if own.state_dict().keys() != saved.keys():
         raise ValueError(f"{path} was trained with another batch loss: set --loss as it was")
@@ -123,6 +132,30 @@ def resume(task: Any, path: str, args: Any, optimizer: Any, loss_scaler: Any) ->
     if args.rank < len(states):
         _set_rng_state(states[args.rank])
     return epoch or 0
+
+
+def _add_batch_classifier(task: MBJTask) -> Any:
+    """A hook that adds to the optimizer's state of a run without MBJ what the batch classifier needs: its twin's."""
+    assert task.criterion.heads is not None
+    memory_of = {id(batch): memory for memory, batch in task.criterion.heads.twins}
+
+    def hook(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        state: dict[int, Any] = {}
+        groups, saved_id, number = [], {}, 0
+        for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            rest, numbers = iter(saved_group["params"]), []
+            for parameter in group["params"]:
+                if id(parameter) not in memory_of:
+                    saved_id[id(parameter)] = next(rest)
+                source = saved_id[id(memory_of.get(id(parameter), parameter))]
+                if source in saved["state"]:
+                    state[number] = copy.deepcopy(saved["state"][source])
+                numbers.append(number)
+                number += 1
+            groups.append({**saved_group, "params": numbers})
+        return {**saved, "state": state, "param_groups": groups}
+
+    return hook
 
 
 def resume_ema(task: Any, path: str) -> None:

@@ -24,12 +24,13 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import Tensor
 from tqdm import tqdm
 
+from mbj_plugin.timm import clip
 from mbj_plugin.timm.diagnostics import EpochDiagnostics, make_monitor
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.settings import MBJSettings
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import parse_args
-from mbj_plugin.timm.trainer.checkpoint import ResumableMBJTask, ResumableTask, resume, resume_ema
+from mbj_plugin.timm.trainer.checkpoint import ResumableMBJTask, ResumableTask, read_checkpoint, resume, resume_ema
 from mbj_plugin.timm.trainer.evaluate import error_table, group_errors, validate
 from mbj_plugin.timm.trainer.run_folder import experiment, log_epoch, make_saver, open_folder, result, wandb_run, write
 
@@ -146,6 +147,8 @@ def train(args: Namespace) -> dict[str, Any]:
 def make_run(args: Namespace) -> Run:
     """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
     settings = MBJSettings.from_args(args)
+    if args.mbj and args.resume:
+        settings = settings.resumed(read_checkpoint(args.resume))
     with build.blame(f"--device {args.device}"):
         device = build.init_device(args)
     utils.random_seed(args.seed, args.rank)
@@ -162,6 +165,7 @@ def make_run(args: Namespace) -> Run:
     batch_loss = build.make_batch_loss(args, data.counts, start).to(device)
     task: Any
     if args.mbj:
+        clip.install()
         criterion = settings.criterion(data.counts, batch_loss, start, args.seed, args.smoothing)
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:

@@ -70,18 +70,62 @@ def test_seeds_change_the_run_and_the_images(tmp_path, tiny):
     assert manifests[0]["sha256"] != manifests[1]["sha256"]
 
 
+def without_classifier(checkpoint):
+    return {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("fc.")}
+
+
 def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path, tiny):
     _, baseline = run(tmp_path, *tiny, name="baseline")
-    _, off = run(tmp_path, *tiny, "--mbj", "--mbj-eta", "0", name="off")
-    _, on = run(tmp_path, *tiny, "--mbj", name="on")
-    assert_same(baseline, off, ("state_dict", "optimizer"))
-    assert not torch.equal(baseline["state_dict"]["fc.weight"], on["state_dict"]["fc.weight"])
+    for classifier in ("own", "shared"):
+        flags = ("--mbj", "--mbj-eta", "0", "--mbj-classifier", classifier)
+        _, off = run(tmp_path, *tiny, *flags, name=classifier)
+        assert_same(baseline, off, ("state_dict",))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--clip-grad", "0.01", "--clip-mode", "value"], ["--clip-grad", "0.1"], ["--opt", "lars", "--lr", "0.5"]],
+    ids=str,
+)
+def test_the_features_are_those_of_a_run_without_mbj(tmp_path, tiny, flags):
+    _, baseline = run(tmp_path, *tiny, *flags, name="baseline")
+    _, own = run(tmp_path, *tiny, *flags, "--mbj", name="own")
+    _, shared = run(tmp_path, *tiny, *flags, "--mbj", "--mbj-classifier", "shared", name="shared")
+    features = {"state_dict": without_classifier(baseline)}
+    assert_same(features, {"state_dict": without_classifier(own)}, ("state_dict",))
+    # The batch classifier, which trained them, is the baseline's; the model's own is another one.
+    for name, value in own["task_state"]["batch_classifier"].items():
+        assert torch.equal(value, baseline["state_dict"]["fc." + name.removeprefix("0.")])
+    assert not torch.equal(baseline["state_dict"]["fc.weight"], own["state_dict"]["fc.weight"])
+    assert not torch.equal(baseline["state_dict"]["conv1.weight"], shared["state_dict"]["conv1.weight"])
+
+
+def test_a_run_without_mbj_goes_on_with_it(tmp_path, tiny):
+    flags = [*tiny, "--opt", "lookahead_momentum"]
+    run(tmp_path, *flags, "--epochs", "2", name="half")
+    _, whole = run(tmp_path, *flags, name="whole")
+    last = str(tmp_path / "half/last.pth.tar")
+    _, resumed = run(tmp_path, *flags, "--mbj", "--resume", last, name="half")
+    assert_same(*({"state_dict": without_classifier(c)} for c in (whole, resumed)), ("state_dict",))
+    for name, value in resumed["task_state"]["batch_classifier"].items():
+        assert torch.equal(value, whole["state_dict"]["fc." + name.removeprefix("0.")])
+
+
+def test_a_run_with_one_shared_classifier_goes_on_with_one(tmp_path, tiny, caplog):
+    shared = [*tiny, "--mbj", "--mbj-classifier", "shared"]
+    _, whole = run(tmp_path, *shared, name="whole")
+    run(tmp_path, *shared, "--epochs", "2", name="half")
+    last = str(tmp_path / "half/last.pth.tar")
+    _, resumed = run(tmp_path, *tiny, "--mbj", "--resume", last, name="half")
+    assert_same(whole, resumed)
+    assert "going on with it, as --mbj-classifier shared" in caplog.text
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ["--mbj-memory", "both", "--mbj-momentum", "0.5"],
+        ["--mbj-classifier", "shared"],
         ["--mixup", "0.5", "--cutmix", "0.5", "--smoothing", "0.1"],
         ["--mixup", "0.5", "--no-prefetcher", "--mixup-off-epoch", "1"],
         ["--bce-loss", "--smoothing", "0.1", "--grad-accum-steps", "2", "--clip-grad", "1.0"],

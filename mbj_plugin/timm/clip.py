@@ -1,0 +1,73 @@
+"""Gradient clipping with two classifiers: the second one must not change what the features and the first one get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm import utils
+from timm.utils import cuda as timm_cuda
+from torch import Tensor, nn
+
+from mbj_plugin.timm.head import Heads
+
+_STOCK = utils.dispatch_clip_grad
+
+
+class ClipParameters(list[nn.Parameter]):
+    """What a run without MBJ would clip, for any clipping function; the memory classifier is beside it.
+
+    Args:
+        parameters: of the features and of the batch classifier, in the model's order.
+        memory: pairs of (parameter of the batch classifier, its twin of the memory classifier).
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], memory: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
+        super().__init__(parameters)
+        self.memory = memory
+
+
+def clip_parameters(module: nn.Module, heads: Heads, exclude_head: bool) -> ClipParameters:
+    """Parameters to clip of a model with two classifiers.
+
+    Args:
+        module: the model, wrapped or not.
+        heads: of the model.
+        exclude_head: as in timm, whose agc leaves the last two parameters out.
+    """
+    batch_of = {id(memory): batch for memory, batch in heads.twins}
+    batch = {id(parameter) for parameter in batch_of.values()}
+    parameters = [batch_of.get(id(p), p) for p in module.parameters() if id(p) not in batch]
+    if exclude_head:
+        return ClipParameters(parameters[:-2], [])
+    return ClipParameters(parameters, [(batch, memory) for memory, batch in heads.twins])
+
+
+def dispatch_clip_grad(parameters: Any, value: float, mode: str = "norm", norm_type: float = 2.0) -> None:
+    """timm's ``dispatch_clip_grad``, which clips the memory classifier as if it were the only one.
+
+    By value that is element by element. By norm, the memory classifier is scaled by what the norm of features and
+    memory classifier asks for, everything else by the norm of features and batch classifier, as without MBJ.
+    """
+    memory = parameters.memory if isinstance(parameters, ClipParameters) else []
+    if memory and mode == "norm":
+        twin_of = {id(batch): twin for batch, twin in memory}
+        with_memory = [twin_of.get(id(p), p) for p in parameters]
+        # An infinite bound scales by 1: this is the norm alone, before the features are scaled.
+        norm = torch.nn.utils.clip_grad_norm_(with_memory, float("inf"), norm_type=norm_type)
+        _scale([twin for _, twin in memory], value, norm)
+    elif memory and mode == "value":
+        torch.nn.utils.clip_grad_value_([twin for _, twin in memory], value)
+    _STOCK(parameters, value, mode=mode, norm_type=norm_type)
+
+
+def _scale(parameters: list[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # as in torch's clip_grad_norm_
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale.to(parameter.grad.device))
+
+
+def install() -> None:
+    """Let timm's trainers and its loss scaler, which call the function by these names, clip both classifiers."""
+    utils.dispatch_clip_grad = timm_cuda.dispatch_clip_grad = dispatch_clip_grad
