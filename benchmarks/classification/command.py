@@ -7,7 +7,7 @@ import sys
 import time
 
 from benchmarks.classification.runner import Job, check_rows, finished_cells, run_cells
-from benchmarks.classification.settings import Cell, Settings, load_settings
+from benchmarks.classification.settings import PRECISIONS, Cell, Settings, load_settings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
     cells.add_argument("--protocol", default="cpu", help="(default: cpu)")
     cells.add_argument("--methods", nargs="+", default=["ce", "mbj"], help="(default: ce mbj)")
     cells.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
+    cells.add_argument(
+        "--precision", choices=PRECISIONS, help="bf16 = under autocast (default: the group's own, else fp32)"
+    )
     run = p.add_argument_group("how")
     run.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
     run.add_argument("--processes", type=int, default=1, help="side by side (default: 1)")
@@ -41,9 +44,11 @@ def parser() -> argparse.ArgumentParser:
 def chosen_cells(args: argparse.Namespace, settings: Settings) -> list[Cell]:
     """The cells that the arguments name, each once, in order."""
     if args.group:
-        cells = [cell for name in args.group for cell in settings.group(name)]
+        cells = [cell for name in args.group for cell in settings.group(name, args.precision)]
     else:
-        cells = settings.cells(args.datasets, args.ratios, args.protocol, args.methods, args.seeds)
+        cells = settings.cells(
+            args.datasets, args.ratios, args.protocol, args.methods, args.seeds, args.precision or "fp32"
+        )
     return list(dict.fromkeys(cells))
 
 

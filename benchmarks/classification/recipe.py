@@ -46,19 +46,8 @@ def build_criterion(
     base = create_loss(method.loss, class_counts, start=start).to(device)
     if method.memory is None:
         return base
-    criterion = MBJLoss(
-        class_counts,
-        base,
-        memory=method.memory,
-        size=method.size,
-        eta=method.eta,
-        beta=method.beta,
-        norm=method.norm,
-        start=start,
-        seed=seed,
-        ramp=method.ramp * steps_per_epoch,
-        prior_correction=method.prior_correction,
-    )
+    settings = method.memory_settings(protocol, steps_per_epoch)
+    criterion = MBJLoss(class_counts, base, memory=method.memory, classifier=method.classifier, seed=seed, **settings)
     return criterion.bind(model)
 
 

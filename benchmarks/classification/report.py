@@ -39,6 +39,8 @@ GPU_COMMAND = (
     "python tools/reproduce.py --data data --group {group} --device cuda --processes 4 --streams 4 --time-limit 540"
 )
 Table = dict[str, dict[int, dict[str, Any]]]
+#: Protocol, precision, data set and ratio.
+Place = tuple[str, str, str, int]
 
 
 def paper_error(dataset: str, imbalance_ratio: int, name: str, method: Method) -> float | None:
@@ -75,9 +77,9 @@ def write_report(results: str | Path, page: str | Path, settings: Settings) -> N
     grouped = tables(rows, settings)
     shown = [row for table in grouped.values() for runs in table.values() for row in runs.values()]
     check_rows([cell_of(row, Cell) for row in shown], settings, results)
-    for (protocol, dataset, ratio), table in sorted(grouped.items(), key=_table_order):
-        stem = f"{protocol}-{dataset}-{ratio}"
-        title = f"{TITLES[dataset]}, rho {ratio}, {PROTOCOLS.get(protocol, protocol)}"
+    for (protocol, precision, dataset, ratio), table in sorted(grouped.items(), key=_table_order):
+        stem = f"{protocol}-{dataset}-{ratio}" + (f"-{precision}" if precision != "fp32" else "")
+        title = f"{TITLES[dataset]}, rho {ratio}, {PROTOCOLS.get(protocol, protocol)}, {precision}"
         draw_errors(table, title, folder / f"{stem}-errors.svg")
         draw_curves(table, title, folder / f"{stem}-curves.svg")
         parts += [
@@ -90,19 +92,20 @@ def write_report(results: str | Path, page: str | Path, settings: Settings) -> N
     write_section(page, "classification", "\n\n".join(parts))
 
 
-def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[tuple[str, str, int], Table]:
-    """Rows by (protocol, data set, ratio), then method in the order of the settings, then seed."""
-    grouped: dict[tuple[str, str, int], Table] = defaultdict(lambda: defaultdict(dict))
+def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[Place, Table]:
+    """Rows by protocol, precision, data set and ratio, then method in the order of the settings, then seed."""
+    grouped: dict[Place, Table] = defaultdict(lambda: defaultdict(dict))
     order = list(settings.methods)
     known = [row for row in rows if row["method"] in order and row["protocol"] in settings.protocols]
     for row in sorted(known, key=lambda row: (order.index(row["method"]), row["seed"])):
-        grouped[row["protocol"], row["dataset"], row["imbalance_ratio"]][row["method"]][row["seed"]] = row
+        place = row["protocol"], row["precision"], row["dataset"], row["imbalance_ratio"]
+        grouped[place][row["method"]][row["seed"]] = row
     return grouped
 
 
 def _table_order(item: Any) -> Any:
-    protocol, dataset, ratio = item[0]
-    return protocol != "paper", list(TITLES).index(dataset), -ratio
+    protocol, precision, dataset, ratio = item[0]
+    return protocol != "paper", precision != "fp32", list(TITLES).index(dataset), -ratio
 
 
 def table_text(table: Table, settings: Settings, paper: tuple[str, int] | None = None) -> str:
@@ -121,10 +124,8 @@ def table_text(table: Table, settings: Settings, paper: tuple[str, int] | None =
         numbers = [spread([row[name] for row in runs.values()]) for name in NUMBERS]
         if statistics.mean(row["error"] for row in runs.values()) == best:
             numbers[0] = f"**{numbers[0]}**"
-        twin = next((row["same_run_as"] for row in runs.values() if "same_run_as" in row), None)
-        name = f"`{method}`" + (f" (= `{twin}`)" if twin else "")
         pairs = [_pair(table, method, other) for other in ("ce", "balanced_softmax")]
-        values = [name, str(len(runs)), *numbers, *pairs]
+        values = [f"`{method}`", str(len(runs)), *numbers, *pairs]
         if paper:
             number = paper_error(*paper, method, settings.methods[method])
             values.append(f"{number:.2f}" if number else "")
@@ -141,10 +142,15 @@ def _pair(table: Table, method: str, other: str) -> str:
 
 def describe(method: Method) -> str:
     """A method in words."""
+    if method.after is not None:
+        return f"`{method.loss}`, logit adjustment of the finished classifier, tau {method.tau:g}"
+    own_loss = method.classifier_loss or method.loss
+    own = f"a classifier of its own on the features of `{method.loss}`, trained by `{own_loss}`"
     if method.memory is None:
-        return f"`{method.loss}` alone"
+        return own if method.classifier_loss else f"`{method.loss}` alone"
     eta = method.eta if method.eta is not None else "default (15 for features, 1/7 for prototypes)"
-    words = [f"`{method.loss}` + {method.memory} memory", f"eta {eta}", f"beta {method.beta}", f"norm {method.norm}"]
+    loss = own if method.classifier == "own" and method.memory != "prototype" else f"`{method.loss}`"
+    words = [f"{loss} + {method.memory} memory", f"eta {eta}", f"beta {method.beta}", f"norm {method.norm}"]
     words.append("from the first decay" if method.start == "decay" else f"from epoch {method.start}")
     words += [f"{method.size} slots"] if method.size else []
     words += [f"ramp of {method.ramp} epochs"] if method.ramp else []
@@ -188,12 +194,13 @@ def missing_text(settings: Settings, results: str | Path) -> str:
     lines += ["| data set | rho | protocol | method | seeds missing | paper | ours |", "|---|---|---|---|---|---|---|"]
     seeds: dict[Cell, list[int]] = defaultdict(list)
     for cell in dict.fromkeys(cell for missing in done.values() for cell in missing):
-        seeds[Cell(cell.dataset, cell.imbalance_ratio, cell.protocol, cell.method, -1)].append(cell.seed)
+        seeds[dataclasses.replace(cell, seed=-1)].append(cell.seed)
     for cell, missing_seeds in seeds.items():
         paper = None
         if cell.protocol == "paper":
             paper = paper_error(cell.dataset, cell.imbalance_ratio, cell.method, settings.methods[cell.method])
-        values = [TITLES[cell.dataset], cell.imbalance_ratio, cell.protocol, f"`{cell.method}`"]
+        protocol = cell.protocol if cell.precision == "fp32" else f"{cell.protocol}, {cell.precision}"
+        values = [TITLES[cell.dataset], cell.imbalance_ratio, protocol, f"`{cell.method}`"]
         values += [", ".join(map(str, missing_seeds)), f"{paper:.2f}" if paper else "", "missing"]
         lines.append("| " + " | ".join(map(str, values)) + " |")
     lines += ["", "Commands that run what is left (repeat until nothing is; finished cells are skipped):", "", "```sh"]

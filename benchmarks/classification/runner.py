@@ -19,10 +19,11 @@ import torch.multiprocessing as mp
 from benchmarks import cells as results
 from benchmarks.cells import append_row, cell_of, claimed
 from benchmarks.classification.data import Images, find_images, load_images
-from benchmarks.classification.settings import Cell, Settings, load_settings
+from benchmarks.classification.passenger import Features, log_folder, passenger_row
+from benchmarks.classification.settings import Cell, Method, Settings, load_settings
 from benchmarks.classification.training import CellRun
 
-KEYS = ("dataset", "imbalance_ratio", "protocol", "method", "seed")
+KEYS = ("dataset", "imbalance_ratio", "protocol", "method", "seed", "precision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +103,10 @@ def _work(cells: list[Cell], job: Job) -> None:
         try:
             stream = torch.cuda.stream(torch.cuda.Stream()) if job.device == "cuda" else contextlib.nullcontext()
             with stream:
-                for cell in cells:
+                for group in together(cells, settings):
                     if time.time() >= job.deadline or errors:
                         return
-                    run_cell(cell, settings, images, job, len(cells))
+                    run_together(group, settings, images, job, len(cells))
         except BaseException as error:
             errors.append(error)
 
@@ -121,57 +122,89 @@ def _work(cells: list[Cell], job: Job) -> None:
         raise errors[0]
 
 
-def run_cell(cell: Cell, settings: Settings, images: Any, job: Job, total: int) -> None:
-    """Run one cell and write its row, unless it has one or another worker holds it."""
-    if cell in finished_cells(job.results):
-        return
-    with claimed(Path(job.state_dir) / f"{cell.file_name}.lock") as mine:
-        if not mine or cell in finished_cells(job.results):
+def run_together(cells: list[Cell], settings: Settings, images: Any, job: Job, total: int) -> None:
+    """Run one cell, or the passengers of one run, and write their rows, unless another worker holds them.
+
+    Args:
+        cells: that :func:`together` has put side by side.
+        settings: of all cells.
+        images: data set to its images.
+        job: of this call.
+        total: cells that were asked for.
+    """
+    host = host_cell(cells[0], settings)
+    with claimed(Path(job.state_dir) / f"{host.file_name}.lock") as mine:
+        finished = finished_cells(job.results)
+        cells = [cell for cell in cells if cell not in finished]
+        if not mine or not cells:
             return
-        protocol, method = settings.protocols[cell.protocol], settings.methods[cell.method]
-        max_count = (protocol.max_count or {}).get(cell.dataset)
-        subset: Images = images(cell.dataset).long_tailed(cell.imbalance_ratio, max_count)
-        if (twin := _twin(cell, settings, subset.sha256, job.results)) is not None:
-            append_row(job.results, twin | {"method": cell.method, "same_run_as": twin["method"]})
-            print(f"{cell}: the run of {twin['method']}, under another name", flush=True)
-            return
-        run = CellRun(protocol, method, subset, cell.seed, job.device, job.graph)
-        state_file, trunk_file = _files(cell, settings, subset.sha256, Path(job.state_dir))
-        if not run.train(state_file, time.monotonic() + job.deadline - time.time(), trunk_file):
-            print(f"{cell}: saved after {run.epoch} of {protocol.epochs} epochs, out of time", flush=True)
-            return
-        row = {**dataclasses.asdict(cell), **run.result(), "settings": settings.of(cell)}
-        row["data"] = {"source": subset.source, "sha256": subset.sha256}
-        append_row(job.results, row)
-        state_file.unlink(missing_ok=True)
-        done = len(finished_cells(job.results))
-        groups = " / ".join(f"{row[name]:.1f}" for name in ("head", "medium", "tail"))
-        print(
-            f"{cell}: error {row['error']:.2f} (head / medium / tail {groups}), train {row['train_accuracy']:.1f}, "
-            f"{row['seconds']:.0f} s [{done} rows, {total} cells asked for]",
-            flush=True,
+        protocol, method = settings.protocols[host.protocol], settings.methods[host.method]
+        max_count = (protocol.max_count or {}).get(host.dataset)
+        subset: Images = images(host.dataset).long_tailed(host.imbalance_ratio, max_count)
+        state_file = _state_file(host, settings, subset.sha256, Path(job.state_dir))
+        passengers = [cell for cell in cells if settings.methods[cell.method].is_passenger]
+        run = CellRun(
+            *(protocol, method, subset, host.seed, job.device, job.graph, host.precision),
+            log_folder=log_folder(state_file) if passengers else None,
         )
+        if not run.train(state_file, time.monotonic() + job.deadline - time.time()):
+            print(f"{host}: saved after {run.epoch} of {protocol.epochs} epochs, out of time", flush=True)
+            return
+
+        def write(cell: Cell, result: dict[str, Any]) -> None:
+            row = {**dataclasses.asdict(cell), **result, "settings": settings.of(cell)}
+            row["data"] = {"source": subset.source, "sha256": subset.sha256}
+            append_row(job.results, row)
+            _say(cell, row, len(finished_cells(job.results)), total)
+
+        for cell in cells:
+            if cell not in passengers:
+                write(cell, run.result())
+        if not passengers:
+            state_file.unlink(missing_ok=True)
+            return
+        # The state and the features stay: another passenger takes a minute then.
+        run.save(state_file)
+        features = Features(run)
+        for cell in passengers:
+            if time.time() >= job.deadline:
+                return
+            write(cell, passenger_row(settings.methods[cell.method], features))
 
 
-def _files(cell: Cell, settings: Settings, sha256: str, state_dir: Path) -> tuple[Path, Path]:
-    """State and trunk of a cell. Their names carry the settings and the images, so that no stale one is taken."""
-    method, loss = settings.of(cell), settings.methods[cell.method].loss
-    trunk = dataclasses.replace(cell, method=f"trunk-{loss}"), [method["protocol"], loss, sha256]
-    names = []
-    for one, content in ((cell, [method, sha256]), trunk):
-        names.append(f"{one.file_name}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}")
-    return state_dir / f"{names[0]}.pt", state_dir / f"{names[1]}.trunk"
+def _say(cell: Cell, row: dict[str, Any], done: int, total: int) -> None:
+    groups = " / ".join(f"{row[name]:.1f}" for name in ("head", "medium", "tail"))
+    print(
+        f"{cell}: error {row['error']:.2f} (head / medium / tail {groups}), train {row['train_accuracy']:.1f}, "
+        f"{row['seconds']:.0f} s [{done} rows, {total} cells asked for]",
+        flush=True,
+    )
 
 
-def _twin(cell: Cell, settings: Settings, sha256: str, path: str) -> dict[str, Any] | None:
-    """A row of the same run under another method's name: the recommended method is one of the compared ones."""
-    for row in read_rows(path):
-        same_run = (
-            dataclasses.replace(cell_of(row, Cell), method=cell.method) == cell and row["data"]["sha256"] == sha256
-        )
-        if same_run and row["settings"] == settings.of(cell):
-            return row
-    return None
+def together(cells: list[Cell], settings: Settings) -> list[list[Cell]]:
+    """Cells that one run gives, in the order of the first of each: a batch loss and its passengers."""
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(host_cell(cell, settings), []).append(cell)
+    return list(groups.values())
+
+
+def host_cell(cell: Cell, settings: Settings) -> Cell:
+    """The run that a cell is of: its own, or that of its batch loss, which has the method's name where it has one."""
+    method = settings.methods[cell.method]
+    if not method.is_passenger:
+        return cell
+    alone = Method(loss=method.loss)
+    name = next((name for name, other in settings.methods.items() if other == alone), None)
+    if name is None:
+        raise ValueError(f"{cell.method} rides on the run of {method.loss}: the settings need a method of it alone")
+    return dataclasses.replace(cell, method=name)
+
+
+def _state_file(host: Cell, settings: Settings, sha256: str, state_dir: Path) -> Path:
+    """Its name carries the settings and the images, so that no stale one is taken."""
+    content = json.dumps([settings.of(host), sha256])
+    return state_dir / f"{host.file_name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.pt"
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -12,7 +12,10 @@ import yaml
 
 from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.names import check_known
+from mbj_plugin.timm.criterion import CLASSIFIERS
 
+PRECISIONS = ("fp32", "bf16")
+AFTER = ("logit_adjustment",)
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
 
@@ -46,13 +49,29 @@ class Protocol:
         for dataset in self.max_count or {}:
             check_known("data set", dataset, NUM_CLASSES)
 
+    @property
+    def curve_points(self) -> list[int]:
+        """Epochs, counted from 1, after which the model is tested."""
+        return [e for e in range(1, self.epochs + 1) if e % self.curve_epochs == 0 or e == self.epochs]
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a cell is trained with: a batch loss, and a memory beside it or none."""
+    """What a cell is trained with: a batch loss, and a memory beside it or none.
+
+    A classifier of its own that only its own losses train leaves the features as they are: such a method is a passenger
+    of its batch loss's run (:mod:`.passenger`), as is what happens after the training.
+    """
 
     loss: str = "ce"
     memory: str | None = None
+    #: "own" or "shared", see :class:`mbj_plugin.timm.MBJLoss`.
+    classifier: str = "own"
+    #: Batch loss of the classifier of its own; None = ``loss``.
+    classifier_loss: str | None = None
+    #: "logit_adjustment" of the finished classifier, by tau.
+    after: str | None = None
+    tau: float = 1.0
     eta: float | None = None
     beta: float = 1.5
     norm: str = "sum"
@@ -65,8 +84,32 @@ class Method:
 
     def __post_init__(self) -> None:
         check_known("loss", self.loss, LOSSES)
+        check_known("classifier", self.classifier, CLASSIFIERS)
+        if self.classifier_loss is not None:
+            check_known("loss", self.classifier_loss, LOSSES)
+        if self.after is not None:
+            check_known("after", self.after, AFTER)
         if self.start != "decay" and not (isinstance(self.start, int) and self.start >= 0):
             raise ValueError(f"start must be 'decay' or a number of epochs >= 0, got {self.start!r}")
+
+    @property
+    def is_passenger(self) -> bool:
+        """Whether the features are those of the batch loss alone."""
+        remembers = self.memory == "feature" and self.classifier == "own"
+        return self.after is not None or remembers or (self.memory is None and self.classifier_loss is not None)
+
+    def memory_settings(self, protocol: Protocol, steps_per_epoch: int) -> dict[str, Any]:
+        """Arguments of the memory, as MBJLoss and FeatureMemoryLoss take them; what is not set is left to them."""
+        settings = {
+            "size": self.size,
+            "eta": self.eta,
+            "beta": self.beta,
+            "norm": self.norm,
+            "start": self.start_epoch(protocol) * steps_per_epoch,
+            "ramp": self.ramp * steps_per_epoch,
+            "prior_correction": self.prior_correction,
+        }
+        return {name: value for name, value in settings.items() if value is not None}
 
     def start_epoch(self, protocol: Protocol) -> int:
         return protocol.milestones[0] if self.start == "decay" else int(self.start)
@@ -81,9 +124,11 @@ class Cell:
     protocol: str
     method: str
     seed: int
+    precision: str = "fp32"
 
     def __str__(self) -> str:
-        return f"{self.dataset} rho {self.imbalance_ratio} {self.protocol} {self.method} seed {self.seed}"
+        name = f"{self.dataset} rho {self.imbalance_ratio} {self.protocol} {self.method} seed {self.seed}"
+        return name if self.precision == "fp32" else f"{name} {self.precision}"
 
     @property
     def file_name(self) -> str:
@@ -105,6 +150,7 @@ class Settings:
         protocol: str,
         methods: Iterable[str],
         seeds: Iterable[int],
+        precision: str = "fp32",
     ) -> list[Cell]:
         """All combinations, seed by seed, so that an interrupted run holds pairs.
 
@@ -113,22 +159,22 @@ class Settings:
         """
         datasets, methods = list(datasets), list(methods)
         check_known("protocol", protocol, self.protocols)
+        check_known("precision", precision, PRECISIONS)
         for name in datasets:
             check_known("data set", name, NUM_CLASSES)
         for name in methods:
             check_known("method", name, self.methods)
         product = itertools.product(seeds, datasets, ratios, methods)
-        return [Cell(dataset, ratio, protocol, method, seed) for seed, dataset, ratio, method in product]
+        return [Cell(dataset, ratio, protocol, method, seed, precision) for seed, dataset, ratio, method in product]
 
-    def group(self, name: str) -> list[Cell]:
-        """The cells of a named group.
+    def group(self, name: str, precision: str | None = None) -> list[Cell]:
+        """The cells of a named group, in its own precision or another.
 
         Raises:
             ValueError: for an unknown group.
         """
         check_known("group", name, self.groups)
-        group = self.groups[name]
-        return self.cells(group["datasets"], group["ratios"], group["protocol"], group["methods"], group["seeds"])
+        return self.cells(**{**self.groups[name], **({"precision": precision} if precision else {})})
 
     def of(self, cell: Cell) -> dict[str, Any]:
         """Protocol and method of a cell, as plain types: the ``settings`` of its row."""
@@ -156,8 +202,11 @@ def load_settings(path: str | Path | None = None) -> Settings:
         content["groups"],
     )
     for name, group in settings.groups.items():
-        if set(group) != {"datasets", "ratios", "protocol", "methods", "seeds"}:
-            raise ValueError(f"group {name!r} must hold datasets, ratios, protocol, methods and seeds: {sorted(group)}")
+        if set(group) - {"precision"} != {"datasets", "ratios", "protocol", "methods", "seeds"}:
+            raise ValueError(
+                f"group {name!r} must hold datasets, ratios, protocol, methods and seeds (and may hold precision): "
+                f"{sorted(group)}"
+            )
         settings.group(name)
     return settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import platform
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import mbj_plugin
 from benchmarks.classification.data import Images
+from benchmarks.classification.feature_log import FeatureLog
 from benchmarks.classification.recipe import (
     build_criterion,
     build_model,
@@ -30,9 +32,7 @@ from benchmarks.classification.recipe import (
     statistics,
 )
 from benchmarks.classification.settings import Method, Protocol
-from benchmarks.classification.trunk import FeatureLog, is_trunk, joins_trunk, remember
 from mbj_plugin.longtail import class_counts, class_groups
-from mbj_plugin.timm.criterion import MBJLoss
 
 SAVE_EVERY_S = 300.0
 TEST_BATCH = 1000
@@ -52,7 +52,15 @@ class CellRun:
     """
 
     def __init__(
-        self, protocol: Protocol, method: Method, images: Images, seed: int, device: str = "cpu", graph: bool = True
+        self,
+        protocol: Protocol,
+        method: Method,
+        images: Images,
+        seed: int,
+        device: str = "cpu",
+        graph: bool = True,
+        precision: str = "fp32",
+        log_folder: Path | None = None,
     ) -> None:
         self.protocol, self.method, self.seed, self.device = protocol, method, seed, torch.device(device)
         counts = class_counts(images.train_labels)
@@ -74,37 +82,37 @@ class CellRun:
         self.epoch, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
         self.graph = graph and self.device.type == "cuda"
+        self.autocast = functools.partial(
+            torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
+        )
         self.log: FeatureLog | None = None
+        if log_folder is not None:
+            points = len(protocol.curve_points)
+            tested = len(self.test_labels[:: protocol.curve_stride])
+            self.log = FeatureLog(
+                log_folder, self.model, protocol.epochs, self.steps, protocol.batch_size, points, tested
+            )
         self._final: np.ndarray | None = None
         self._call: Callable[[Tensor], Tensor] | None = None
 
-    def train(self, state_file: Path | None = None, deadline: float = math.inf, trunk_file: Path | None = None) -> bool:
+    def train(self, state_file: Path | None = None, deadline: float = math.inf) -> bool:
         """Train to the end, or until the deadline.
 
         Args:
             state_file: where to go on from, and where to save now and then and at the deadline.
             deadline: by ``time.monotonic``; checked after each epoch, with one epoch to spare.
-            trunk_file: what runs of this batch loss share until the first decay: written by the one without a memory,
-                where the others branch off.
 
         Returns:
             Whether the training is finished.
         """
-        trunk_epoch = self.protocol.milestones[0]
-        if trunk_file is not None and is_trunk(self.method) and not trunk_file.exists():
-            self.log = FeatureLog(self.model, trunk_epoch * self.steps, self.protocol.batch_size)
         if state_file is not None and state_file.exists():
             self.load(state_file)
-        elif trunk_file is not None and trunk_file.exists() and joins_trunk(self.method, self.protocol):
-            self.load(trunk_file)
         saved = time.monotonic()
         while self.epoch < self.protocol.epochs:
             began = time.monotonic()
             self._train_epoch()
             now = time.monotonic()
             self.seconds += now - began
-            if trunk_file is not None and self.log is not None and self.epoch == trunk_epoch:
-                self.save(trunk_file)
             late = now + (now - began) > deadline and self.epoch < self.protocol.epochs
             if state_file is not None and (late or now - saved > SAVE_EVERY_S):
                 self.save(state_file)
@@ -122,16 +130,22 @@ class CellRun:
         for step, draw in enumerate(draws):
             self.scheduler.step_update(self.epoch * self.steps + step)
             total += self._step(draw)
+        if self.log is not None:
+            self.log.write_epoch(self.epoch)
         self.epoch += 1
-        if self.epoch % self.protocol.curve_epochs == 0 or self.epoch == self.protocol.epochs:
+        if self.epoch in self.protocol.curve_points:
             last = self.epoch == self.protocol.epochs
             per_class = self.test_error(1 if last else self.protocol.curve_stride)
+            if self.log is not None:
+                self._log_test_features()
             self._final = per_class if last else None
-            loss = round(float(total) / self.steps, 4)
-            # JSON has no NaN.
-            self.curve.append(
-                {"epoch": self.epoch, **self._errors(per_class), "train_loss": loss if math.isfinite(loss) else None}
-            )
+            self.curve.append(self.point(self.epoch, per_class, float(total) / self.steps))
+
+    def point(self, epoch: int, per_class: np.ndarray, train_loss: float) -> dict[str, Any]:
+        """A point of a curve."""
+        # JSON has no NaN.
+        loss = round(train_loss, 4) if math.isfinite(train_loss) else None
+        return {"epoch": epoch, **self.errors(per_class), "train_loss": loss}
 
     def _step(self, draw: Tensor) -> Tensor:
         """One step of SGD on the (B, 4) draw; the loss, detached."""
@@ -149,25 +163,42 @@ class CellRun:
     def _forward_backward(self, draw: Tensor) -> Tensor:
         images = normalize(crop_and_flip(self.padded, draw, self.protocol.padding), self.statistics)
         labels = self.train_labels[draw[:, 0]]
-        loss = self.criterion(self.model(images), labels)
+        with self.autocast():
+            output = self.model(images)
+            loss = self.criterion(output, labels)
         if self.log is not None:
-            self.log.write(labels)
+            self.log.write_step(labels)
         loss.backward()
         return loss.detach()
 
     @torch.no_grad()
     def _predict(self, images: Tensor) -> np.ndarray:
         self.model.eval()
-        batches = [self.model(normalize(part, self.statistics)).argmax(1) for part in images.split(TEST_BATCH)]
+        with self.autocast():
+            batches = [self.model(normalize(part, self.statistics)).argmax(1) for part in images.split(TEST_BATCH)]
         return torch.cat(batches).cpu().numpy()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D) fp32 inputs of the classifier for (N, H, W, 3) images."""
+        model: Any = self.model.eval()
+        with self.autocast():
+            parts = [normalize(part, self.statistics) for part in images.split(TEST_BATCH)]
+            rows = [model.forward_head(model.forward_features(x), pre_logits=True) for x in parts]
+        return torch.cat(rows).float()
+
+    def _log_test_features(self) -> None:
+        assert self.log is not None
+        point = self.protocol.curve_points.index(self.epoch)
+        images = self.test_images[:: self.protocol.curve_stride]
+        self.log.test_features[point] = self.features(images).cpu().numpy()
 
     def test_error(self, stride: int = 1) -> np.ndarray:
         """(C,) error of each class, in percent, on every ``stride``-th test image."""
-        labels = self.test_labels[::stride]
-        wrong = self._predict(self.test_images[::stride]) != labels
-        return 100 * np.bincount(labels[wrong], minlength=self.num_classes) / np.bincount(labels)
+        return class_errors(self._predict(self.test_images[::stride]), self.test_labels[::stride])
 
-    def _errors(self, per_class: np.ndarray) -> dict[str, float | None]:
+    def errors(self, per_class: np.ndarray) -> dict[str, float | None]:
+        """ "error", and the mean over the classes of each group (None where it has none)."""
         # Means over classes: the test sets are balanced, so these are means over images as well.
         groups = {name: round(float(per_class[c].mean()), 3) if len(c) else None for name, c in self.groups.items()}
         return {"error": round(float(per_class.mean()), 3), **groups}
@@ -176,15 +207,21 @@ class CellRun:
         """What the row says of the run: errors in percent, curve, versions, device, seconds."""
         per_class = self._final if self._final is not None else self.test_error()
         right = self._predict(self.train_images) == self.train_labels.cpu().numpy()
+        return self.row(per_class, 100 * float(right.mean()), self.curve, self.seconds)
+
+    def row(
+        self, per_class: np.ndarray, train_accuracy: float, curve: list[dict[str, Any]], seconds: float
+    ) -> dict[str, Any]:
+        """A row of this run, or of a classifier that was trained on its features."""
         cuda = self.device.type == "cuda"
         return {
-            **self._errors(per_class),
+            **self.errors(per_class),
             "per_class_error": [round(float(e), 2) for e in per_class],
-            "train_accuracy": round(100 * float(right.mean()), 3),
+            "train_accuracy": round(train_accuracy, 3),
             "class_counts": self.counts.tolist(),
-            "curve": self.curve,
-            "diverged": any(point["train_loss"] is None for point in self.curve),
-            "seconds": round(self.seconds, 1),
+            "curve": curve,
+            "diverged": any(point["train_loss"] is None for point in curve),
+            "seconds": round(seconds, 1),
             "device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {torch.get_num_threads()} thread(s)",
             "versions": {
                 "mbj_plugin": mbj_plugin.__version__,
@@ -203,7 +240,6 @@ class CellRun:
                 "model": self.model.state_dict(),
                 "criterion": self.criterion.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "log": self.log.state_dict() if self.log is not None else {},
                 "progress": {"epoch": self.epoch, "seconds": self.seconds, "curve": self.curve},
             },
             part,
@@ -211,18 +247,19 @@ class CellRun:
         os.replace(part, path)
 
     def load(self, path: Path) -> None:
-        """Go on from a state of this run, or from the trunk of its batch loss."""
+        """Go on from a state of this run."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        if isinstance(self.criterion, MBJLoss) and not state["criterion"]:
-            remember(self.criterion, state["log"])
-        else:
-            self.criterion.load_state_dict(state["criterion"])
-        if self.log is not None:
-            self.log.load_state_dict(state["log"])
+        self.criterion.load_state_dict(state["criterion"])
         self.optimizer.load_state_dict(state["optimizer"])
         progress = state["progress"]
         self.epoch, self.seconds, self.curve = progress["epoch"], progress["seconds"], progress["curve"]
+
+
+def class_errors(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(C,) error of each class, in percent, of (N,) predictions."""
+    wrong = np.bincount(labels[predicted != labels], minlength=labels.max() + 1)
+    return 100 * wrong / np.bincount(labels)
 
 
 def graphed(

@@ -60,8 +60,9 @@ protocols:
 methods:
   ce: {}
   mbj: {memory: feature, norm: max}
+  shared: {memory: feature, classifier: shared, norm: max}
 groups:
-  all: {datasets: [cifar10_lt], ratios: [10], protocol: tiny, methods: [ce, mbj], seeds: [0, 1]}
+  all: {datasets: [cifar10_lt], ratios: [10], protocol: tiny, methods: [ce, mbj, shared], seeds: [0, 1]}
 """)
     return str(path)
 
@@ -75,12 +76,13 @@ def test_cells_run_once(npz, settings_file, workers, capfd):
     cells = load_settings(settings_file).group("all")
     assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
     rows = runner.read_rows(npz / "rows.jsonl")
-    assert len(rows) == 4 and runner.finished_cells(npz / "rows.jsonl") == set(cells)
+    assert len(rows) == 6 and runner.finished_cells(npz / "rows.jsonl") == set(cells)
     assert all(set(row) >= KEYS for row in rows)
-    assert capfd.readouterr().out.count(": error ") == 4
+    assert capfd.readouterr().out.count(": error ") == 6
     assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
     assert runner.read_rows(npz / "rows.jsonl") == rows
-    assert not list((npz / "state").glob("*.pt"))
+    # A run whose features others have used stays, for passengers to come; any other leaves nothing.
+    assert sorted(path.name.split("-")[3] for path in (npz / "state").glob("*.pt")) == ["ce", "ce"]
 
 
 def test_rows_do_not_depend_on_the_workers(npz, settings_file):
@@ -94,8 +96,19 @@ def test_rows_do_not_depend_on_the_workers(npz, settings_file):
 
 def test_out_of_time_leaves_the_cells_and_goes_on_later(npz, settings_file):
     cells = load_settings(settings_file).group("all")
-    assert runner.run_cells(cells, job(npz, settings_file, deadline=0.0)) == 4
+    assert runner.run_cells(cells, job(npz, settings_file, deadline=0.0)) == 6
     assert runner.run_cells(cells, job(npz, settings_file)) == 0
+
+
+def test_a_passenger_of_a_finished_run_does_not_train_it_again(npz, settings_file, monkeypatch):
+    cells = load_settings(settings_file).group("all")[:2]
+    runner.run_cells(cells, job(npz, settings_file))
+    together = runner.read_rows(npz / "rows.jsonl")
+    monkeypatch.setattr(runner.CellRun, "_train_epoch", lambda self: pytest.fail("it trains again"))
+    (npz / "rows.jsonl").write_text("")
+    runner.run_cells(cells[1:], job(npz, settings_file))
+    again = runner.read_rows(npz / "rows.jsonl")
+    assert [row | {"seconds": 0} for row in again] == [together[1] | {"seconds": 0}]
 
 
 def test_a_cell_that_another_worker_holds_is_left_alone(npz, settings_file):

@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from benchmarks import cells as results
+from benchmarks.classification.passenger import Features, passenger_row
 from benchmarks.classification.recipe import STATISTICS, build_model, epoch_draws
 from benchmarks.classification.settings import Method, Protocol, load_settings
 from benchmarks.classification.training import CellRun
@@ -21,7 +22,7 @@ from mbj_plugin.batch_losses import create_loss
 from mbj_plugin.timm.criterion import MBJLoss
 
 TINY = Protocol(depth=8, width=4, epochs=3, milestones=(2,), warmup_epochs=1, batch_size=8, padding=2)
-MBJ = Method(memory="feature", eta=15, norm="max", start=1, loss="balanced_softmax")
+MBJ = Method(memory="feature", classifier="shared", eta=15, norm="max", start=1, loss="balanced_softmax")
 
 
 def run(method=MBJ, protocol=TINY, seed=0):
@@ -41,7 +42,7 @@ def plain_run(images, protocol, seed):
     counts = np.bincount(images.train_labels)
     steps = len(images.train) // protocol.batch_size
     base = create_loss("balanced_softmax", counts)
-    criterion = MBJLoss(counts, base, eta=15, norm="max", start=steps, seed=seed).bind(model)
+    criterion = MBJLoss(counts, base, classifier="shared", eta=15, norm="max", start=steps, seed=seed).bind(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     for epoch in range(protocol.epochs):
         for step, draw in enumerate(epoch_draws(len(images.train), protocol.batch_size, 2, seed, epoch)):
@@ -82,19 +83,64 @@ def test_an_interrupted_cell_goes_on_exactly(tmp_path):
     assert without_time[0] == without_time[1]
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-@pytest.mark.parametrize("norm", ["sum", "max"])
-def test_a_branch_of_the_trunk_is_the_whole_run(tmp_path, norm, interrupted):
-    method = dataclasses.replace(MBJ, norm=norm, start="decay")
-    trunk, state = tmp_path / "trunk", tmp_path / "state"
-    while not CellRun(TINY, Method(loss="balanced_softmax"), drawn(), 0).train(
-        state if interrupted else None, -math.inf if interrupted else math.inf, trunk
-    ):
-        pass
-    branch, whole = CellRun(TINY, method, drawn(), 0), run(method)
-    assert branch.train(trunk_file=trunk)
-    assert same_state(branch.model, whole.model) and same_state(branch.criterion, whole.criterion)
-    assert branch.curve == whole.curve and whole.criterion.memories["feature"].bank.filled > 3
+@pytest.mark.parametrize(
+    "method",
+    [
+        Method(memory="feature", eta=15, norm="max", start=1),
+        Method(memory="feature", eta=2, norm="max", start=0, size=20, loss="balanced_softmax", prior_correction=True),
+        Method(memory="feature", norm="max", ramp=2, loss="focal"),
+    ],
+    ids=["mbj", "balanced", "ramp"],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_passenger_is_the_run_by_itself(tmp_path, method, precision):
+    assert method.is_passenger
+    host = dataclasses.replace(TINY, curve_stride=3)
+    alone = CellRun(host, method, drawn(), 0, precision=precision)
+    assert alone.train()
+    # The run of the batch loss is interrupted after each epoch, and goes on with its log.
+    file = tmp_path / "host.pt"
+    while True:
+        run = CellRun(host, Method(loss=method.loss), drawn(), 0, precision=precision, log_folder=tmp_path / "log")
+        if run.train(file, deadline=-math.inf):
+            break
+    row, expected = passenger_row(method, Features(run)), alone.result()
+    assert {**row, "seconds": 0} == {**expected, "seconds": 0}
+    assert row["per_class_error"] != run.result()["per_class_error"] or method.loss == "focal"
+
+
+def test_a_classifier_loss_of_its_own_is_trained_on_the_features(tmp_path):
+    run = CellRun(TINY, Method(), drawn(), 0, log_folder=tmp_path)
+    assert run.train()
+    own = passenger_row(Method(classifier_loss="balanced_softmax"), Features(run))
+    same = passenger_row(Method(classifier_loss="ce"), Features(run))
+    assert same["curve"] == run.curve and same["per_class_error"] == run.result()["per_class_error"]
+    assert own["curve"] != run.curve
+
+
+def test_logit_adjustment_subtracts_the_log_prior(tmp_path):
+    run = CellRun(TINY, Method(), drawn(), 0, log_folder=tmp_path)
+    assert run.train()
+    features = Features(run)
+    row = passenger_row(Method(after="logit_adjustment", tau=1.5), features)
+    counts = run.counts / run.counts.sum()
+    with torch.no_grad():
+        logits = run.model.fc(features.test).numpy() - 1.5 * np.log(counts)
+    wrong = logits.argmax(1) != run.test_labels
+    assert row["error"] == pytest.approx(100 * wrong.mean(), abs=1e-3)
+    assert row["error"] != run.result()["error"]
+
+
+def test_bf16_is_near_fp32_and_not_the_same():
+    models = {}
+    for precision in ("fp32", "bf16"):
+        cell = CellRun(TINY, Method(), drawn(), 0, precision=precision)
+        cell._train_epoch()
+        models[precision] = cell.model.state_dict()
+    for key, value in models["fp32"].items():
+        if value.is_floating_point():
+            assert (models["bf16"][key] - value).norm() <= 0.15 * value.norm() + 0.02, key
+    assert not torch.equal(models["fp32"]["conv1.weight"], models["bf16"]["conv1.weight"])
 
 
 def test_methods_of_one_seed_are_paired():
@@ -110,6 +156,8 @@ def test_methods_of_one_seed_are_paired():
 @pytest.mark.parametrize("name", sorted(load_settings().methods))
 def test_every_shipped_method_trains(name):
     method = load_settings().methods[name]
+    if method.after is not None or method.classifier_loss is not None:
+        pytest.skip("is no run by itself")
     one = dataclasses.replace(TINY, epochs=2, milestones=(1,))
     result = run(method, one).result()
     assert 0 <= result["error"] <= 100 and not result["diverged"]
