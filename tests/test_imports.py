@@ -17,7 +17,7 @@ def imported_by(statement):
 
 
 def test_the_core_imports_no_host():
-    assert imported_by("import mbj_plugin; mbj_plugin.FeatureMemoryLoss") == "[]"
+    assert imported_by("import mbj_plugin, mbj_plugin.after_training; mbj_plugin.FeatureMemoryLoss") == "[]"
 
 
 def test_diagnostics_import_no_host():

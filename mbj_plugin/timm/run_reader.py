@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from timm.data import resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -19,13 +18,11 @@ from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.report.embedding import shown_classes
 from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics
 from mbj_plugin.timm.counts import dataset_labels
+from mbj_plugin.timm.finished_run import evaluated_weights, memory_states, newest_checkpoint, run_images, saved_args
 from mbj_plugin.timm.head import classifier_layers
 from mbj_plugin.timm.trainer import build
-from mbj_plugin.timm.trainer.args import make_parser
-from mbj_plugin.timm.trainer.checkpoint import read_checkpoint
 from mbj_plugin.timm.trainer.data import Digits, LongTailSubset
 
-CHECKPOINTS = ("last.pth.tar", "model_best.pth.tar")
 CURVES = {
     "train_loss_batch": "batch loss",
     "train_loss_memory": "memory loss",
@@ -58,11 +55,11 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
     with run.part("checkpoint"):
         checkpoint = _checkpoint(run, folder)
     with run.part("memory"):
-        for kind, state in _banks(checkpoint).items():
+        for kind, state in memory_states(checkpoint).items():
             run.memories.append(read_bank(kind, state))
     if use_model and checkpoint:
         with run.part("confusion and embedding"):
-            _run_model(run, _args(folder, device, data), checkpoint, images_per_class)
+            _run_model(run, saved_args(folder, device, data), checkpoint, images_per_class)
     return run
 
 
@@ -100,51 +97,19 @@ def _read_summary(run: Run, folder: Path) -> None:
 
 
 def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
-    found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
-    if not found:
-        raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)}, so no memory, no confusion and no embedding")
-    for path in found:
-        try:
-            checkpoint = read_checkpoint(str(path))
-        except ValueError:
-            run.missing.append(f"checkpoint: cannot read {path.name}, it is no checkpoint or cut short")
-            continue
-        run.facts["checkpoint"] = f"{path.name}, epoch {checkpoint.get('epoch')}"
-        return checkpoint
-    return {}
-
-
-def _banks(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """State of each memory in the checkpoint, by its kind; none for a run without MBJ."""
-    banks: dict[str, dict[str, Any]] = {}
-    for key, value in ((checkpoint.get("task_state") or {}).get("mbj") or {}).items():
-        kind, bank, entry = [*key.split(".", 2), "", ""][:3]
-        if bank == "bank":
-            banks.setdefault(kind, {})[entry] = value
-    return banks
-
-
-def _args(folder: Path, device: str, data: str | None) -> Namespace:
-    """The run's arguments, for one process, this device and nothing that would be downloaded."""
-    path = folder / "args.yaml"
-    if not path.is_file():
-        raise ValueError("there is no args.yaml, which says what the model and the data are")
-    saved = yaml.safe_load(path.read_text())
-    if not isinstance(saved, dict):
-        raise ValueError("args.yaml holds no arguments")
-    fixed = {"device": device, "distributed": False, "world_size": 1, "rank": 0, "local_rank": 0, "prefetcher": False}
-    fixed |= {"pretrained": False, "initial_checkpoint": "", "torchscript": False, "channels_last": False}
-    fixed |= {"data_dir": data} if data else {}
-    # The parser's defaults for what timm's train.py has no flag for: no config, so nothing of the digits'.
-    return Namespace(**{**vars(make_parser().parse_args([])), **saved, **fixed})
+    name, checkpoint, broken = newest_checkpoint(folder)
+    for each in broken:
+        run.missing.append(f"checkpoint: cannot read {each}, it is no checkpoint or cut short")
+    if name:
+        run.facts["checkpoint"] = f"{name}, epoch {checkpoint.get('epoch')}"
+    return checkpoint
 
 
 def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per_class: int) -> None:
     device = torch.device(args.device)
     datasets = build.make_datasets(args)
     model = build.make_model(args, device)
-    # What was evaluated is the averaged model, where there is one.
-    model.load_state_dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"])
+    model.load_state_dict(evaluated_weights(checkpoint))
     loaders = build.make_loaders(args, model, datasets, device)
     counts = loaders.counts
     run.class_names = _class_names(datasets[1])
@@ -176,27 +141,16 @@ def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per
     run.facts["image size"] = " x ".join(map(str, config["input_size"]))
 
 
-@torch.no_grad()
 def _predict(
     model: nn.Module, layers: list[nn.Module], loader: Any, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(N,) true classes, (N,) answers and (N, D) inputs of the classifier's ``layers``, None where there are none;
-    unlabelled images are left out."""
-    inputs: list[np.ndarray] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1).float().cpu().numpy()))
-             for layer in layers]  # fmt: skip
+    """(N,) true classes, (N,) answers and (N, D) inputs of the classifier's ``layers``, None where there are none."""
     truth, predicted, features = [], [], []
-    for images, labels in loader:
-        output = model.eval()(images.to(device))
-        known = labels.numpy() >= 0
-        truth.append(labels.numpy()[known])
-        predicted.append(output.argmax(1).cpu().numpy()[known])
-        if inputs:
-            features.append(np.concatenate(inputs, axis=1)[known])
-        inputs.clear()
-    for hook in hooks:
-        hook.remove()
-    return np.concatenate(truth), np.concatenate(predicted), np.concatenate(features) if features else None
+    for labels, logits, inputs in run_images(model, layers, loader, device):
+        truth.append(labels.numpy())
+        predicted.append(logits.argmax(1).numpy())
+        features.append(inputs.numpy())
+    return np.concatenate(truth), np.concatenate(predicted), np.concatenate(features) if layers else None
 
 
 def _first_of_each(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:

@@ -122,7 +122,7 @@ def make_amp(args: Namespace, device: torch.device) -> tuple[Callable, Any]:
 
 def make_datasets(args: Namespace) -> tuple[Any, Any]:
     """The training and the evaluation set; sets ``args.num_classes`` where it is not given."""
-    mode = args.input_img_mode or ("L" if 1 in (args.in_chans, (args.input_size or [3])[0]) else "RGB")
+    mode = image_mode(args)
     train_set = make_dataset(args, args.train_split, True, mode)
     evaluation_set = make_dataset(args, args.val_split, False, mode)
     check_same_classes(train_set, evaluation_set)
@@ -130,6 +130,11 @@ def make_datasets(args: Namespace) -> tuple[Any, Any]:
         path = args.mbj_class_counts
         args.num_classes = len(counts_from_file(path)) if path else int(dataset_labels(train_set).max()) + 1
     return train_set, evaluation_set
+
+
+def image_mode(args: Namespace) -> str:
+    """Pillow's mode of the images."""
+    return args.input_img_mode or ("L" if 1 in (args.in_chans, (args.input_size or [3])[0]) else "RGB")
 
 
 def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], device: torch.device) -> Data:

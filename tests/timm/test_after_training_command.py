@@ -1,0 +1,227 @@
+"""The command on real runs of train_timm: what it prints is true, and what it writes loads in stock timm."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import yaml
+
+from mbj_plugin import after_training as formulas
+from mbj_plugin.longtail import class_groups
+from mbj_plugin.timm.after_training import METHODS, FinishedRun, main, parser
+from mbj_plugin.timm.finished_run import saved_args
+from mbj_plugin.timm.trainer import build, train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder of a baseline and an MBJ run on the digits, long enough to tell classes apart."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = ["--epochs", "6", "--decay-milestones", "4", "--warmup-epochs", "0", "--no-progress"]
+    train.main(["--mbj", "--compare", "--output", str(root), "--experiment", "x", *flags])
+    return root / "x"
+
+
+@pytest.fixture
+def folder(runs, tmp_path):
+    """A copy of the MBJ run, to be written to or broken."""
+    return shutil.copytree(runs / "mbj", tmp_path / "mbj")
+
+
+def printed(capsys, *argv):
+    """Rows of the table: method to (tau or None, [error, head, medium, tail, many, medium, few]), and all lines."""
+    main([str(each) for each in argv])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {}
+    for line in lines:
+        cells = line.replace("|", " ").split()
+        if cells and cells[0] in METHODS and "left out" not in line:
+            numbers = [float("nan") if cell == "-" else float(cell) for cell in cells[1:]]
+            rows[cells[0]] = (None if len(numbers) == 7 else numbers[0], numbers[-7:])
+    return rows, lines
+
+
+def stock_errors(folder, checkpoint):
+    """[error, head, medium, tail] of a checkpoint that stock timm loads, counted image by image."""
+    args = saved_args(folder, "cpu", None)
+    model = timm.create_model(args.model, num_classes=10, in_chans=1, checkpoint_path=str(checkpoint), depth=8)
+    datasets = build.make_datasets(args)
+    loaders = build.make_loaders(args, model, datasets, torch.device("cpu"))
+    hits = {c: [] for c in range(10)}
+    with torch.no_grad():
+        for image, label in datasets[1]:
+            hits[label].append(int(model.eval()(image[None])[0].argmax()) == label)
+    groups = {"all": range(10)} | class_groups(loaders.counts)
+    return [
+        100 * (1 - np.mean([hit for c in groups[name] for hit in hits[c]]))
+        for name in ("all", "head", "medium", "tail")
+    ]
+
+
+def test_all_of_them_side_by_side(runs, capsys):
+    rows, _ = printed(capsys, runs / "mbj")
+    assert tuple(rows) == METHODS
+    results = json.loads((runs / "mbj" / "results.json").read_text())["errors"]
+    names = ("error", "head", "medium", "tail", "many_shot", "medium_shot", "few_shot")
+    assert rows["as-trained"][1] == pytest.approx([results[name] for name in names], abs=0.005)
+    assert [row[0] for row in rows.values()] == [None, 1, 0.2, 1, None, None]
+    assert len({tuple(row[1]) for row in rows.values()}) > 3  # they are not one classifier under six names
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(folder, capsys, method):
+    rows, lines = printed(capsys, folder, "--write", method)
+    written = folder / f"{method}.pth.tar"
+    assert lines[-1] == f"Written: {written}"
+    assert stock_errors(folder, written) == pytest.approx(rows[method][1][:4], abs=0.005)
+    old = torch.load(folder / "last.pth.tar", weights_only=False)["state_dict"]
+    new = torch.load(written, weights_only=True)["state_dict"]
+    assert {key for key in old if not torch.equal(old[key], new[key])} <= {
+        "fc.weight",
+        "fc.bias",
+    } and old.keys() == new.keys()
+
+
+def test_the_features_are_those_of_images_without_augmentation(folder):
+    args = parser().parse_args([str(folder)])
+    run = FinishedRun(args)
+    run.read_images(None)
+    train_set, _ = datasets = build.make_datasets(run.args)
+    build.make_loaders(run.args, run.model, datasets, torch.device("cpu"))
+    train_set.transform = datasets[1].transform
+    assert len(run.train.labels) == len(train_set) > 200
+    with torch.no_grad():
+        for i in (0, 100, len(train_set) - 1):
+            image, label = train_set[i]
+            features = run.model.forward_features(image[None])
+            expected = run.model.forward_head(features, pre_logits=True)[0]
+            torch.testing.assert_close(run.train.features[i], expected, atol=1e-5, rtol=1e-4)
+            assert run.train.labels[i] == label
+
+
+def test_each_classifier_is_its_formula_on_this_run(folder):
+    args = parser().parse_args([str(folder), "--tau", "1.5", "--gamma", "0.1"])
+    run = FinishedRun(args)
+    run.read_images(None)
+    saved = torch.load(folder / "last.pth.tar", weights_only=False)
+    weight, bias = saved["state_dict"]["fc.weight"], saved["state_dict"]["fc.bias"]
+    counts = json.loads((folder / "results.json").read_text())["class_counts"]
+    memory = saved["task_state"]["mbj"]
+    rows, labels = memory["feature.bank.slot_rows"][:-1], memory["feature.bank.slot_labels"][:-1]
+    expected = {
+        "as-trained": (weight, bias),
+        "logit-adjustment": formulas.logit_adjusted(weight, bias, counts, 1.5),
+        "multiplicative": formulas.multiplicatively_adjusted(weight, counts, 0.1),
+        "tau-norm": formulas.tau_normalized(weight, 1.5),
+        "class-mean": formulas.nearest_class_mean(run.train.features, run.train.labels),
+        "retrained": formulas.retrained(rows[labels >= 0], labels[labels >= 0], weight, bias),
+    }
+    for method, (w, b) in expected.items():
+        (new_weight, new_bias), _ = run.classifier(method, args)
+        torch.testing.assert_close(new_weight, w, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(new_bias, b, rtol=1e-4, atol=1e-4)
+
+
+def test_tau_is_chosen_by_the_mean_error_of_the_classes_of_the_split(folder, capsys):
+    rows, _ = printed(capsys, folder, "--choose-on", "validation")
+    args = parser().parse_args([str(folder)])
+    run = FinishedRun(args)
+    run.read_images("validation")
+    features, labels = run.validation.features, run.validation.labels
+    assert len(labels) == 360 and len(run.evaluation.labels) == 359
+    assert not torch.equal(features, run.evaluation.features)
+
+    def mean_error(tau):
+        weight, bias = formulas.logit_adjusted(run.weight, run.bias, run.counts.tolist(), tau)
+        right = F.linear(features, weight, bias).argmax(1) == labels
+        return np.mean([1 - right[labels == c].float().mean().item() for c in range(10)])
+
+    chosen = rows["logit-adjustment"][0]
+    assert chosen == min(np.arange(31) / 10, key=lambda tau: round(mean_error(tau), 9))
+    assert rows["class-mean"][0] is None
+
+
+def test_a_run_without_a_memory_has_no_retrained_line(runs, capsys):
+    rows, lines = printed(capsys, runs / "baseline")
+    assert tuple(rows) == METHODS[:-1]
+    assert "retrained is left out: the checkpoint holds no memory of features (--mbj writes one)" in lines
+
+
+def test_retraining_needs_no_image(folder, capsys):
+    settings = yaml.safe_load((folder / "args.yaml").read_text())
+    (folder / "args.yaml").write_text(yaml.safe_dump(settings | {"dataset": "", "data_dir": "nowhere"}))
+    rows, lines = printed(capsys, folder, "--no-images", "--write", "retrained", "--output", folder / "new.pth.tar")
+    assert not rows and lines == [f"Written: {folder / 'new.pth.tar'}"]
+    (folder / "args.yaml").write_text(yaml.safe_dump(settings))
+    rows, _ = printed(capsys, folder)
+    assert stock_errors(folder, folder / "new.pth.tar") == pytest.approx(rows["retrained"][1][:4], abs=0.005)
+
+
+def test_averaged_weights_are_the_ones_that_are_read(folder):
+    checkpoint = torch.load(folder / "last.pth.tar", weights_only=False)
+    average = {key: value.clone() for key, value in checkpoint["state_dict"].items()}
+    average["fc.bias"] += 3
+    torch.save(checkpoint | {"state_dict_ema": average}, folder / "last.pth.tar")
+    assert torch.equal(FinishedRun(parser().parse_args([str(folder)])).bias, average["fc.bias"])
+
+
+def test_two_heads_are_written_as_the_one_that_they_average_to(folder):
+    run = FinishedRun(parser().parse_args([str(folder)]))
+    run.layers = [torch.nn.Linear(3, 10), torch.nn.Linear(2, 10)]
+    run.model = torch.nn.ModuleList(run.layers)
+    weight, bias, x = torch.randn(10, 5), torch.randn(10), torch.randn(4, 5)
+    run.write((weight, bias), folder / "two.pth.tar")
+    averaged = (run.layers[0](x[:, :3]) + run.layers[1](x[:, 3:])) / 2
+    torch.testing.assert_close(averaged, F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--tau", "-1"], "--tau must be a finite number >= 0, got -1"),
+        (["--gamma", "nan"], "--gamma must be a finite number >= 0, got nan"),
+        (["--choose-on", "test"], "--choose-on test: the run was evaluated on that split"),
+        (["--choose-on", "train"], "--choose-on train: the run was trained on that split"),
+        (["--choose-on", "dev"], "got 'dev'"),
+        (["--output", "x"], "--output is the file of --write"),
+        (["--no-images"], "--no-images needs a --write that takes no image"),
+        (["--no-images", "--write", "class-mean"], "--no-images needs a --write that takes no image"),
+        (["--device", "abacus"], "--device abacus"),
+        (["--write", "tau-norm", "--output", "nowhere/x.pth"], "cannot write nowhere/x.pth"),
+    ],
+)
+def test_a_wrong_value_is_one_line(runs, argv, said):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(runs / "mbj"), *argv])
+    assert said in str(stopped.value) and "\n" not in str(stopped.value)
+    assert str(stopped.value).startswith("after_training: error: ")
+
+
+def test_a_folder_that_is_no_run_is_one_line(runs, folder, tmp_path):
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(SystemExit, match="there is no"):
+            main([str(path)])
+    with pytest.raises(SystemExit, match="no memory of features"):
+        main([str(runs / "baseline"), "--write", "retrained"])
+    for name in ("last.pth.tar", "model_best.pth.tar"):
+        (folder / name).write_bytes(b"cut")
+    with pytest.raises(SystemExit, match="cannot read a checkpoint"):
+        main([str(folder)])
+
+
+def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
+    flags = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
+    train.main(["--loss", "ldam_drw", "--output", str(tmp_path), "--experiment", "run", *flags])
+    with pytest.raises(SystemExit, match="cannot find the classifier"):
+        main([str(tmp_path / "run")])
+
+
+def test_logits_that_are_no_plain_product_are_one_line(folder):
+    run = FinishedRun(parser().parse_args([str(folder)]))
+    run.model.register_forward_hook(lambda module, args, logits: 2 * logits)
+    with pytest.raises(ValueError, match="are not what its classifier computes"):
+        run.read_images(None)
