@@ -12,7 +12,7 @@ import yaml
 
 from mbj_plugin import after_training as formulas
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.timm.after_training import METHODS, FinishedRun, main, parser
+from mbj_plugin.timm.after_training import METHODS, FinishedRun, Images, _best, main, parser
 from mbj_plugin.timm.finished_run import saved_args
 from mbj_plugin.timm.trainer import build, train
 
@@ -225,3 +225,11 @@ def test_logits_that_are_no_plain_product_are_one_line(folder):
     run.model.register_forward_hook(lambda module, args, logits: 2 * logits)
     with pytest.raises(ValueError, match="are not what its classifier computes"):
         run.read_images(None)
+
+
+def test_each_class_of_the_split_counts_the_same():
+    labels = torch.tensor([0] * 9 + [1])
+    features = torch.where(labels[:, None] == 0, -torch.arange(10.0)[:, None], -1.0)
+    # At 2.5, three images of class 0 are lost for the only one of class 1.
+    adjust = lambda tau: (torch.tensor([[-1.0], [0.0]]), torch.tensor([0.0, tau]))  # noqa: E731
+    assert _best(adjust, np.array([0.0, 2.5]), Images(features, labels), 2) == 2.5
