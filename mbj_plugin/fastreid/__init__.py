@@ -1,4 +1,5 @@
-"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ and the long-tailed data sets.
+"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ, the layer FeatureCloud and the
+long-tailed data sets.
 
 Then `MODEL.HEADS.NAME: MBJHead` in any fast-reid config is enough. See docs/fastreid.md.
 """
@@ -15,10 +16,11 @@ def _enable() -> None:
     from mbj_plugin.fastreid import compat, compat_cpu  # noqa: F401  (compat_cpu registers its patches)
 
     compat.apply_all()
-    from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets, diagnostics
+    from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets, diagnostics, feature_cloud
 
     config.register_config()
     datasets.register_datasets()
+    feature_cloud.register_feature_cloud()
     collect.watch_build_model()
     counts.watch_trainers()
     diagnostics.watch_training()

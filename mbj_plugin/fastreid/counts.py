@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.fastreid.feature_cloud import FeatureCloud
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -64,16 +65,18 @@ def class_counts(dataset: Dataset, num_classes: int) -> Tensor:
 
 
 def prepare(model: nn.Module, data_loader) -> None:
-    """Tell the MBJ heads of ``model`` what they need to know of the training set. fast-reid's trainers do it by
-    themselves; own training loops call it once.
+    """Tell the MBJ heads of ``model``, and its FeatureCloud layers, what they need to know of the training set.
+    fast-reid's trainers do it by themselves; own training loops call it once.
 
     Args:
-        model: the model, also inside DistributedDataParallel. Without MBJ heads nothing happens.
+        model: the model, also inside DistributedDataParallel. Without such modules nothing happens.
         data_loader: training loader; its ``dataset`` is counted.
 
     Raises:
         ValueError: where the data set cannot be counted, or fills no batch.
     """
+    for cloud in (module for module in model.modules() if isinstance(module, FeatureCloud)):
+        cloud.set_class_counts(class_counts(data_loader.dataset, cloud.num_classes))
     heads = mbj_heads(model)
     if not heads:
         return
