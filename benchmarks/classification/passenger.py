@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.classification.recipe import build_model, build_optimizer
 from benchmarks.classification.settings import Method
 from benchmarks.classification.training import CellRun, class_errors
+from mbj_plugin.after_training import logit_adjusted, nearest_class_mean, tau_normalized
 from mbj_plugin.batch_losses import create_loss
 from mbj_plugin.losses import FeatureMemoryLoss
 
@@ -47,7 +48,7 @@ def passenger_row(method: Method, features: Features) -> dict[str, Any]:
     began, run = time.monotonic(), features.run
     curve: list[dict[str, Any]] = []
     if method.after is not None:
-        layer = _logit_adjusted(features.classifier, run.counts, method.tau)
+        layer = _after(method, features)
     else:
         layer, curve = _train(method, features)
     per_class = class_errors(_predict(layer, features.test, run), run.test_labels)
@@ -57,11 +58,19 @@ def passenger_row(method: Method, features: Features) -> dict[str, Any]:
     return run.row(per_class, 100 * float(right.mean()), curve, time.monotonic() - began)
 
 
-def _logit_adjusted(classifier: Any, counts: np.ndarray, tau: float) -> nn.Linear:
-    """The classifier with logits minus tau times the logarithm of the class prior (https://arxiv.org/abs/2007.07314)."""
-    layer = nn.Linear(classifier.in_features, classifier.out_features).to(classifier.weight.device)
-    prior = torch.as_tensor(counts / counts.sum(), device=classifier.weight.device)
-    layer.load_state_dict({"weight": classifier.weight, "bias": classifier.bias - tau * prior.log().float()})
+def _after(method: Method, features: Features) -> nn.Linear:
+    """The linear classifier that takes the finished one's place."""
+    weight, bias = features.classifier.weight.detach(), features.classifier.bias.detach()
+    counts = features.run.counts.tolist()
+    if method.after == "logit_adjustment":
+        weight, bias = logit_adjusted(weight, bias, counts, method.tau)
+    elif method.after == "tau_normalization":
+        weight, bias = tau_normalized(weight, method.tau)
+    else:
+        assert method.after == "nearest_class_mean"
+        weight, bias = nearest_class_mean(features.train, features.run.train_labels, len(counts))
+    layer = nn.Linear(weight.shape[1], weight.shape[0]).to(weight.device)
+    layer.load_state_dict({"weight": weight, "bias": bias})
     return layer
 
 

@@ -143,7 +143,8 @@ def _pair(table: Table, method: str, other: str) -> str:
 def describe(method: Method) -> str:
     """A method in words."""
     if method.after is not None:
-        return f"`{method.loss}`, logit adjustment of the finished classifier, tau {method.tau:g}"
+        after = f"after the training with `{method.loss}`: {method.after.replace('_', ' ')}"
+        return after if method.after == "nearest_class_mean" else f"{after}, tau {method.tau:g}"
     own_loss = method.classifier_loss or method.loss
     own = f"a classifier of its own on the features of `{method.loss}`, trained by `{own_loss}`"
     if method.memory is None:

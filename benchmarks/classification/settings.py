@@ -15,7 +15,7 @@ from mbj_plugin.names import check_known
 from mbj_plugin.timm.criterion import CLASSIFIERS
 
 PRECISIONS = ("fp32", "bf16")
-AFTER = ("logit_adjustment",)
+AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
 
@@ -69,7 +69,7 @@ class Method:
     classifier: str = "own"
     #: Batch loss of the classifier of its own; None = ``loss``.
     classifier_loss: str | None = None
-    #: "logit_adjustment" of the finished classifier, by tau.
+    #: What takes the finished classifier's place, see :mod:`mbj_plugin.after_training`.
     after: str | None = None
     tau: float = 1.0
     eta: float | None = None

@@ -153,8 +153,9 @@ class FinishedRun:
             self.model.load_state_dict(evaluated_weights(self.checkpoint))
         layers: Any = classifier_layers(self.model)
         self.layers, heads = layers, Heads(layers)
-        self.weight = heads.weight.detach().float().cpu()
-        self.bias = None if heads.bias is None else heads.bias.detach().float().cpu()
+        weight, bias = heads.affine()
+        self.weight = weight.detach().float().cpu()
+        self.bias = None if bias is None else bias.detach().float().cpu()
         self.evaluation: Images | None = None
         self.validation: Images | None = None
         if args.no_images:

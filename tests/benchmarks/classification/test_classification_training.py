@@ -118,7 +118,7 @@ def test_a_classifier_loss_of_its_own_is_trained_on_the_features(tmp_path):
     assert own["curve"] != run.curve
 
 
-def test_logit_adjustment_subtracts_the_log_prior(tmp_path):
+def test_what_takes_the_finished_classifier_s_place(tmp_path):
     run = CellRun(TINY, Method(), drawn(), 0, log_folder=tmp_path)
     assert run.train()
     features = Features(run)
@@ -129,6 +129,15 @@ def test_logit_adjustment_subtracts_the_log_prior(tmp_path):
     wrong = logits.argmax(1) != run.test_labels
     assert row["error"] == pytest.approx(100 * wrong.mean(), abs=1e-3)
     assert row["error"] != run.result()["error"]
+    with torch.no_grad():
+        weight = run.model.fc.weight / run.model.fc.weight.norm(dim=1, keepdim=True)
+        wrong = (features.test @ weight.T).argmax(1).numpy() != run.test_labels
+        row = passenger_row(Method(after="tau_normalization"), features)
+        assert row["error"] == pytest.approx(100 * wrong.mean(), abs=1e-3)
+        means = torch.stack([features.train[run.train_labels == c].mean(0) for c in range(10)])
+        wrong = (features.test @ torch.nn.functional.normalize(means).T).argmax(1).numpy() != run.test_labels
+        row = passenger_row(Method(after="nearest_class_mean"), features)
+        assert row["error"] == pytest.approx(100 * wrong.mean(), abs=1e-3)
 
 
 def test_bf16_is_near_fp32_and_not_the_same():
