@@ -47,7 +47,17 @@ def build_criterion(
     if method.memory is None:
         return base
     settings = method.memory_settings(protocol, steps_per_epoch)
-    criterion = MBJLoss(class_counts, base, memory=method.memory, classifier=method.classifier, seed=seed, **settings)
+    own_loss = create_loss(method.classifier_loss, class_counts).to(device) if method.classifier_loss else None
+    criterion = MBJLoss(
+        class_counts,
+        base,
+        memory=method.memory,
+        classifier=method.classifier,
+        classifier_loss=own_loss,
+        prototypes=method.prototypes,
+        seed=seed,
+        **settings,
+    )
     return criterion.bind(model)
 
 

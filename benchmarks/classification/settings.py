@@ -69,6 +69,8 @@ class Method:
     classifier: str = "own"
     #: Batch loss of the classifier of its own; None = ``loss``.
     classifier_loss: str | None = None
+    #: "batch" or "memory", see MBJLoss.
+    prototypes: str = "batch"
     #: What takes the finished classifier's place, see :mod:`mbj_plugin.after_training`.
     after: str | None = None
     tau: float = 1.0

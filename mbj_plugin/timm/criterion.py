@@ -15,6 +15,7 @@ from mbj_plugin.timm.head import Heads, attach_head, detach_head, same_map
 
 MEMORIES = ("feature", "prototype", "both")
 CLASSIFIERS = ("own", "shared")
+PROTOTYPES = ("batch", "memory")
 
 
 class CrossEntropy(nn.Module):
@@ -40,6 +41,9 @@ class MBJLoss(nn.Module):
         memory: "feature" (MBJ-F), "prototype" (MBJ-W) or "both" (MBJ-WF).
         classifier: "own" as above; "shared": one classifier for both losses, to whose changes the features answer.
             Prototypes alone train no classifier, so there both are the same.
+        classifier_loss: the batch loss of a classifier of the memory's own; None = ``base``.
+        prototypes: with "both" and two classifiers, whose weights the prototype memory holds: those of the "batch"
+            classifier, which trains the features, or of the "memory" classifier.
         size: slots of each memory; None = 500 features, 3,500 prototypes.
         eta: weight of each memory loss; None = 15 for features, 1/7 for prototypes.
         beta: re-balancing strength of Eq. 1.
@@ -63,6 +67,8 @@ class MBJLoss(nn.Module):
         *,
         memory: str = "feature",
         classifier: str = "own",
+        classifier_loss: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        prototypes: str = "batch",
         size: int | None = None,
         eta: float | None = None,
         beta: float = 1.5,
@@ -79,6 +85,13 @@ class MBJLoss(nn.Module):
             raise ValueError(f"memory must be one of {MEMORIES}, got {memory!r}")
         if classifier not in CLASSIFIERS:
             raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
+        if prototypes not in PROTOTYPES:
+            raise ValueError(f"prototypes must be of one of {PROTOTYPES}, got {prototypes!r}")
+        if classifier_loss is not None and (classifier == "shared" or memory == "prototype"):
+            raise ValueError(
+                "classifier_loss trains a classifier of the memory's own: it needs classifier 'own' and "
+                "memory 'feature' or 'both'"
+            )
         if momentum and memory == "feature":
             raise ValueError(f"momentum {momentum} moves prototypes: it needs memory 'prototype' or 'both'")
         if prior_correction and memory == "prototype":
@@ -87,6 +100,8 @@ class MBJLoss(nn.Module):
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
         self.smoothing = smoothing
         self.base = base if base is not None else CrossEntropy()
+        self.classifier_loss = classifier_loss if classifier_loss is not None else self.base
+        self.prototypes_of_batch = prototypes == "batch"
         self.own_classifier = classifier == "own" and memory != "prototype"
         self.class_counts = torch.as_tensor(class_counts)
         shared: dict[str, Any] = {"beta": beta, "norm": norm, "start": start, "seed": seed, "ramp": ramp}
@@ -163,7 +178,7 @@ class MBJLoss(nn.Module):
         self._check_once(output, features)
         if memory_output is not None:
             # The value is Eq. 2's, the memory classifier's; the gradient is of both classifiers' batch losses.
-            batch_loss = batch_loss - batch_loss.detach() + self.base(memory_output, target)
+            batch_loss = batch_loss - batch_loss.detach() + self.classifier_loss(memory_output, target)
         memory_loss = self._memory_loss(features, target)
         self.parts = {"loss_batch": batch_loss.detach(), "loss_memory": memory_loss.detach()}
         if self.meter is not None:
@@ -180,7 +195,7 @@ class MBJLoss(nn.Module):
         if "feature" in self.memories:
             memory_loss = memory_loss + self.memories["feature"](features, target, *self.heads.affine())
         if "prototype" in self.memories:
-            weight, _ = self.heads.affine(batch=True)  # prototypes of the classifier that trains the features
+            weight, _ = self.heads.affine(batch=self.prototypes_of_batch)
             memory_loss = memory_loss + self.memories["prototype"](features, target, weight)
         return memory_loss
 

@@ -275,3 +275,15 @@ def test_clipping_is_that_of_a_run_without_mbj(mode):
         assert torch.equal(ours[name.replace("fc.", "fc.batch_classifier.")], parameter.grad), name
     for name, parameter in alone.fc.named_parameters():
         assert torch.equal(ours[f"fc.{name}"], parameter.grad), name
+
+
+@pytest.mark.parametrize("prototypes", ["batch", "memory"])
+def test_whose_prototypes_are_remembered(prototypes):
+    model = small_model()
+    loss = MBJLoss(COUNTS, memory="both", prototypes=prototypes, eta=1.0, **ALL).bind(model)
+    train(model, loss, range(3))
+    layer = model.fc.batch_classifier if prototypes == "batch" else model.fc
+    before = layer.weight.detach().clone()
+    loss(model(images(3)[0]), images(3)[1])
+    assert torch.equal(loss.memories["prototype"].bank.rows[9:12], before)
+    assert not torch.equal(model.fc.weight, model.fc.batch_classifier.weight)

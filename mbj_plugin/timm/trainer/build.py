@@ -222,6 +222,11 @@ def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Modul
         ValueError: for soft labels with a loss that takes hard ones.
     """
     mixup = bool(_mixup_settings(args))
+    if args.mbj and args.mbj_classifier_loss and (mixup or args.smoothing or args.bce_loss):
+        raise ValueError(
+            f"--mbj-classifier-loss {args.mbj_classifier_loss} (--mbj-recipe balanced) takes hard labels: add "
+            "--smoothing 0, leave out Mixup, CutMix and --bce-loss"
+        )
     if args.loss != "ce":
         if mixup or args.smoothing or args.bce_loss:
             raise ValueError(

@@ -126,6 +126,7 @@ def test_a_run_with_one_shared_classifier_goes_on_with_one(tmp_path, tiny, caplo
     [
         ["--mbj-memory", "both", "--mbj-momentum", "0.5"],
         ["--mbj-classifier", "shared"],
+        ["--mbj-recipe", "balanced", "--smoothing", "0"],
         ["--mixup", "0.5", "--cutmix", "0.5", "--smoothing", "0.1"],
         ["--mixup", "0.5", "--no-prefetcher", "--mixup-off-epoch", "1"],
         ["--bce-loss", "--smoothing", "0.1", "--grad-accum-steps", "2", "--clip-grad", "1.0"],
@@ -230,6 +231,11 @@ def fails(*argv):
         (["--num-classes", "5"], "label 9 is out of range"),
         (["--num-classes", "12"], "2 of 12 classes have no training images"),
         (["--mbj", "--mbj-size", "0"], "memory size.* 0"),
+        (
+            ["--mbj", "--mbj-recipe", "balanced", "--smoothing", "0.1"],
+            "--mbj-classifier-loss balanced_softmax.*hard labels",
+        ),
+        (["--mbj", "--mbj-recipe", "balanced", "--mbj-classifier", "shared"], "classifier_loss.*classifier 'own'"),
         (["--mbj", "--mbj-eta", "-1"], "eta.*-1"),
         (["--mbj", "--mbj-eta", "nan"], "eta.*nan"),
         (["--mbj", "--mbj-beta", "-2"], "beta.*-2"),
