@@ -1,4 +1,4 @@
-"""``tools/after_training.py``: what costs nothing after training, side by side, for one run of ``train_timm``."""
+"""``tools/after_training.py``: what costs nothing after training, side by side, for finished runs of ``train_timm``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from mbj_plugin.timm.finished_run import evaluated_weights, memory_states, newes
 from mbj_plugin.timm.head import Heads, classifier_layers
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.data import check_same_classes, make_dataset
+from mbj_plugin.timm.trainer.evaluate import error_table
 
 METHODS = ("as-trained", "logit-adjustment", "multiplicative", "tau-norm", "class-mean", "retrained")
 #: Strengths that ``--choose-on`` tries.
@@ -41,6 +42,8 @@ STRENGTHS = {
 }
 COLUMNS = ("error", "head", "medium", "tail", "many_shot", "medium_shot", "few_shot")
 Classifier = tuple[Tensor, Tensor]
+#: Of each classifier, the errors of :func:`group_errors`, and its tau or gamma.
+Results = dict[str, tuple[dict[str, float], float | None]]
 
 
 @dataclass
@@ -64,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
         "additive and multiplicative, tau-normalisation, the nearest class mean, and one that is retrained from the "
         "memory in the checkpoint. Prints the test error of all of them, by class size; trains no feature."
     )
-    p.add_argument("run", metavar="RUN", help="folder of one run of train_timm")
+    p.add_argument(
+        "run", nargs="+", metavar="RUN", help="folder of a run of train_timm; of several (seeds), mean and spread"
+    )
     p.add_argument("--tau", type=float, default=1.0, help="of logit adjustment and tau-norm (default: %(default)s)")
     p.add_argument("--gamma", type=float, default=0.2, help="of multiplicative adjustment (default: %(default)s)")
     p.add_argument(
@@ -95,10 +100,26 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(args: Namespace) -> None:
     _check(args)
-    run = FinishedRun(args)
+    results: list[Results] = []
+    for folder in args.run:
+        run = FinishedRun(Path(folder), args)
+        rows = _classifiers(run, args)
+        if not args.no_images:
+            results.append({name: (run.errors(new), strength) for name, (new, strength) in rows.items()})
+    if len(results) == 1:
+        print(table(results[0]))
+    elif results:
+        print(error_table({name: [each[name][0] for each in results if name in each] for name in results[0]}))
+    if args.write:
+        path = Path(args.output or Path(folder) / f"{args.write}.pth.tar")
+        run.write(rows[args.write][0], path)
+        print(f"Written: {path}")
+
+
+def _classifiers(run: FinishedRun, args: Namespace) -> dict[str, tuple[Classifier, float | None]]:
     if not args.no_images:
         run.read_images(args.choose_on)
-    rows: dict[str, tuple[Classifier, float | None]] = {}
+    rows = {}
     for method in METHODS:
         try:
             rows[method] = run.classifier(method, args)
@@ -107,17 +128,15 @@ def _main(args: Namespace) -> None:
                 raise
             if not args.no_images:
                 print(f"{method} is left out: {error}")
-    if not args.no_images:
-        print(table({name: (run.errors(new), strength) for name, (new, strength) in rows.items()}))
-    if args.write:
-        path = Path(args.output or Path(args.run) / f"{args.write}.pth.tar")
-        run.write(rows[args.write][0], path)
-        print(f"Written: {path}")
+    return rows
 
 
 def _check(args: Namespace) -> None:
-    if not Path(args.run).is_dir():
-        raise ValueError(f"there is no folder {args.run}: give the folder that a run of train_timm wrote")
+    for folder in args.run:
+        if not Path(folder).is_dir():
+            raise ValueError(f"there is no folder {folder}: give the folder that a run of train_timm wrote")
+    if args.write and len(args.run) > 1:
+        raise ValueError(f"--write writes the checkpoint of one run, got {len(args.run)}")
     for name in ("tau", "gamma"):
         if not 0 <= getattr(args, name) < float("inf"):
             raise ValueError(f"--{name} must be a finite number >= 0, got {getattr(args, name)}")
@@ -131,14 +150,14 @@ class FinishedRun:
     """The run: its model and memory, and once they are read, the features of its images.
 
     Args:
+        folder: of the run.
         args: of the command.
 
     Raises:
         ValueError: for a folder that is no run of ``train_timm``, or a model without a plain classifier.
     """
 
-    def __init__(self, args: Namespace) -> None:
-        folder = Path(args.run)
+    def __init__(self, folder: Path, args: Namespace) -> None:
         name, self.checkpoint, _ = newest_checkpoint(folder)
         if not name:
             raise ValueError(f"cannot read a checkpoint in {folder}: they are cut short")
@@ -278,7 +297,7 @@ def _counts_of_results(folder: Path) -> np.ndarray:
         raise ValueError(f"--no-images takes the class counts from {folder / 'results.json'}: {error}") from error
 
 
-def table(rows: dict[str, tuple[dict[str, float], float | None]]) -> str:
+def table(rows: Results) -> str:
     """Test error in percent, a line for each classifier.
 
     Args:

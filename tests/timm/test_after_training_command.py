@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,17 @@ def test_all_of_them_side_by_side(runs, capsys):
     assert len({tuple(row[1]) for row in rows.values()}) > 3  # they are not one classifier under six names
 
 
+def test_several_runs_have_a_mean_and_a_spread(runs, capsys):
+    first, second = (printed(capsys, runs / name)[0] for name in ("mbj", "baseline"))
+    main([str(runs / "mbj"), str(runs / "baseline")])
+    lines = capsys.readouterr().out.splitlines()
+    cells = next(line for line in lines if line.startswith("all ")).split()
+    means = [np.mean([rows[name][1][0] for rows in (first, second)]) for name in METHODS[:-1]]
+    assert [float(cell) for cell in cells[1:16:3]] == pytest.approx(means, abs=0.01)
+    with pytest.raises(SystemExit, match="the checkpoint of one run, got 2"):
+        main([str(runs / "mbj"), str(runs / "baseline"), "--write", "tau-norm"])
+
+
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(folder, capsys, method):
     rows, lines = printed(capsys, folder, "--write", method)
@@ -88,7 +100,7 @@ def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(folder
 
 def test_the_features_are_those_of_images_without_augmentation(folder):
     args = parser().parse_args([str(folder)])
-    run = FinishedRun(args)
+    run = FinishedRun(Path(args.run[0]), args)
     run.read_images(None)
     train_set, _ = datasets = build.make_datasets(run.args)
     build.make_loaders(run.args, run.model, datasets, torch.device("cpu"))
@@ -105,7 +117,7 @@ def test_the_features_are_those_of_images_without_augmentation(folder):
 
 def test_each_classifier_is_its_formula_on_this_run(folder):
     args = parser().parse_args([str(folder), "--tau", "1.5", "--gamma", "0.1"])
-    run = FinishedRun(args)
+    run = FinishedRun(Path(args.run[0]), args)
     run.read_images(None)
     saved = torch.load(folder / "last.pth.tar", weights_only=False)
     weight, bias = saved["state_dict"]["fc.weight"], saved["state_dict"]["fc.bias"]
@@ -129,7 +141,7 @@ def test_each_classifier_is_its_formula_on_this_run(folder):
 def test_tau_is_chosen_by_the_mean_error_of_the_classes_of_the_split(folder, capsys):
     rows, _ = printed(capsys, folder, "--choose-on", "validation")
     args = parser().parse_args([str(folder)])
-    run = FinishedRun(args)
+    run = FinishedRun(Path(args.run[0]), args)
     run.read_images("validation")
     features, labels = run.validation.features, run.validation.labels
     assert len(labels) == 360 and len(run.evaluation.labels) == 359
@@ -166,11 +178,11 @@ def test_averaged_weights_are_the_ones_that_are_read(folder):
     average = {key: value.clone() for key, value in checkpoint["state_dict"].items()}
     average["fc.bias"] += 3
     torch.save(checkpoint | {"state_dict_ema": average}, folder / "last.pth.tar")
-    assert torch.equal(FinishedRun(parser().parse_args([str(folder)])).bias, average["fc.bias"])
+    assert torch.equal(FinishedRun(folder, parser().parse_args([str(folder)])).bias, average["fc.bias"])
 
 
 def test_two_heads_are_written_as_the_one_that_they_average_to(folder):
-    run = FinishedRun(parser().parse_args([str(folder)]))
+    run = FinishedRun(folder, parser().parse_args([str(folder)]))
     run.layers = [torch.nn.Linear(3, 10), torch.nn.Linear(2, 10)]
     run.model = torch.nn.ModuleList(run.layers)
     weight, bias, x = torch.randn(10, 5), torch.randn(10), torch.randn(4, 5)
@@ -221,7 +233,7 @@ def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
 
 
 def test_logits_that_are_no_plain_product_are_one_line(folder):
-    run = FinishedRun(parser().parse_args([str(folder)]))
+    run = FinishedRun(folder, parser().parse_args([str(folder)]))
     run.model.register_forward_hook(lambda module, args, logits: 2 * logits)
     with pytest.raises(ValueError, match="are not what its classifier computes"):
         run.read_images(None)
