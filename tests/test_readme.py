@@ -22,12 +22,13 @@ def test_the_recipe_for_any_loop_runs():
         "backbone": backbone,
         "classifier": classifier,
         "cross_entropy": cross_entropy,
-        "optimizer": torch.optim.SGD([*backbone.parameters(), *classifier.parameters()], lr=0.1),
+        "SGD": torch.optim.SGD,
         "checkpoint": {},
     }
     exec(block, names)
     assert names["checkpoint"]["memory"]["bank.slot_labels"].ge(0).any()
     assert names["checkpoint"]["memory"]["step"] == 6
+    assert not torch.equal(names["memory_classifier"].weight, classifier.weight)
 
 
 def test_every_relative_link_leads_somewhere():
