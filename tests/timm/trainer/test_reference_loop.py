@@ -1,4 +1,4 @@
-"""train_timm against a loop of plain PyTorch: the same weights after two epochs, for every flag that touches the loop."""
+"""train_timm against a loop of plain PyTorch: the same weights after two epochs, for every flag of the loop."""
 
 import csv
 import math
