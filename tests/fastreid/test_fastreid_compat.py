@@ -14,7 +14,6 @@ from fastreid.data.samplers import triplet_sampler
 from fastreid.data.transforms import build_transforms
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.solver import build as solver_build
-from fastreid.utils.compute_dist import build_dist
 from fastreid.utils.params import ContiguousParams
 from PIL import Image
 
@@ -100,12 +99,6 @@ def test_all_transforms_run(make_cfg):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3), dtype=np.uint8))
     for _ in range(40):
         assert transform(image).shape == (3, 32, 16)
-
-
-def test_reranking_runs():
-    features = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)))
-    distances = build_dist(features[:5], features[5:], "jaccard", k1=6, k2=2)
-    assert distances.shape == (5, 15) and np.isfinite(distances).all()
 
 
 def test_the_cuhk03_metric_runs_without_cython():

@@ -167,17 +167,6 @@ def test_half_precision_features(make_trainer, memory):
     assert bank(trainer, memory).rows.dtype == torch.float32
 
 
-def test_mgn_trains_a_memory_in_each_of_its_eight_heads(make_trainer, steps):
-    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM", 2048)
-    trainer = make_trainer(
-        *MAX, *backbone, "MODEL.META_ARCHITECTURE", "MGN", "MODEL.HEADS.EMBEDDING_DIM", 8, "INPUT.SIZE_TRAIN", [96, 16]
-    )
-    losses = steps(trainer, 2)
-    heads = mbj_heads(trainer.model)
-    assert len(heads) == 8 and all(head.memories["prototype"].bank.filled > 0 for head in heads)
-    assert losses[-1]["loss_mbj"] > 0 and not any(head.pending for head in heads)
-
-
 def test_moco(make_trainer, steps):
     trainer = make_trainer(*MAX, "MODEL.META_ARCHITECTURE", "MoCo", "MODEL.QUEUE_SIZE", 64)
     losses = steps(trainer, 6)
