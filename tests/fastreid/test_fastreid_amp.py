@@ -12,6 +12,7 @@ from fastreid.utils.events import EventStorage
 
 from mbj_plugin.fastreid.collect import mbj_heads
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="where there is CUDA, the models are there")
 OPTS = [
     *("MODEL.MBJ.MEMORY", "both", "MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64, "MODEL.HEADS.CLS_LAYER", "CosSoftmax"),
     *("SOLVER.OPT", "SGD", "SOLVER.MOMENTUM", 0.9, "SOLVER.NESTEROV", False, "SOLVER.BASE_LR", 0.05),
