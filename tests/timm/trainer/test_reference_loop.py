@@ -1,6 +1,7 @@
 """train_timm against a loop of plain PyTorch: the same weights after two epochs, for every flag of the loop."""
 
 import csv
+import functools
 import math
 
 import plain_loop
@@ -8,8 +9,8 @@ import pytest
 import torch
 from plain_loop import BATCH, DECAY, EPOCHS, LR, MEAN, MOMENTUM, STD, Recipe
 
-from mbj_plugin.timm import train as trainer
-from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm.trainer import train as trainer
+from mbj_plugin.timm.trainer.args import parse_args
 
 #: 42 training images: five whole batches of 8 an epoch, so that windows of 2 leave a window of 1.
 FLAGS = [
@@ -143,11 +144,14 @@ CASES = {
 }
 
 
+@functools.cache
+def reference(folder, case):
+    return plain_loop.train(folder, CASES[case][1])
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_run_is_the_plain_loop(tmp_path, image_folder, case):
-    flags, recipe = CASES[case]
-    found = run(tmp_path, image_folder, *flags)
-    assert_same_run(found, plain_loop.train(image_folder, recipe))
+    assert_same_run(run(tmp_path, image_folder, *CASES[case][0]), reference(image_folder, case))
 
 
 def test_with_eta_0_it_is_the_plain_loop_too(tmp_path, image_folder):
@@ -159,13 +163,12 @@ def test_with_eta_0_it_is_the_plain_loop_too(tmp_path, image_folder):
 
 def test_recipes_differ_by_more_than_the_tolerance(image_folder):
     """Else the comparison above would say nothing: each recipe moves some weight by a hundred times the tolerance."""
-    reference = plain_loop.train(image_folder, CASES["plain"][1])
+    plain = reference(image_folder, "plain")["weights"]
     for case, (_, recipe) in CASES.items():
         if case in ("plain", "channels-last"):  # the same numbers in another order
             continue
-        weights = plain_loop.train(image_folder, recipe)
-        key = "averaged" if recipe.ema_decay is not None else "weights"
-        distance = max((weights[key][n].float() - v.float()).abs().max() for n, v in reference["weights"].items())
+        weights = reference(image_folder, case)["averaged" if recipe.ema_decay is not None else "weights"]
+        distance = max((weights[name].float() - value.float()).abs().max() for name, value in plain.items())
         assert distance > 1e-4, case
 
 

@@ -128,7 +128,6 @@ def test_a_run_with_one_shared_classifier_goes_on_with_one(tmp_path, tiny, caplo
         ["--mbj-classifier", "shared"],
         ["--mbj-recipe", "balanced", "--smoothing", "0"],
         ["--mixup", "0.5", "--cutmix", "0.5", "--smoothing", "0.1"],
-        ["--mixup", "0.5", "--no-prefetcher", "--mixup-off-epoch", "1"],
         ["--bce-loss", "--smoothing", "0.1", "--grad-accum-steps", "2", "--clip-grad", "1.0"],
         ["--model-ema", "--model-ema-decay", "0.5", "--channels-last", "--amp", "--amp-dtype", "bfloat16"],
         ["--loss", "balanced_softmax", "--smoothing", "0"],
@@ -137,9 +136,8 @@ def test_a_run_with_one_shared_classifier_goes_on_with_one(tmp_path, tiny, caplo
     ids=lambda flags: flags[0],
 )
 def test_flags_in_concert(tmp_path, image_folder, flags):
-    result, checkpoint = run(tmp_path, *folder_flags(image_folder), "--mbj", *flags)
+    _, checkpoint = run(tmp_path, *folder_flags(image_folder), "--mbj", *flags)
     assert checkpoint["epoch"] == 2
-    assert 0 <= result["errors"]["error"] <= 100
     assert (checkpoint["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
 
 
@@ -172,7 +170,8 @@ def test_deferred_weights_resume(tmp_path, tiny):
     assert "set --model" in fails(*tiny, "--resume", last)
 
 
-def test_two_ranks(tmp_path, image_folder):
+def test_torchrun(tmp_path, image_folder):
+    """The command on two ranks; what they compute is in test_two_ranks.py."""
     flags = [*folder_flags(image_folder), "--mbj", "--output", str(tmp_path), "--experiment", "two"]
     command = [
         sys.executable,
@@ -188,13 +187,6 @@ def test_two_ranks(tmp_path, image_folder):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("error, %") == 1
     assert (load(tmp_path / "two/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
-    again = subprocess.run(
-        [*command, "--epochs", "4", "--resume", str(tmp_path / "two/last.pth.tar"), "--seeds", "1"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert again.returncode == 0, again.stderr[-2000:]
 
 
 def test_checkpoints_load_in_stock_timm(tmp_path, image_folder):

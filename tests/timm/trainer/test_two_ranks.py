@@ -20,8 +20,8 @@ from PIL import Image
 from plain_loop import EPOCHS, LR, MEAN, MOMENTUM, STD, normalised, read_images
 
 from mbj_plugin.timm import MBJLoss, MBJTask
-from mbj_plugin.timm import train as trainer
-from mbj_plugin.timm.args import parse_args
+from mbj_plugin.timm.trainer import train as trainer
+from mbj_plugin.timm.trainer.args import parse_args
 
 BATCH = 4  # of each rank
 TRAIN, VALIDATION = (15, 8, 4), (7, 6, 4)  # 27 and 17: the second rank sees one image of each set twice
@@ -42,7 +42,11 @@ CASES = {
     "memories-accumulated": ([*MBJ, "--grad-accum-steps", "2"], 2, MEMORY),
 }
 RESNET = ["--model", "resnet32_cifar", "--model-kwargs", "depth=8", "width=4"]
-RUNS = {name: flags for name, (flags, _, _) in CASES.items()} | {"batch-norm": RESNET}
+RUNS = {name: flags for name, (flags, _, _) in CASES.items()} | {
+    "batch-norm": RESNET,
+    "half": [*MBJ, "--epochs", str(EPOCHS // 2)],
+    "resumed": [*MBJ, "--resume", "half/last.pth.tar"],
+}
 
 
 def draw(root):
@@ -66,6 +70,7 @@ def one_rank(rank, port, folder, output):
     joined = {}
     for name, flags in RUNS.items():
         args = parse_args([str(folder), *FLAGS, *flags, "--output", str(output), "--experiment", name])
+        args.resume = args.resume and str(output / args.resume)
         args = Namespace(**vars(args) | joined)
         results = trainer.train(args)
         joined = {key: getattr(args, key) for key in ("device", "world_size", "rank", "local_rank", "distributed")}
@@ -99,7 +104,7 @@ def output(tmp_path_factory, folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Forked from one process that has imported everything, which saves half of the start.
-    multiprocessing.set_forkserver_preload(["mbj_plugin.timm.train"])
+    multiprocessing.set_forkserver_preload(["mbj_plugin.timm.trainer.train"])
     torch.multiprocessing.start_processes(one_rank, (port, folder, path), nprocs=2, start_method="forkserver")
     return path
 
@@ -176,6 +181,13 @@ def test_the_memories_hold_something(output):
     memories = ranks(output, "memories")[0]["memories"]
     for kind in ("feature", "prototype"):
         assert (memories[f"{kind}.bank.slot_labels"] >= 0).sum() == MEMORY["size"]
+
+
+def test_resumed_on_two_ranks_it_is_the_run_that_was_never_stopped(output):
+    for whole, resumed in zip(ranks(output, "memories"), ranks(output, "resumed"), strict=True):
+        for key in ("weights", "memories"):
+            assert whole[key].keys() == resumed[key].keys()
+            assert all(torch.equal(value, resumed[key][name]) for name, value in whole[key].items())
 
 
 def test_batch_norm_of_two_ranks(output, folder):
