@@ -82,6 +82,12 @@ def test_the_draw_of_one_identity_depends_on_its_name_alone():
     assert not np.array_equal(alone, head_tail_subset(["a"] * 9, 0, 3, seed=1))
 
 
+def test_head_tail_subset_of_head_alone_and_of_nothing():
+    assert head_tail_subset([4, 4, 9], num_head=2, tail_size=1).tolist() == [0, 1, 2]
+    nothing = head_tail_subset([], num_head=0, tail_size=1)
+    assert nothing.shape == (0,) and nothing.dtype == np.int64
+
+
 @pytest.mark.parametrize(
     ("args", "message"), [((-1, 5), "num_head"), ((3, 5), "2 identities.*3"), ((1, 0), "tail_size")]
 )

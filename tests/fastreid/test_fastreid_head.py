@@ -142,7 +142,7 @@ def test_precise_bn_and_layer_freeze_in_a_whole_run(make_trainer, layer_freeze):
     step = trainer.run_step
     trainer.run_step = lambda: (step(), seen.append(weight.detach().clone()))
     first = weight.detach().clone()
-    assert 0 <= trainer.train()["mAP"] <= 100
+    trainer.train()
     frozen = [torch.equal(now, first) for now in seen]
     assert frozen == [layer_freeze and iteration < 4 for iteration in range(18)]
     # 18 iterations of training, none of PreciseBN.

@@ -1,0 +1,120 @@
+"""Mutation testing: change the source in one place at a time, and see whether the tests notice (docs/mutation.md).
+
+    python tools/mutants.py                               every module that pyproject.toml lists
+    python tools/mutants.py mbj_plugin/sampling.py ...    these ones
+
+The changes are cosmic-ray's, and statements that go. Each is made in a copy of the tree and tried in a fork of a
+process that has imported torch and timm already, ten times as fast as a new one; hence not on Windows.
+"""
+
+import difflib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import parso
+import pytest
+import timm  # noqa: F401  imported once, and not in every fork
+import toml  # comes with cosmic-ray
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.operators.operator import Operator
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 300  # a mutant that takes longer is noticed
+# One other operator for each, and one other bound: the dozen that cosmic-ray has say little more, at a dozen times the
+# cost. A "|" is mostly of an annotation.
+BINARY = "Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Div|Mod_Mul|Pow_Mul|BitAnd_BitOr|BitXor_BitAnd|[LR]Shift_[LR]Shift"
+COMPARISON = "Lt_LtE|LtE_Lt|Gt_GtE|GtE_Gt|Lt_Gt|Gt_Lt|Eq_NotEq|NotEq_Eq|Is_IsNot|IsNot_Is"
+USED = re.compile(rf"core/(?!Variable|Replace(Binary|Comparison))|core/Replace\w+Operator_({BINARY}|{COMPARISON})$")
+
+
+class RemoveStatement(Operator):
+    """``pass`` in the place of a call whose result nobody takes, or of an ``x += y``."""
+
+    def mutation_positions(self, node):
+        if node.parent is None or node.parent.type != "simple_stmt" or node is not node.parent.children[0]:
+            return
+        sign = getattr(node.children[1], "value", "") if node.type == "expr_stmt" else ""
+        if node.type == "atom_expr" or (sign != "=" and sign.endswith("=")):
+            yield node.start_pos, node.end_pos
+
+    def mutate(self, node, index):
+        statement = parso.parse("pass\n").children[0].children[0]
+        statement.prefix = node.get_first_leaf().prefix
+        return statement
+
+    @classmethod
+    def examples(cls):
+        return ()
+
+
+def mutants(source: str) -> Iterator[str]:
+    """The source with one change, for each change."""
+    operators = [get_operator(name) for name in operator_names() if USED.match(name)]
+    tree = get_ast(source)
+    for operator in [kind() for kind in [*operators, RemoveStatement]]:
+        positions = sum(1 for node in ast_nodes(tree) for _ in operator.mutation_positions(node))
+        for occurrence in range(positions):
+            changed = mutate_code(source, operator, occurrence)
+            assert changed is not None
+            yield changed
+
+
+def passes(tree: Path, tests: list[str]) -> bool:
+    """Whether the tests pass, in a fork."""
+    if (child := os.fork()) == 0:
+        signal.alarm(SECONDS)
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1), os.dup2(nowhere.fileno(), 2)
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+        os._exit(int(status))
+    return os.waitpid(child, 0)[1] == 0
+
+
+def mutate(module: str, tests: list[str], tree: Path) -> tuple[int, list[str]]:
+    """Number of mutants of a module, and the differences that no test noticed."""
+    path, source = tree / module, (ROOT / module).read_text()
+    path.write_text(source)
+    if not passes(tree, tests):
+        sys.exit(f"mutants: {' '.join(tests)} fail without any change")
+    count, survivors = 0, []
+    for changed in dict.fromkeys(mutants(source)):
+        path.write_text(changed)
+        count += 1
+        if passes(tree, tests):
+            lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), module, module, n=1, lineterm="")
+            survivors.append("\n".join(lines))
+    path.write_text(source)
+    return count, survivors
+
+
+def main() -> None:
+    listed = toml.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutants"]
+    modules = sys.argv[1:] or list(listed)
+    if unknown := [module for module in modules if module not in listed]:
+        sys.exit(f"mutants: pyproject.toml lists no tests for {unknown[0]}: add it to [tool.mutants]")
+    # A compiled file is told from a newer source by its second and size, and mutants differ by less.
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for name in files.splitlines():
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, Path(folder) / name)
+        for module in modules:
+            count, survivors = mutate(module, listed[module], Path(folder))
+            print(f"{module}: {count - len(survivors)} of {count} mutants noticed", *survivors, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
