@@ -33,13 +33,21 @@ FLAGS = [
     *("--opt", "momentum", "--momentum", str(MOMENTUM), "--weight-decay", "0", "--lr", str(LR), "--no-progress"),
 ]
 MEMORY = {"memory": "both", "eta": 0.5, "beta": 1.0, "norm": "max", "size": 12}
-MBJ = ["--mbj", "--mbj-start", "0", *[part for key, value in MEMORY.items() for part in (f"--mbj-{key}", str(value))]]
+SHARED = {**MEMORY, "classifier": "shared"}
+
+
+def memory_flags(settings):
+    return ["--mbj", "--mbj-start", "0", *[f"--mbj-{key}={value}" for key, value in settings.items()]]
+
+
+MBJ = memory_flags(MEMORY)
 # Flags, batches in an update, settings of the memories.
 CASES = {
     "plain": ([], 1, None),
     "accumulated": (["--grad-accum-steps", "2"], 2, None),
     "memories": (MBJ, 1, MEMORY),
     "memories-accumulated": ([*MBJ, "--grad-accum-steps", "2"], 2, MEMORY),
+    "memories-shared": (memory_flags(SHARED), 1, SHARED),
 }
 RESNET = ["--model", "resnet32_cifar", "--model-kwargs", "depth=8", "width=4"]
 RUNS = {name: flags for name, (flags, _, _) in CASES.items()} | {
@@ -58,6 +66,11 @@ def draw(root):
             for i in range(count):
                 pixels = rng.normal(60 + 60 * label, 60, (16, 16, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def flat(task_state):
+    """The memories, and the batch classifier where there is one."""
+    return {f"{part}.{key}": value for part, tensors in task_state.items() for key, value in tensors.items()}
 
 
 def one_rank(rank, port, folder, output):
@@ -80,7 +93,7 @@ def one_rank(rank, port, folder, output):
         torch.save(
             {
                 "weights": {key: value.clone() for key, value in state["state_dict"].items()},
-                "memories": state.get("task_state", {}).get("mbj", {}),
+                "memories": flat(state.get("task_state", {})),
                 "wrong": np.array(results["per_class_error"]) / 100,
                 "images": metrics["images"],
             },
@@ -140,7 +153,7 @@ def one_process(folder, accumulate, settings):
                 losses.append(loss.item())
                 (loss / len(window)).backward()
             optimizer.step()
-    return model, task.get_task_state()["mbj"] if task else {}, sum(losses) / len(losses)
+    return model, flat(task.get_task_state()) if task else {}, sum(losses) / len(losses)
 
 
 def errors(model, folder):
@@ -180,7 +193,7 @@ def test_two_ranks_are_one_process_on_the_whole_batch(output, folder, case):
 def test_the_memories_hold_something(output):
     memories = ranks(output, "memories")[0]["memories"]
     for kind in ("feature", "prototype"):
-        assert (memories[f"{kind}.bank.slot_labels"] >= 0).sum() == MEMORY["size"]
+        assert (memories[f"mbj.{kind}.bank.slot_labels"] >= 0).sum() == MEMORY["size"]
 
 
 def test_resumed_on_two_ranks_it_is_the_run_that_was_never_stopped(output):
