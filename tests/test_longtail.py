@@ -64,6 +64,8 @@ def test_exponential_subset_names_the_missing_class():
 def test_exponential_subset_names_the_class_that_is_too_small_to_be_the_largest():
     with pytest.raises(ValueError, match="class 0 is the largest of the profile, and class 0 has only 5 images$"):
         exponential_subset([0] * 5 + [1] * 1000, 100)
+    with pytest.raises(ValueError, match="imbalance ratio 10 .* class 1 has only 2 images$"):
+        exponential_subset([0] * 50 + [1] * 2 + [2] * 3, 10)
 
 
 def test_head_tail_subset_keeps_the_head_and_cuts_the_tail():
@@ -110,6 +112,12 @@ def test_class_groups_of_the_field():
     assert [groups[f"{name}_shot"].tolist() for name in ("many", "medium", "few")] == [[0], [1, 2], [3, 4]]
     unordered = class_groups([3, 500, 30, 7, 90])
     assert [unordered[name].tolist() for name in ("head", "medium", "tail")] == [[1], [4], [0, 2, 3]]
+
+
+@pytest.mark.parametrize(("counts", "shape"), [([], r"\(0,\)"), ([[3, 2]], r"\(1, 2\)"), (7, r"\(\)")])
+def test_bad_class_groups(counts, shape):
+    with pytest.raises(ValueError, match=f"class_counts must be a list.*{shape}"):
+        class_groups(counts)
 
 
 def test_class_counts():
