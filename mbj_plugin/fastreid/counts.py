@@ -7,15 +7,19 @@ they come would be wrong under identity samplers, which draw every class alike.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
+from collections.abc import Sequence
 
 import torch
 from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
+from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.feature_cloud import FeatureCloud
+from mbj_plugin.fastreid.head import MBJHead
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -89,6 +93,7 @@ def prepare(model: nn.Module, data_loader) -> None:
         )
     for head in heads:
         head.set_data(counts, images // batch_size)
+    seed_draws(heads)
     seen = counts[counts > 0]
     logger.info(
         "MBJ: %s memory of %d; %d classes of %d to %d images; its loss counts from iteration %d",
@@ -99,6 +104,20 @@ def prepare(model: nn.Module, data_loader) -> None:
         seen.max(),
         heads[0].start,
     )
+
+
+def seed_draws(heads: Sequence[MBJHead]) -> None:
+    """Give each memory a seed of its own, made of the run's seed, the head's number and the kind of memory.
+
+    The run's seed is torch's, which fast-reid's ``seed_all_rng`` sets, on the first rank: the same on every rank. No
+    random number is drawn. A memory that has drawn already, because its run goes on, keeps its seed.
+    """
+    run = comm.all_gather(torch.initial_seed())[0]
+    for number, head in enumerate(heads):
+        for kind, memory in head.memories.items():
+            if memory.step == 0:
+                digest = hashlib.blake2b(f"{run} {number} {kind}".encode(), digest_size=8).digest()
+                memory.seed.fill_(int.from_bytes(digest, "big", signed=True))
 
 
 def watch_trainers() -> None:

@@ -8,10 +8,11 @@ from fastreid.data.transforms import build_transforms
 from fastreid.engine import DefaultPredictor, DefaultTrainer
 from fastreid.engine.train_loop import AMPTrainer
 from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 from torch.nn import functional as F
 
-from mbj_plugin.fastreid import checkpoint
+from mbj_plugin.fastreid import checkpoint, prepare
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.functional import memory_cross_entropy, multi_prototype_loss
 
@@ -165,6 +166,28 @@ def test_half_precision_features(make_trainer, memory):
     losses["loss_mbj"].backward()
     assert losses["loss_mbj"].dtype == torch.float32 and losses["loss_mbj"] > 0
     assert bank(trainer, memory).rows.dtype == torch.float32
+
+
+def seeds(trainer):
+    return [int(memory.seed) for head in mbj_heads(trainer.model) for memory in head.memories.values()]
+
+
+def test_draws_follow_the_runs_seed_the_head_and_the_memory(make_cfg, make_trainer, steps):
+    both = (*MAX, "MODEL.MBJ.MEMORY", "both")
+    first, again = make_trainer(*both), make_trainer(*both)
+    seed_all_rng(4)
+    other = DefaultTrainer(make_cfg(*both))
+    assert seeds(first) == seeds(again) and len({*seeds(first), *seeds(other)}) == 4
+    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM", 2048)
+    eight = make_trainer(*MAX, *backbone, "MODEL.META_ARCHITECTURE", "MGN", "MODEL.HEADS.EMBEDDING_DIM", 8)
+    assert len(set(seeds(eight))) == 8
+    # A run that goes on keeps its draws, whoever prepares its model once more.
+    steps(first, 1)
+    seed_all_rng(5)
+    prepare(first.model, first.data_loader)
+    assert seeds(first) == seeds(again)
+    prepare(other.model, other.data_loader)
+    assert len({*seeds(first), *seeds(other)}) == 4
 
 
 def test_moco(make_trainer, steps):
