@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.feature_cloud import FeatureCloud
 from mbj_plugin.fastreid.head import MBJHead
+from mbj_plugin.fastreid.smoothing import SmoothFromStart
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -135,8 +136,11 @@ def watch_trainers() -> None:
     @functools.wraps(train)
     def train_from(self, start_epoch, max_epoch, iters_per_epoch):
         model = getattr(getattr(self, "_trainer", self), "model", None)  # DefaultTrainer holds a SimpleTrainer
-        for head in mbj_heads(model) if model is not None else ():
+        heads = mbj_heads(model) if model is not None else []
+        for head in heads:
             head.begin_at(start_epoch * iters_per_epoch)
+        if heads and comm.is_main_process():
+            self.register_hooks([SmoothFromStart(heads[0].start)])
         return train(self, start_epoch, max_epoch, iters_per_epoch)
 
     vars(init_and_prepare)["prepares_mbj"] = True

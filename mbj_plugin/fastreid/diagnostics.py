@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
 from mbj_plugin.fastreid.counts import class_counts, labels_of
 from mbj_plugin.fastreid.head import MBJHead
+from mbj_plugin.fastreid.smoothing import show_latest
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -29,17 +31,21 @@ logger = logging.getLogger("fastreid.mbj_plugin")
 class DiagnosticsHook(HookBase):
     """At the end of each epoch, on the main process: scalars to the EventStorage and to OUTPUT_DIR/diagnostics.jsonl.
 
+    What was not measured anew is left out; at the end of the run everything is measured.
+
     Args:
         monitor: what is reported.
         folder: OUTPUT_DIR; None writes no file.
         iters_per_epoch: iterations of one epoch.
+        last_step: iterations of the whole run.
     """
 
-    def __init__(self, monitor: Monitor, folder: str | None, iters_per_epoch: int) -> None:
-        self.monitor, self.folder, self.iters_per_epoch = monitor, folder, iters_per_epoch
+    def __init__(self, monitor: Monitor, folder: str | None, iters_per_epoch: int, last_step: int) -> None:
+        self.monitor, self.folder, self.iters_per_epoch, self.last_step = monitor, folder, iters_per_epoch, last_step
         self.writer: DiagnosticsWriter | None = None
 
     def before_train(self) -> None:
+        show_latest(self.trainer.storage, ("mbj/loss_memory", "mbj/loss_batch"))
         if self.folder:
             first = self.trainer.start_iter
             # fast-reid's own writer makes the events.
@@ -50,12 +56,25 @@ class DiagnosticsHook(HookBase):
         done = self.trainer.iter + 1
         if done % self.iters_per_epoch:
             return
-        scalars = self.monitor.scalars(done)
+        scalars = self._measured(done)
         for name, value in scalars.items():
             if value == value:  # not NaN
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         if self.writer is not None:
             self.writer.write(done, self.trainer.epoch, scalars)
+
+    def _measured(self, done: int) -> dict[str, float]:
+        """The monitor's scalars, without those that it repeats from an earlier step."""
+        monitor, probe = self.monitor, self.monitor.probe
+        if done == self.last_step:
+            monitor.last_step = done - monitor.period
+            if probe is not None and math.isfinite(probe.period):  # infinite: it has stopped
+                probe.last_step = done - int(probe.period)
+        scalars = monitor.scalars(done)
+        repeated = () if monitor.last_step == done else tuple(f"mbj/{kind}/" for head in monitor.heads for kind in head)
+        if probe is not None and probe.last_step != done:
+            repeated += ("mbj/probe_",)
+        return {name: value for name, value in scalars.items() if not name.startswith(repeated)}
 
 
 def watch_training() -> None:
@@ -67,14 +86,14 @@ def watch_training() -> None:
     @functools.wraps(train)
     def train_watched(self, start_epoch, max_epoch, iters_per_epoch):
         if comm.is_main_process():
-            add_hook(self, iters_per_epoch)
+            add_hook(self, iters_per_epoch, max_epoch * iters_per_epoch)
         return train(self, start_epoch, max_epoch, iters_per_epoch)
 
     vars(train_watched)["watches_mbj"] = True
     TrainerBase.train = train_watched
 
 
-def add_hook(trainer: TrainerBase, iters_per_epoch: int) -> None:
+def add_hook(trainer: TrainerBase, iters_per_epoch: int, last_step: int) -> None:
     """Add the hook to a trainer, before the writers, which write what is there; a second call changes nothing."""
     inner = getattr(trainer, "_trainer", trainer)  # DefaultTrainer holds a SimpleTrainer
     model: Any = getattr(inner, "model", None)
@@ -85,7 +104,8 @@ def add_hook(trainer: TrainerBase, iters_per_epoch: int) -> None:
     model = model.module if isinstance(model, DistributedDataParallel) else model
     cfg = getattr(trainer, "cfg", None)
     monitor = _make_monitor(model, heads, getattr(getattr(inner, "data_loader", None), "dataset", None), cfg)
-    trainer.register_hooks([DiagnosticsHook(monitor, getattr(cfg, "OUTPUT_DIR", None), iters_per_epoch)])
+    folder = getattr(cfg, "OUTPUT_DIR", None)
+    trainer.register_hooks([DiagnosticsHook(monitor, folder, iters_per_epoch, last_step)])
     first_writer = [isinstance(hook, PeriodicWriter) for hook in hooks[:-1]] + [True]
     hooks.insert(first_writer.index(True), hooks.pop())
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -60,6 +61,38 @@ def test_what_a_run_writes(make_trainer, tmp_path, memory):
     assert events.Scalars("mbj/prototype/fill")[-1].value == pytest.approx(written[-1]["mbj/prototype/fill"])
 
 
+def test_what_was_not_measured_is_left_out_and_the_end_is_measured(make_trainer, tmp_path, monkeypatch):
+    """Measured at steps 9 and 36, each 20 after the one before or more; 45 is the end of the run."""
+    monkeypatch.setattr(monitors, "Monitor", lambda *args, **kwargs: Monitor(*args, **kwargs, period=20))
+    monkeypatch.setattr(monitors, "Probe", lambda features, groups: Probe(features, groups, period=20))
+    trainer = make_trainer(*MAX, "SOLVER.MAX_EPOCH", 5, "TEST.EVAL_PERIOD", 5)
+    trainer.train()
+    written = rows(tmp_path / "out")
+    assert [row["step"] for row in written if "mbj/prototype/fill" in row] == [9, 36, 45]
+    assert [row["step"] for row in written if "mbj/probe_jitter_tail" in row] == [36, 45]
+    assert all({"mbj/loss_memory", "mbj/loss_batch", "mbj/positive_share"} <= set(row) for row in written)
+    counts = class_counts(trainer.data_loader.dataset, 24)
+    age = memory_report(mbj_heads(trainer.model)[0].memories["prototype"].bank, counts)["age_tail"]
+    assert written[-1]["mbj/prototype/age_tail"] == pytest.approx(age)
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    assert [line["iteration"] + 1 for line in lines if "mbj/prototype/fill" in line] == [9, 36, 45]
+
+
+def test_the_console_shows_the_loss_since_it_counts(make_trainer, monkeypatch):
+    """Started in the last third, a median over all iterations would be 0, and over epochs as well."""
+    trainer = make_trainer(*MAX, "SOLVER.MAX_EPOCH", 3, "TEST.EVAL_PERIOD", 3, "MODEL.MBJ.START", 18)
+    printer = next(hook for hook in trainer._hooks if type(hook).__name__ == "PeriodicWriter")._writers[0]
+    said = []
+    monkeypatch.setattr(printer.logger, "info", said.append)
+    trainer.train()
+    last = trainer.storage.histories()
+    losses = [value for value, _ in last["loss_mbj"].values()]
+    assert len(losses) == 9 and all(losses)
+    shown = {name: float(re.search(rf" {name}: (\S+)", said[-1])[1]) for name in ("loss_mbj", "mbj/loss_memory")}
+    assert shown["loss_mbj"] == pytest.approx(np.median(losses), rel=1e-3)
+    assert shown["mbj/loss_memory"] == pytest.approx(np.mean(losses), rel=1e-3)
+
+
 def test_a_writer_that_has_just_written_misses_nothing(make_trainer, tmp_path):
     """fast-reid's writers skip what comes after they have written in the same iteration."""
     trainer = make_trainer(*MAX)
@@ -111,8 +144,8 @@ def test_a_resumed_run_replaces_what_it_writes_again(make_trainer, tmp_path):
 
 def test_probe_features_are_those_of_a_search(make_trainer):
     trainer = make_trainer(*MAX)
-    monitors.add_hook(trainer, 9)
-    monitors.add_hook(trainer, 9)  # a second call changes nothing
+    monitors.add_hook(trainer, 9, 18)
+    monitors.add_hook(trainer, 9, 18)  # a second call changes nothing
     hooks = [type(hook).__name__ for hook in trainer._hooks]
     assert hooks.count("DiagnosticsHook") == 1
     assert hooks.index("DiagnosticsHook") < hooks.index("PeriodicWriter")
