@@ -13,7 +13,7 @@ _DOCTOR = "mbj_plugin.fastreid.doctor" in sys.orig_argv
 
 
 def _enable() -> None:
-    from mbj_plugin.fastreid import compat, compat_cpu  # noqa: F401  (compat_cpu registers its patches)
+    from mbj_plugin.fastreid import compat, compat_cpu, compat_samplers  # noqa: F401  (each registers its patches)
 
     compat.apply_all()
     from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets, diagnostics, feature_cloud

@@ -1,6 +1,6 @@
 """What fast-reid 1.4.0 and its main branch need to run on today's Python, torch, NumPy and torchvision.
 
-The only file, with compat_cpu.py beside it, that patches fast-reid for this. One function, one patch: its docstring is
+The only file, with compat_cpu.py and compat_samplers.py beside it, that patches fast-reid for this. One function, one patch: its docstring is
 the fix, its decorator names the upstream file and the symptom. A patch looks for its symptom first, and where there is
 none it returns the reason and leaves fast-reid alone. Every patch runs once per process. Nothing is written to
 fast-reid's files. `python -m mbj_plugin.fastreid.doctor` lists what came out.
@@ -13,7 +13,6 @@ import collections.abc
 import functools
 import importlib
 import inspect
-import re
 import sys
 import types
 from collections.abc import Callable
@@ -240,48 +239,3 @@ def empty_training_set() -> str | None:
 
     CommDataset.__init__ = checked
     return None
-
-
-@patch(
-    "data/samplers/triplet_sampler.py",
-    "SetReWeightSampler: `'a' cannot be empty` (it numbers cameras that have names), or a batch that never comes",
-)
-def set_reweight_sampler() -> str | None:
-    """It takes cameras by their names, sorted with numbers as numbers, and draws until the batch is full."""
-    from fastreid.data.samplers import triplet_sampler
-
-    sampler = triplet_sampler.SetReWeightSampler
-    draw = vars(sampler).get("_infinite_indices")
-    expect(draw is not None, "set_reweight_sampler", "SetReWeightSampler._infinite_indices is gone")
-    if "range(len(self.cam_pid.keys()))" not in inspect.getsource(draw):
-        return "it does not number the cameras"
-
-    def _infinite_indices(self):
-        np.random.seed(self._seed)
-        cameras = sorted(self.cam_pid, key=lambda name: [int(p) if p.isdecimal() else p for p in _parts(str(name))])
-        if len(cameras) != len(self.set_weight):
-            raise ValueError(
-                f"DATALOADER.SET_WEIGHT has {len(self.set_weight)} weights, but the training set has {len(cameras)} "
-                f"cameras: give one for each of {', '.join(map(str, cameras))}"
-            )
-        while True:
-            batch = []
-            # Its check of the batch size wants a multiple, two or more, of what one round draws.
-            while len(batch) < self.batch_size:
-                for camera, weight in zip(cameras, self.set_weight, strict=True):
-                    people = np.random.choice(
-                        self.cam_pid[camera], size=weight, replace=False, p=self.set_pid_prob[camera]
-                    )
-                    for person in people:
-                        images = self.pid_index[person]
-                        again = len(images) <= self.num_instances
-                        batch += np.random.choice(images, size=self.num_instances, replace=again).tolist()
-            np.random.shuffle(batch)
-            yield from triplet_sampler.reorder_index(batch, self._world_size)
-
-    sampler._infinite_indices = _infinite_indices
-    return None
-
-
-def _parts(name: str) -> list[str]:
-    return re.split(r"(\d+)", name)

@@ -12,8 +12,8 @@ from fastreid.utils.history_buffer import HistoryBuffer
 class SmoothFromStart(HookBase):
     """Where the memory loss begins to count, its history begins anew, and that of the sum that it is part of.
 
-    The console shows medians over 200 iterations, metrics.json and TensorBoard over 20. With the zeros of the iterations
-    before the start they would go on saying 0.
+    The console shows medians over 200 iterations, metrics.json and TensorBoard over 20. With the zeros from before the
+    start they would go on saying 0.
 
     Args:
         start: iteration of the run at which the loss begins to count.

@@ -2,7 +2,6 @@
 
 import collections
 import inspect
-import itertools
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 
@@ -10,7 +9,6 @@ import fastreid.solver
 import numpy as np
 import pytest
 import torch
-from fastreid.data.samplers import triplet_sampler
 from fastreid.data.transforms import build_transforms
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.solver import build as solver_build
@@ -111,20 +109,6 @@ def test_the_cuhk03_metric_runs_without_cython():
 def test_numpy_names_are_given_to_one_importer_only():
     lent = compat._Namespace(np, bool=bool)
     assert lent.bool is bool and lent.zeros is np.zeros
-
-
-def test_the_set_sampler_draws_each_camera_by_its_weight():
-    items = [(f"{pid}-{cam}", pid, f"set_{cam}") for pid in range(4) for cam in (0, 1, 2, 10)]
-    sampler = triplet_sampler.SetReWeightSampler(items, 10, 1, [1, 2, 1, 1], seed=0)
-    sampler.cam_pid = {cam: [cam] for cam in sampler.cam_pid}  # who is drawn tells the camera
-    sampler.cam_pid["set_1"] = ["set_1"] * 2
-    sampler.set_pid_prob = {cam: [1 / len(people)] * len(people) for cam, people in sampler.cam_pid.items()}
-    sampler.pid_index = {f"set_{cam}": [cam] for cam in (0, 1, 2, 10)}
-    drawn = list(itertools.islice(iter(sampler), 20))
-    assert collections.Counter(drawn[:10]) == collections.Counter(drawn[10:]) == {0: 2, 1: 4, 2: 2, 10: 2}
-    sampler.set_weight = [1, 1]
-    with pytest.raises(ValueError, match=r"SET_WEIGHT has 2 weights.*set_0, set_1, set_2, set_10"):
-        next(iter(sampler))
 
 
 def test_an_empty_training_set_is_named(make_trainer, monkeypatch, tmp_path):

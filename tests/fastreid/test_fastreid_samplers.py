@@ -1,0 +1,103 @@
+"""Identity samplers: what never fills a batch is an error before training, and what fills one is left alone."""
+
+import collections
+import itertools
+
+import pytest
+from fastreid.data.samplers import triplet_sampler
+from fastreid.utils import comm
+
+KINDS = ("NaiveIdentitySampler", "BalancedIdentitySampler")
+
+
+def people(counts):
+    """Items of as many images of each identity as ``counts`` says, from two cameras in turn."""
+    return [(f"{pid}-{i}", pid, f"cam_{i % 2}") for pid, count in enumerate(counts) for i in range(count)]
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """ranks(n): samplers are made on the first of n ranks."""
+    return lambda world: monkeypatch.setattr(comm, "get_world_size", lambda: world)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("batch", "instances", "counts", "world", "wanted"),
+    [
+        (2, 4, [8] * 9, 1, "a multiple of NUM_INSTANCE"),
+        (0, 4, [8] * 9, 2, "a multiple of NUM_INSTANCE"),
+        (8, 0, [8] * 9, 1, "a NUM_INSTANCE of 1 or more"),
+        (10, 4, [8] * 9, 1, "a multiple of NUM_INSTANCE"),
+        (8, 4, [8], 1, "2 identities or more"),
+        (16, 4, [8] * 3, 1, "4 identities or more"),
+        (8, 4, [4] * 3, 2, "4 identities or more"),
+    ],
+)
+def test_a_batch_that_never_comes(kind, batch, instances, counts, world, wanted, ranks):
+    ranks(world)
+    numbers = rf"{batch} images a rank .*NUM_INSTANCE {instances} .* {len(counts)} identities in .*{wanted}\."
+    with pytest.raises(ValueError, match=f"{kind} would never fill a batch of {numbers}"):
+        getattr(triplet_sampler, kind)(people(counts), batch, instances, seed=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("batch", "instances", "counts", "world"),
+    [
+        (8, 4, [8] * 9, 1),
+        (8, 4, [1, 1], 1),
+        (3, 1, [5, 1, 1], 1),
+        (8, 4, [4] * 4, 2),
+        (8, 2, [1] * 11, 2),
+    ],
+)
+def test_a_batch_that_comes(kind, batch, instances, counts, world, ranks):
+    ranks(world)
+    sampler = getattr(triplet_sampler, kind)(people(counts), batch, instances, seed=0)
+    assert len(list(itertools.islice(sampler, 3 * batch))) == 3 * batch
+
+
+def test_many_images_make_up_for_few_identities(ranks):
+    """Two ranks: NaiveIdentitySampler fills a batch in two rounds, which may draw the same people."""
+    ranks(2)
+    sampler = triplet_sampler.NaiveIdentitySampler(people([8] * 3), 8, 4, seed=0)
+    assert len(list(itertools.islice(sampler, 24))) == 24
+
+
+@pytest.mark.parametrize(
+    ("batch", "weights", "said"),
+    [
+        (8, [1, 0, 0], "SET_WEIGHT has 3 weights, .* 2 cameras: give one for each of cam_0, cam_1"),
+        (8, [0, 0], "one above 0, got \\[0, 0\\]"),
+        (8, [2, -1], "people >= 0"),
+        (8, [], "got \\[\\]"),
+        (10, [1, 1], "batch of 10 images .* draws, 4, .*NUM_INSTANCE 2 .*SET_WEIGHT 2"),
+        (4, [1, 1], "batch of 4 images .* two or more"),
+        (200, [0, 50], "asks for 50 images of camera cam_1, which has 4"),
+    ],
+)
+def test_set_weights_that_do_not_fit(batch, weights, said):
+    with pytest.raises(ValueError, match=said):
+        triplet_sampler.SetReWeightSampler(people([4, 4]), batch, 2, weights, seed=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_said_before_training(make_trainer, kind):
+    with pytest.raises(ValueError, match=f"{kind} .* 8 images a rank .*NUM_INSTANCE 3 .* 24 identities"):
+        make_trainer(
+            "MODEL.HEADS.NAME", "EmbeddingHead", "DATALOADER.SAMPLER_TRAIN", kind, "DATALOADER.NUM_INSTANCE", 3
+        )
+
+
+def test_the_set_sampler_draws_each_camera_by_its_weight():
+    items = [(f"{pid}-{cam}", pid, f"set_{cam}") for pid in range(4) for cam in (0, 1, 2, 10)]
+    sampler = triplet_sampler.SetReWeightSampler(items, 10, 1, [1, 2, 1, 1], seed=0)
+    sampler.cam_pid = {cam: [cam] for cam in sampler.cam_pid}  # who is drawn tells the camera
+    sampler.cam_pid["set_1"] = ["set_1"] * 2
+    sampler.set_pid_prob = {cam: [1 / len(people)] * len(people) for cam, people in sampler.cam_pid.items()}
+    sampler.pid_index = {f"set_{cam}": [cam] for cam in (0, 1, 2, 10)}
+    drawn = list(itertools.islice(iter(sampler), 20))
+    assert collections.Counter(drawn[:10]) == collections.Counter(drawn[10:]) == {0: 2, 1: 4, 2: 2, 10: 2}
+    with pytest.raises(ValueError, match=r"SET_WEIGHT has 2 weights.*set_0, set_1, set_2, set_10"):
+        triplet_sampler.SetReWeightSampler(items, 10, 1, [1, 1], seed=0)
