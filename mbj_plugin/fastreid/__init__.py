@@ -6,6 +6,7 @@ Then `MODEL.HEADS.NAME: MBJHead` in any fast-reid config is enough. See docs/fas
 
 import sys
 
+from mbj_plugin.fastreid.messages import watch_errors
 from mbj_plugin.fastreid.packages import INSTALL
 
 # The doctor is the one who tells what is wrong, so for it alone the package comes up all the same.
@@ -13,20 +14,23 @@ _DOCTOR = "mbj_plugin.fastreid.doctor" in sys.orig_argv
 
 
 def _enable() -> None:
-    from mbj_plugin.fastreid import compat, compat_cpu, compat_samplers  # noqa: F401  (each registers its patches)
+    from mbj_plugin.fastreid import compat, compat_cpu, compat_messages, compat_samplers  # noqa: F401  (their patches)
 
     compat.apply_all()
     from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets, diagnostics, feature_cloud
+    from mbj_plugin.fastreid import checkpoint, checks, collect, config, counts, datasets, diagnostics
 
     config.register_config()
     datasets.register_datasets()
     feature_cloud.register_feature_cloud()
     collect.watch_build_model()
     counts.watch_trainers()
+    checks.watch_runs()
     diagnostics.watch_training()
     checkpoint.watch_checkpoints()
 
 
+watch_errors()
 try:
     _enable()
 except ModuleNotFoundError as error:

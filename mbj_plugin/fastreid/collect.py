@@ -13,6 +13,7 @@ import torch
 from fastreid.modeling.meta_arch import build as meta_arch_build
 from torch import Tensor, nn
 
+from mbj_plugin.fastreid.checks import check_loss_names
 from mbj_plugin.fastreid.compat import rebind
 from mbj_plugin.fastreid.head import MBJHead
 
@@ -54,6 +55,11 @@ def _collect(model: nn.Module, inputs: tuple, outputs: object) -> object:
             f"{type(model).__name__} returns {type(outputs).__name__} in training, not a dict of losses: the memory "
             "loss cannot be added. Set MODEL.HEADS.NAME to EmbeddingHead, or return a dict."
         )
+    if not outputs:
+        raise ValueError(
+            f"{type(model).__name__} returns no batch loss, so the memory loss would train alone: name one in "
+            'MODEL.LOSSES.NAME, such as ("CrossEntropyLoss",)'
+        )
     memory_loss = torch.stack(losses).mean()
     for head in heads:
         if head.meter is not None:
@@ -89,7 +95,9 @@ def watch_build_model() -> None:
 
 
 def _check_heads(model: nn.Module, cfg) -> None:
+    check_loss_names(model)
     names = cfg.MODEL.LOSSES.NAME
+    names = [names] if isinstance(names, str) else names
     if any(isinstance(module, MBJHead) for module in model.modules()):
         if names and set(names) == {"MBJLoss"}:
             raise ValueError(

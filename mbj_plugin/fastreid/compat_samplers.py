@@ -67,7 +67,7 @@ def _naive(sampler) -> str:
 
 
 def _balanced(sampler) -> str:
-    """What BalancedIdentitySampler lacks. It drops identities beyond a multiple of those that the ranks' batches hold."""
+    """What BalancedIdentitySampler lacks. It drops identities beyond a multiple of what the ranks' batches hold."""
     people, batch = sampler.num_pids_per_batch * sampler._world_size, sampler.batch_size
     if batch % sampler.num_instances:
         return "a multiple of NUM_INSTANCE"

@@ -17,6 +17,7 @@ from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from mbj_plugin.fastreid.checks import check_class_head
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.feature_cloud import FeatureCloud
 from mbj_plugin.fastreid.head import MBJHead
@@ -85,6 +86,8 @@ def prepare(model: nn.Module, data_loader) -> None:
     heads = mbj_heads(model)
     if not heads:
         return
+    if hasattr(data_loader.dataset, "class_to_idx") and not hasattr(data_loader.dataset, "pid_dict"):
+        check_class_head("MBJHead")  # FastClas, whose evaluation comes after training
     counts = class_counts(data_loader.dataset, len(heads[0].weight))
     images, batch_size = int(counts.sum()), heads[0].schedule.batch_size
     if images < batch_size:

@@ -37,21 +37,6 @@ class _LongTailed(ImageDataset):
         return [items[index] for index in kept]
 
 
-class _Explained:
-    """Mixed in where fast-reid's own error does not say what to do."""
-
-    dataset_name: str
-
-    def check_before_run(self, required_files: list[str]) -> None:
-        """As fast-reid's, but it says what to do."""
-        for path in required_files:
-            if not os.path.exists(path):
-                raise FileNotFoundError(
-                    f"{path} is not there: {type(self).__name__} is made from the files of {self.dataset_name}. Put "
-                    "them into the folder that the environment variable FASTREID_DATASETS names (default: ./datasets)"
-                )
-
-
 def register_edition(base: type[ImageDataset], num_head: int, tail_size: int = TAIL_SIZE) -> str:
     """Register the <H, S> edition of a data set with fast-reid, where that has not been done.
 
@@ -74,9 +59,8 @@ def register_edition(base: type[ImageDataset], num_head: int, tail_size: int = T
         raise ValueError(f"{name} is an edition of another data set {base.__name__}: give yours another name")
     if name not in globals():
         doc = f"<H{num_head}, S{tail_size}> edition of {base.__name__}."
-        bases = (_LongTailed, base) if issubclass(base, Omniglot) else (_LongTailed, _Explained, base)
         body = {"num_head": num_head, "tail_size": tail_size, "__doc__": doc, "__module__": __name__}
-        globals()[name] = type(name, bases, body)
+        globals()[name] = type(name, (_LongTailed, base), body)
         DATASET_REGISTRY.register(globals()[name])
     return name
 

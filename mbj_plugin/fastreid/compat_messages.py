@@ -1,0 +1,100 @@
+"""The patches of compat.py for messages: what is missing or misspelt is said, with what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+
+from mbj_plugin.fastreid.compat import expect, patch, rebind
+
+
+@patch("data/datasets", 'a data set that is missing: `"..." is not found`, and not where it was looked for')
+def missing_files() -> str | None:
+    """The error, a FileNotFoundError, names the environment variable FASTREID_DATASETS."""
+    from fastreid.data.datasets.bases import Dataset
+    from fastreid.data.datasets.msmt17 import MSMT17
+    from fastreid.data.datasets.wildtracker import WildTrackCrop
+
+    expect(hasattr(Dataset, "check_before_run"), "missing_files", "check_before_run is gone")
+
+    def check_before_run(self, required_files):
+        for path in [required_files] if isinstance(required_files, str) else required_files:
+            if not os.path.exists(path):
+                raise _Missing(path, type(self))
+
+    def tell(init):
+        @functools.wraps(init)
+        def init_or_tell(self, root="datasets", **options):
+            try:
+                init(self, root, **options)
+            except (AssertionError, FileNotFoundError) as error:
+                if isinstance(error, _Missing):
+                    raise
+                raise _Missing(getattr(error, "filename", None) or root, type(self)) from error
+
+        return init_or_tell
+
+    Dataset.check_before_run = check_before_run
+    for kind in (MSMT17, WildTrackCrop):  # they look in ways of their own
+        kind.__init__ = tell(kind.__init__)
+    return None
+
+
+class _Missing(FileNotFoundError):
+    def __init__(self, path: str, kind: type) -> None:
+        name = getattr(kind, "dataset_name", None) or getattr(kind, "dataset_dir", None) or kind.__name__
+        super().__init__(
+            f"{path} is not there, or not as {kind.__name__} needs it, which is made from the files of {name}. Put "
+            "them into the folder that the environment variable FASTREID_DATASETS names (default: ./datasets)"
+        )
+
+
+@patch("utils/registry.py", "a misspelt name: `No object named ... found in ... registry!`, and no list of the names")
+def unknown_names() -> str | None:
+    """The error, a KeyError, gives the names that are close, or all of them."""
+    from fastreid.utils.registry import Registry
+
+    get = Registry.get
+    expect("_obj_map" in get.__code__.co_names, "unknown_names", "Registry._obj_map is gone")
+
+    @functools.wraps(get)
+    def get_or_tell(self, name):
+        if name not in self._obj_map:
+            close = difflib.get_close_matches(str(name), self._obj_map)
+            names = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(self._obj_map))}"
+            raise UnknownNameError(f"there is no {name!r} in fast-reid's registry {self._name}: {names}")
+        return get(self, name)
+
+    Registry.get = get_or_tell
+    return None
+
+
+class UnknownNameError(KeyError):
+    """A KeyError that prints as its text, not as the text in quotes."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+@patch("evaluation/rank.py", "a test set of one camera: `Error: all query identities do not appear in gallery`")
+def no_matches() -> str | None:
+    """The error, a ValueError, says that images of a query's own camera do not count."""
+    from fastreid.evaluation import rank
+
+    evaluate = rank.evaluate_rank
+    expect("q_camids" in evaluate.__code__.co_varnames, "no_matches", "evaluate_rank(q_camids) is gone")
+
+    @functools.wraps(evaluate)
+    def evaluate_rank(*arguments, **options):
+        try:
+            return evaluate(*arguments, **options)
+        except AssertionError as error:
+            if "do not appear in gallery" not in str(error):
+                raise
+        from mbj_plugin.fastreid.checks import no_match
+
+        raise ValueError(no_match("the test set", "one or more"))
+
+    rebind(evaluate, evaluate_rank)
+    return None
