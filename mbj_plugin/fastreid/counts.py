@@ -98,6 +98,10 @@ def prepare(model: nn.Module, data_loader) -> None:
     for head in heads:
         head.set_data(counts, images // batch_size)
     seed_draws(heads)
+    # All heads of a model have one schedule; what is wrong with it is said once.
+    for said in dict.fromkeys(head.schedule.warning(head.settings.start, images // batch_size) for head in heads):
+        if said:
+            logger.warning(said)
     seen = counts[counts > 0]
     logger.info(
         "MBJ: %s memory of %d; %d classes of %d to %d images; its loss counts from iteration %d",

@@ -6,12 +6,9 @@ the learning rate the model jitters around where it stays. The memory fills from
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import Literal
-
-logger = logging.getLogger("fastreid.mbj_plugin")
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,14 @@ class Schedule:
         s = cfg.SOLVER
         return cls(s.SCHED, tuple(s.STEPS), s.MAX_EPOCH, s.DELAY_EPOCHS, s.WARMUP_ITERS, s.IMS_PER_BATCH)
 
+    def waiting_epochs(self, iters_per_epoch: int) -> int:
+        """Epochs that do not advance the schedule: as in fast-reid's LRScheduler hook, those of warm-up or delay."""
+        return max(math.ceil(self.warmup_iters / iters_per_epoch), self.delay_epochs + 1) - 1
+
     def decay_epoch(self, iters_per_epoch: int) -> float:
         """Epoch (from 0) at whose begin the learning rate first falls: the first of STEPS; for a cosine, which has no
         steps, the middle of its fall. Infinite where there is none."""
-        # As in fast-reid's LRScheduler hook, epochs of warm-up or delay do not advance the schedule.
-        waiting = max(math.ceil(self.warmup_iters / iters_per_epoch), self.delay_epochs + 1) - 1
+        waiting = self.waiting_epochs(iters_per_epoch)
         if self.name == "MultiStepLR":
             return waiting + min(self.steps) if self.steps else math.inf
         return waiting + (self.max_epoch - waiting) / 2
@@ -50,22 +50,37 @@ class Schedule:
         run = self.max_epoch * iters_per_epoch
         if start == "auto":
             decay = self.decay_epoch(iters_per_epoch) * iters_per_epoch
-            if decay < run:
-                return int(decay)
-            logger.warning(
-                "MODEL.MBJ.START is auto, the first decay of the learning rate, but SOLVER.STEPS %s brings none within "
-                "%d epochs: the memory loss starts in the middle of the run. Set START to an iteration or a fraction.",
-                list(self.steps),
-                self.max_epoch,
+            return int(decay) if decay < run else run // 2
+        return int(start * run) if isinstance(start, float) else start
+
+    def warning(self, start: Literal["auto"] | int | float, iters_per_epoch: int) -> str:
+        """What to say of a START that is not where the user may think; empty where all is well. Arguments as above."""
+        if start == "auto" and self.decay_epoch(iters_per_epoch) >= self.max_epoch:
+            cause = self._no_decay(iters_per_epoch)
+            return (
+                f"MODEL.MBJ.START is auto, the first decay of the learning rate, but {cause}: the memory loss starts "
+                "in the middle of the run. Set START to an iteration or a fraction."
             )
-            return run // 2
-        if isinstance(start, float):
-            return int(start * run)
-        if start >= run:
-            logger.warning(
-                "MODEL.MBJ.START is iteration %d, but the run has only %d: the memory loss never counts. Set START to "
-                "an earlier iteration, a fraction of the run or auto.",
-                start,
-                run,
+        run = self.max_epoch * iters_per_epoch
+        if isinstance(start, int) and start >= run:
+            return (
+                f"MODEL.MBJ.START is iteration {start}, but the run has only {run}: the memory loss never counts. Set "
+                "START to an earlier iteration, a fraction of the run or auto."
             )
-        return start
+        return ""
+
+    def _no_decay(self, iters_per_epoch: int) -> str:
+        """Why the learning rate does not fall within the run."""
+        steps, epochs = list(self.steps), self.max_epoch
+        if self.name == "MultiStepLR" and not steps:
+            return "SOLVER.STEPS is empty"
+        if self.name == "MultiStepLR" and min(steps) >= epochs:
+            return f"the first of SOLVER.STEPS {steps} is not within SOLVER.MAX_EPOCH {epochs}"
+        warmup = math.ceil(self.warmup_iters / iters_per_epoch)
+        cause = (
+            f"SOLVER.WARMUP_ITERS {self.warmup_iters}, {warmup} epochs of {iters_per_epoch} iterations,"
+            if warmup > self.delay_epochs
+            else f"SOLVER.DELAY_EPOCHS {self.delay_epochs}"
+        )
+        schedule = f"SOLVER.STEPS {steps}" if self.name == "MultiStepLR" else f"the schedule {self.name}"
+        return f"{cause} puts off {schedule} beyond SOLVER.MAX_EPOCH {epochs}"

@@ -1,13 +1,14 @@
 """MODEL.MBJ: what is accepted, what is refused and how, and that a dumped config reads back the same."""
 
 import math
+import re
 
 import pytest
 import torch
 from fastreid.config import get_cfg
 
 from benchmarks.retrieval.settings import load_settings
-from mbj_plugin.fastreid import head, schedule
+from mbj_plugin.fastreid import head
 from mbj_plugin.fastreid.config import DEFAULTS, HIGHEST, read_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.fastreid.train import config_folder, find_config
@@ -135,11 +136,37 @@ def test_start(solver, start, iteration):
 
 
 @pytest.mark.parametrize(("start", "late"), [(1199, False), (1200, True), (10**12, True), (0.999, False)])
-def test_a_start_beyond_the_run_is_told(monkeypatch, start, late):
-    said = []
-    monkeypatch.setattr(schedule.logger, "warning", lambda message, *values: said.append(message % values))
-    Schedule("MultiStepLR", (40, 70), 120, 0, 0, 64).start_iteration(start, 10)
-    assert [f"iteration {start}, but the run has only 1200" in text for text in said] == [True] * late
+def test_a_start_beyond_the_run_is_told(start, late):
+    said = Schedule("MultiStepLR", (40, 70), 120, 0, 0, 64).warning(start, 10)
+    assert (f"iteration {start}, but the run has only 1200" in said) if late else not said
+
+
+@pytest.mark.parametrize(
+    ("solver", "said"),
+    [
+        ({}, ""),
+        ({"name": "CosineAnnealingLR"}, ""),
+        ({"warmup_iters": 40}, ""),
+        ({"steps": ()}, "SOLVER.STEPS is empty"),
+        ({"steps": (9, 7)}, "the first of SOLVER.STEPS [9, 7] is not within SOLVER.MAX_EPOCH 6"),
+        (
+            {"warmup_iters": 41},
+            "WARMUP_ITERS 41, 5 epochs of 10 iterations, puts off SOLVER.STEPS [2] beyond",
+        ),
+        ({"delay_epochs": 4}, "SOLVER.DELAY_EPOCHS 4 puts off SOLVER.STEPS [2] beyond SOLVER.MAX_EPOCH 6"),
+        (
+            {"name": "CosineAnnealingLR", "warmup_iters": 2000},
+            "WARMUP_ITERS 2000, 200 epochs of 10 iterations, puts off the schedule CosineAnnealingLR beyond",
+        ),
+        ({"name": "CosineAnnealingLR", "delay_epochs": 6}, "DELAY_EPOCHS 6 puts off the schedule CosineAnnealingLR"),
+    ],
+)
+def test_why_there_is_no_decay(solver, said):
+    values = {"name": "MultiStepLR", "steps": (2,), "max_epoch": 6, "delay_epochs": 0, "warmup_iters": 0}
+    schedule = Schedule(**{**values, **solver}, batch_size=64)
+    warning = schedule.warning("auto", 10)
+    assert re.search(said.replace("[", r"\["), warning) if said else not warning
+    assert not said or schedule.start_iteration("auto", 10) == 30
 
 
 def test_a_memory_that_does_not_fit_names_its_size(monkeypatch):

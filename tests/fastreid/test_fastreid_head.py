@@ -12,7 +12,7 @@ from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 from torch.nn import functional as F
 
-from mbj_plugin.fastreid import checkpoint, prepare
+from mbj_plugin.fastreid import checkpoint, counts, prepare
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.functional import memory_cross_entropy, multi_prototype_loss
 
@@ -166,6 +166,17 @@ def test_half_precision_features(make_trainer, memory):
     losses["loss_mbj"].backward()
     assert losses["loss_mbj"].dtype == torch.float32 and losses["loss_mbj"] > 0
     assert bank(trainer, memory).rows.dtype == torch.float32
+
+
+def test_the_eight_heads_of_mgn_say_a_late_start_once(make_trainer, monkeypatch):
+    said = []
+    monkeypatch.setattr(counts.logger, "warning", said.append)
+    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM", 2048)
+    make_trainer(
+        *(*MAX, *backbone, "MODEL.META_ARCHITECTURE", "MGN", "MODEL.HEADS.EMBEDDING_DIM", 8),
+        *("INPUT.SIZE_TRAIN", [96, 16], "MODEL.MBJ.START", 99),
+    )
+    assert len(said) == 1 and "iteration 99, but the run has only 18" in said[0]
 
 
 def seeds(trainer):
