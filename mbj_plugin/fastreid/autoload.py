@@ -75,24 +75,34 @@ def enable(folder: Path | str | None = None) -> Path:
         PermissionError: where the folder cannot be written.
     """
     module, pth = files(folder)
-    if not os.access(module.parent, os.W_OK):
-        raise PermissionError(
-            f"{module.parent} cannot be written: use a virtual environment of your own, or start scripts with "
-            "`python -m mbj_plugin.fastreid.launch` instead"
-        )
+    _check_writable(module.parent)
     module.write_text(HOOK.format(root=str(Path(mbj_plugin.__file__).parents[1])))
     pth.write_text(f"import {MODULE}\n")
     return module.parent
 
 
 def disable(folder: Path | str | None = None) -> bool:
-    """Remove the hook; False where there was none."""
+    """Remove the hook; False where there was none.
+
+    Raises:
+        PermissionError: where the folder cannot be written.
+    """
     module, pth = files(folder)
+    _check_writable(module.parent)
     compiled = module.parent.glob(f"__pycache__/{MODULE}.*.pyc")  # of each Python that ran it, optimized or not
-    found = [file for file in (module, pth, *compiled) if file.exists()]
+    # The .pth first: without its module each start of Python would complain, wherever this is cut short.
+    found = [file for file in (pth, module, *compiled) if file.exists()]
     for file in found:
-        file.unlink()
+        file.unlink(missing_ok=True)
     return bool(found)
+
+
+def _check_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"{folder} cannot be written: use a virtual environment of your own, or start scripts with "
+            "`python -m mbj_plugin.fastreid.launch` instead"
+        )
 
 
 def enabled(folder: Path | str | None = None) -> bool:

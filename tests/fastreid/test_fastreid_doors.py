@@ -159,10 +159,36 @@ def test_autoload_command(tmp_path, monkeypatch, capsys):
     assert said == ["autoload is off", "autoload is on", "autoload is on", "autoload is off", "autoload was not on"]
 
 
-def test_autoload_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("action", [autoload.enable, autoload.disable])
+def test_autoload_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch, action):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="virtual environment"):
+        action(tmp_path)
+
+
+def test_autoload_is_never_half_there(tmp_path, monkeypatch):
+    """Wherever it is cut short, no `.pth` is left that names a module which is not there."""
+
+    def writes(self, text):
+        written(self, text)
+        raise KeyboardInterrupt
+
+    def unlinks(self, missing_ok=False):
+        unlinked(self)
+        raise KeyboardInterrupt
+
+    module, pth = autoload.files(tmp_path)
+    written, unlinked = Path.write_text, Path.unlink
+    monkeypatch.setattr(Path, "write_text", writes)
+    with pytest.raises(KeyboardInterrupt):
         autoload.enable(tmp_path)
+    assert module.exists() and not pth.exists()
+    monkeypatch.undo()
+    autoload.enable(tmp_path)
+    monkeypatch.setattr(Path, "unlink", unlinks)
+    with pytest.raises(KeyboardInterrupt):
+        autoload.disable(tmp_path)
+    assert module.exists() and not pth.exists()
 
 
 def test_doctor(command, tmp_path):
