@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import logging
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import nn
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 METRICS = ("cosine", "euclidean", "jaccard")
+HEAD_OUTPUTS = ("cls_outputs", "pred_class_logits", "features")  # EmbeddingHead's, and so MBJHead's
 RANKS = 10  # fast-reid's evaluation reports up to Rank-10, and fails on a smaller gallery
 
 
@@ -67,6 +70,30 @@ def _known_losses(model: nn.Module) -> list[str]:
     codes = [vars(kind)["losses"].__code__ for kind in _with_losses(model)]
     constants = [constant for code in codes for constant in code.co_consts if isinstance(constant, str)]
     return list(dict.fromkeys(name for name in constants if name.isidentifier() and name[0].isupper()))
+
+
+def check_head_outputs(model: nn.Module) -> None:
+    """A project's model may need what only the project's own head returns.
+
+    Raises:
+        ValueError: where the ``losses`` of the model's class read other outputs than MBJHead's.
+    """
+    for kind in _with_losses(model):
+        losses = vars(kind)["losses"]
+        outputs = list(inspect.signature(losses).parameters)[1]
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(losses)))
+        except (OSError, SyntaxError):  # typed in, or generated
+            continue
+        read = [
+            node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and ast.unparse(node.value) == outputs
+        ]
+        keys = [node.slice.value for node in read if isinstance(node.slice, ast.Constant)]
+        if other := [key for key in keys if key not in HEAD_OUTPUTS]:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {kind.__name__} reads {other[0]!r} of its head, which MBJHead does not "
+                "return: set MODEL.HEADS.NAME to the project's own head"
+            )
 
 
 def _with_losses(model: nn.Module) -> list[type]:

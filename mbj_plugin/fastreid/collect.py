@@ -13,7 +13,7 @@ import torch
 from fastreid.modeling.meta_arch import build as meta_arch_build
 from torch import Tensor, nn
 
-from mbj_plugin.fastreid.checks import check_loss_names
+from mbj_plugin.fastreid.checks import check_head_outputs, check_loss_names
 from mbj_plugin.fastreid.compat import rebind
 from mbj_plugin.fastreid.head import MBJHead
 
@@ -99,6 +99,7 @@ def _check_heads(model: nn.Module, cfg) -> None:
     names = cfg.MODEL.LOSSES.NAME
     names = [names] if isinstance(names, str) else names
     if any(isinstance(module, MBJHead) for module in model.modules()):
+        check_head_outputs(model)
         if names and set(names) == {"MBJLoss"}:
             raise ValueError(
                 "MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train the classifier: name one as well, "

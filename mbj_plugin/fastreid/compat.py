@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import collections.abc
 import functools
-import importlib
+import importlib.util
 import inspect
 import sys
 import types
@@ -87,7 +87,7 @@ def _import_error(*modules: str) -> str:
         for module in modules:
             importlib.import_module(module)
     except ImportError as error:
-        if "torch._six" in str(error) or "'Mapping'" in str(error):
+        if "'Mapping'" in str(error):
             return str(error)
         raise
     return ""
@@ -98,8 +98,8 @@ def _import_error(*modules: str) -> str:
 )
 def torch_six() -> str | None:
     """A stand-in module `torch._six` with the names that torch 1.x had there. It stays: projects import it later."""
-    if "torch._six" not in _import_error("fastreid.data"):
-        return "importing fastreid.data does not ask for torch._six, or finds it"
+    if "torch._six" in sys.modules or importlib.util.find_spec("torch._six") is not None:
+        return "torch has torch._six"
     stand_in = types.ModuleType("torch._six")
     vars(stand_in).update(
         string_classes=(str, bytes), int_classes=int, container_abcs=collections.abc, inf=float("inf")

@@ -95,6 +95,19 @@ def test_a_head_of_features_where_classes_are_looked_for(make_cfg, make_trainer)
     assert ClasEvaluator(make_cfg("MODEL.HEADS.NAME", "ClasHead"))
 
 
+def test_a_model_that_needs_its_own_head(make_cfg, monkeypatch):
+    """As PartialReID's: more outputs than those of EmbeddingHead."""
+
+    class Partial(META_ARCH_REGISTRY.get("Baseline")):
+        def losses(self, outputs, gt_labels):
+            return super().losses(outputs, gt_labels) | {"loss_fore": outputs["fore_cls_outputs"].sum()}
+
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "Partial", Partial)
+    with pytest.raises(ValueError, match="Partial reads 'fore_cls_outputs' of its head, which MBJHead does not return"):
+        build_model(make_cfg("MODEL.META_ARCHITECTURE", "Partial", *CLASSES))
+    build_model(make_cfg("MODEL.META_ARCHITECTURE", "Partial", "MODEL.HEADS.NAME", "EmbeddingHead", *CLASSES))
+
+
 @pytest.mark.parametrize("key", ["TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_periods_that_fail_at_the_end(make_trainer, key, value):

@@ -1,6 +1,7 @@
 """fast-reid runs on today's stack, because of each patch, and each patch only where it is needed."""
 
 import collections
+import importlib
 import inspect
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -11,7 +12,9 @@ import pytest
 import torch
 from fastreid.data.transforms import build_transforms
 from fastreid.evaluation.rank import evaluate_rank
+from fastreid.modeling.meta_arch import build_model
 from fastreid.solver import build as solver_build
+from fastreid.utils.checkpoint import Checkpointer
 from fastreid.utils.params import ContiguousParams
 from PIL import Image
 
@@ -146,3 +149,53 @@ def test_missing_fastreid_says_how_to_install_it(command, tmp_path):
     result = command("-c", block, cwd=tmp_path, check=False)
     assert result.returncode
     assert "pip install --no-deps fastreid==1.4.0" in result.stderr.splitlines()[-1]
+
+
+def test_projects_of_a_checkout_find_torch_six(monkeypatch):
+    """Of the main branch fastreid.data imports without it, and FastFace does not."""
+    monkeypatch.delitem(sys.modules, "torch._six")
+    monkeypatch.setattr(compat, "_import_error", lambda *modules: "")
+    assert compat.PATCHES["torch_six"].apply() is None
+    from torch._six import container_abcs, string_classes
+
+    assert container_abcs is collections.abc and string_classes == (str, bytes)
+    assert "has torch._six" in compat.PATCHES["torch_six"].apply()
+
+
+def test_a_plain_loop_takes_the_optimizer_from_the_pair(make_cfg):
+    """As tools/plain_train_net.py does."""
+    cfg = make_cfg("MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.NUM_CLASSES", 24)
+    model = build_model(cfg)
+    optimizer = fastreid.solver.build_optimizer(cfg, model)
+    schedule = fastreid.solver.build_lr_scheduler(cfg, optimizer, 9)
+    before = model.heads.weight.detach().clone()
+    model.heads.weight.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert not torch.equal(before, model.heads.weight) and optimizer.param_groups[0]["lr"] > 0
+    assert model.heads.weight.grad is not None and not model.heads.weight.grad.any()
+    Checkpointer(model, optimizer=optimizer, **schedule)
+    alone, params = optimizer
+    assert isinstance(alone, torch.optim.Optimizer) and isinstance(params, ContiguousParams)
+
+
+def test_a_demo_of_the_checkout_finds_evaluate_rank():
+    from fastreid.evaluation import evaluate_rank as named
+
+    assert named is sys.modules["fastreid.evaluation.rank"].evaluate_rank
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_fastclas_goes_without_a_file_that_was_never_there(monkeypatch, tmp_path, there):
+    package = tmp_path / "fastclas"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .distracted_driver import *\n")
+    if there:
+        (package / "distracted_driver.py").write_text("answer = 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("fastclas", "fastclas.distracted_driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    assert hasattr(importlib.import_module("fastclas"), "answer") == there
+    with pytest.raises(ModuleNotFoundError, match="another_driver"):
+        importlib.import_module("fastclas.another_driver")
