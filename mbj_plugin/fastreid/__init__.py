@@ -16,10 +16,8 @@ _DOCTOR = "mbj_plugin.fastreid.doctor" in sys.orig_argv
 def _enable() -> None:
     from mbj_plugin.fastreid import compat, compat_checkout, compat_cpu, compat_messages, compat_samplers  # noqa: F401
 
-    compat.apply_all()
-    from mbj_plugin.fastreid import checkpoint, collect, config, counts, datasets, diagnostics, feature_cloud
     compat.apply_all()  # the patches of all five
-    from mbj_plugin.fastreid import checkpoint, checks, collect, config, counts, datasets, diagnostics
+    from mbj_plugin.fastreid import checkpoint, checks, collect, config, counts, datasets, diagnostics, feature_cloud
 
     config.register_config()
     datasets.register_datasets()

@@ -20,7 +20,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from mbj_plugin.fastreid.checks import check_class_head
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.feature_cloud import FeatureCloud
-from mbj_plugin.fastreid.head import MBJHead
+from mbj_plugin.fastreid.head import MBJHead, MemoryLoss
 from mbj_plugin.fastreid.smoothing import SmoothFromStart
 
 logger = logging.getLogger("fastreid.mbj_plugin")
@@ -81,9 +81,11 @@ def prepare(model: nn.Module, data_loader) -> None:
     Raises:
         ValueError: where the data set cannot be counted, or fills no batch.
     """
-    for cloud in (module for module in model.modules() if isinstance(module, FeatureCloud)):
+    clouds = [module for module in model.modules() if isinstance(module, FeatureCloud)]
+    for cloud in clouds:
         cloud.set_class_counts(class_counts(data_loader.dataset, cloud.num_classes))
     heads = mbj_heads(model)
+    seed_draws(heads, clouds)
     if not heads:
         return
     if hasattr(data_loader.dataset, "class_to_idx") and not hasattr(data_loader.dataset, "pid_dict"):
@@ -97,7 +99,6 @@ def prepare(model: nn.Module, data_loader) -> None:
         )
     for head in heads:
         head.set_data(counts, images // batch_size)
-    seed_draws(heads)
     # All heads of a model have one schedule; what is wrong with it is said once.
     for said in dict.fromkeys(head.schedule.warning(head.settings.start, images // batch_size) for head in heads):
         if said:
@@ -114,18 +115,21 @@ def prepare(model: nn.Module, data_loader) -> None:
     )
 
 
-def seed_draws(heads: Sequence[MBJHead]) -> None:
-    """Give each memory a seed of its own, made of the run's seed, the head's number and the kind of memory.
+def seed_draws(heads: Sequence[MBJHead], clouds: Sequence[FeatureCloud]) -> None:
+    """Give each memory and each cloud a seed of its own, made of the run's seed, its number in the model and its kind.
 
     The run's seed is torch's, which fast-reid's ``seed_all_rng`` sets, on the first rank: the same on every rank. No
-    random number is drawn. A memory that has drawn already, because its run goes on, keeps its seed.
+    random number is drawn. What has drawn already, because its run goes on, keeps its seed.
     """
-    run = comm.all_gather(torch.initial_seed())[0]
-    for number, head in enumerate(heads):
-        for kind, memory in head.memories.items():
-            if memory.step == 0:
-                digest = hashlib.blake2b(f"{run} {number} {kind}".encode(), digest_size=8).digest()
-                memory.seed.fill_(int.from_bytes(digest, "big", signed=True))
+    draws: list[tuple[str, MemoryLoss | FeatureCloud]] = [
+        (f"{number} {kind}", memory) for number, head in enumerate(heads) for kind, memory in head.memories.items()
+    ]
+    draws += [(f"{number} cloud", cloud) for number, cloud in enumerate(clouds)]
+    run = comm.all_gather(torch.initial_seed())[0] if draws else 0
+    for name, drawing in draws:
+        if drawing.step == 0:
+            digest = hashlib.blake2b(f"{run} {name}".encode(), digest_size=8).digest()
+            drawing.seed.fill_(int.from_bytes(digest, "big", signed=True))
 
 
 def watch_trainers() -> None:

@@ -7,6 +7,7 @@ The features are the same.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mbj_plugin.fastreid import demo  # noqa: F401  (registers the demo's backbo
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
 
 CONFIG = "config.yaml"
+CLOUD = re.compile(r"\.cls_layer\.(sums|step|seed)$")
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("it is not the config.yaml of a fast-reid run: it lacks MODEL.HEADS or MODEL.LOSSES") from None
     if heads.get("NAME") == "MBJHead":
         heads["NAME"] = "EmbeddingHead"
+    if heads.get("CLS_LAYER") == "FeatureCloud":  # which is CosFace but for training
+        heads["CLS_LAYER"] = "CosSoftmax"
     losses["NAME"] = [name for name in losses.get("NAME", ()) if name != "MBJLoss"]
     return {**config, "MODEL": {**model, "HEADS": heads, "LOSSES": losses}}
 
@@ -74,7 +78,7 @@ def export(run: Path, output: Path, weights: str = "model_final.pth") -> dict[st
         raise ValueError(f"cannot read {run / CONFIG} or {weights}: {str(error).splitlines()[0]}") from error
     output.mkdir(parents=True, exist_ok=True)
     config["MODEL"]["WEIGHTS"] = str(output / weights)
-    model = {name: value for name, value in state.items() if not SAVED_MEMORY.search(name)}
+    model = {name: value for name, value in state.items() if not (SAVED_MEMORY.search(name) or CLOUD.search(name))}
     torch.save({"model": model}, output / (weights + ".part"))
     (output / (weights + ".part")).replace(output / weights)
     (output / CONFIG).write_text(yaml.safe_dump(config))

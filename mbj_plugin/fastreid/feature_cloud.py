@@ -48,6 +48,7 @@ class FeatureCloud(any_softmax.CosSoftmax):
 
     sums: Tensor  # (3, C): number of angles, their sum, the sum of their squares
     step: Tensor
+    seed: Tensor
     is_head: Tensor
 
     def __init__(self, num_classes: int, scale: float, margin: float) -> None:
@@ -58,6 +59,7 @@ class FeatureCloud(any_softmax.CosSoftmax):
             raise ValueError(f"MODEL.HEADS.MARGIN must be a number from 0 to 1 for FeatureCloud, got {margin}")
         self.register_buffer("sums", torch.zeros(3, num_classes, dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seed", torch.zeros((), dtype=torch.long))
         # Counted anew by whoever trains.
         self.register_buffer("is_head", torch.zeros(num_classes, dtype=torch.bool), persistent=False)
         self.counted = False
@@ -116,7 +118,7 @@ class FeatureCloud(any_softmax.CosSoftmax):
     def _draw(self, targets: Tensor) -> Tensor:
         """(B,) angle that each feature is moved by."""
         rank, _ = rank_and_world()
-        uniform = counter_uniform(torch.zeros_like(self.step), self.step, len(targets), stream=rank)
+        uniform = counter_uniform(self.seed, self.step, len(targets), stream=rank)
         normal = torch.erfinv(2 * (uniform + 2.0**-25) - 1) * math.sqrt(2)  # never at 0 or 1, where it is infinite
         return normal * self.cloud_variances().sqrt()[targets.clamp(min=0)].float()
 

@@ -28,8 +28,8 @@ torch.save(predictor(torch.load("images.pth")), "features.pth")
 """
 
 
-@pytest.fixture
-def run(tmp_path, tiny_opts):
+@pytest.fixture(params=["CosSoftmax", "FeatureCloud"])
+def run(request, tmp_path, tiny_opts):
     """A run's folder as it is left, of OSNet with both memories."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -42,6 +42,7 @@ def run(tmp_path, tiny_opts):
         "MODEL.MBJ.MOMENTUM",
         0.5,
     )
+    losses += ("MODEL.HEADS.CLS_LAYER", request.param)
     cfg.merge_from_list([*tiny_opts, *losses, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
     (folder / "config.yaml").write_text(cfg.dump())
     model = build_model(cfg)
@@ -66,6 +67,7 @@ def test_the_same_features_without_the_plugin(run, command, tmp_path, capsys):
     assert torch.equal(torch.load(tmp_path / "features.pth"), DefaultPredictor(cfg)(images.clone()))
     plain = get_cfg()
     plain.merge_from_file(str(run / "plain" / "config.yaml"))
+    assert plain.MODEL.HEADS.CLS_LAYER == "CosSoftmax"
     assert plain.MODEL.HEADS.NAME == "EmbeddingHead" and plain.MODEL.LOSSES.NAME == ("CrossEntropyLoss",)
     refused = command("-c", PLAIN, run / "config.yaml", cwd=tmp_path, path="", check=False)
     assert "MODEL.MBJ" in refused.stderr  # so that this test can fail
