@@ -43,7 +43,7 @@ def draw_curves(table: Table, title: str, path: Path) -> None:
     """
     most = max(len(runs) for runs in table.values())
     methods = [method for method, runs in table.items() if len(runs) == most]
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    figure = Figure(figsize=(9, 2.8 + 0.12 * len(methods) / 4), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, group in zip(axes, GROUPS[1:], strict=True):
         for method in methods:
@@ -59,7 +59,8 @@ def draw_curves(table: Table, title: str, path: Path) -> None:
                 axis.fill_between(epochs, low, high, color=colour, alpha=0.12, lw=0)
         axis.set_title(f"{group} error, %")
         axis.set_xlabel("epoch")
-    axes[-1].legend(fontsize=5.5, loc="best", framealpha=0.7)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=6, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     _save(figure, path)
 
