@@ -106,7 +106,7 @@ def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0)
     available = class_counts(labels)
     if not available.size:
         raise ValueError("there is no labelled image to choose from")
-    if available.min(initial=1) < 1:
+    if available.min() < 1:
         raise ValueError(f"class {int(available.argmin())} has no images: every class from 0 to the largest needs some")
     counts = largest_exponential_counts(available, imbalance_ratio)
     chosen = []

@@ -16,6 +16,8 @@ def test_exponential_counts_are_those_of_cifar_lt():
 def test_exponential_counts_of_a_balanced_and_of_a_single_class_set():
     assert exponential_counts(3, 7, 1).tolist() == [7, 7, 7]
     assert exponential_counts(1, 7, 10).tolist() == [7]
+    assert exponential_counts(2, 100, 100).tolist() == [100, 1]
+    assert exponential_counts(2, 1, 1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("count", [49, 98, 103, 107])
@@ -28,6 +30,7 @@ def test_rounding_takes_no_image(count):
     [
         ((10, 100, 0.5), "imbalance ratio.*0.5"),
         ((10, 100, float("nan")), "imbalance ratio.*nan"),
+        ((10, 100, float("inf")), "imbalance ratio.*a number >= 1, got inf"),
         ((10, 100, 200), "at most 100"),
         ((0, 100, 10), "num_classes"),
         ((10, 0, 10), "max_count"),
@@ -52,6 +55,10 @@ def test_exponential_subset_of_an_unbalanced_set_keeps_the_ratio():
     counts = np.bincount(labels[exponential_subset(labels, 4)])
     assert counts.tolist() == exponential_counts(3, 21, 4).tolist()
     assert (counts <= [50, 10, 30]).all()
+
+
+def test_one_image_is_enough_for_the_smallest_class():
+    assert exponential_subset([0, 1, 0, 0], 3).tolist() == [0, 1, 2, 3]
 
 
 def test_exponential_subset_names_the_missing_class():
@@ -122,5 +129,5 @@ def test_bad_class_groups(counts, shape):
 
 def test_class_counts():
     assert class_counts([0, 2, 2, -1], 4).tolist() == [1, 0, 2, 0]
-    with pytest.raises(ValueError, match="label 5 is out of range.*0 to 3"):
-        class_counts([5], 4)
+    with pytest.raises(ValueError, match="label 4 is out of range.*0 to 3"):
+        class_counts([4], 4)

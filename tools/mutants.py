@@ -8,6 +8,7 @@ process that has imported torch and timm already, ten times as fast as a new one
 """
 
 import difflib
+import gc
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +30,6 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 300  # a mutant that takes longer is noticed
 # One other operator for each, and one other bound: the dozen that cosmic-ray has say little more, at a dozen times the
 # cost. A "|" is mostly of an annotation.
 BINARY = "Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Div|Mod_Mul|Pow_Mul|BitAnd_BitOr|BitXor_BitAnd|[LR]Shift_[LR]Shift"
@@ -68,15 +69,15 @@ def mutants(source: str) -> Iterator[str]:
             yield changed
 
 
-def passes(tree: Path, tests: list[str]) -> bool:
-    """Whether the tests pass, in a fork."""
+def passes(tree: Path, tests: list[str], seconds: int) -> bool:
+    """Whether the tests pass, in a fork, within a time."""
     if (child := os.fork()) == 0:
-        signal.alarm(SECONDS)
+        signal.alarm(seconds)
         os.chdir(tree)
         sys.path.insert(0, str(tree))
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1), os.dup2(nowhere.fileno(), 2)
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception", *tests])
         os._exit(int(status))
     return os.waitpid(child, 0)[1] == 0
 
@@ -85,13 +86,15 @@ def mutate(module: str, tests: list[str], tree: Path) -> tuple[int, list[str]]:
     """Number of mutants of a module, and the differences that no test noticed."""
     path, source = tree / module, (ROOT / module).read_text()
     path.write_text(source)
-    if not passes(tree, tests):
+    started = time.monotonic()
+    if not passes(tree, tests, 3600):
         sys.exit(f"mutants: {' '.join(tests)} fail without any change")
+    seconds = 20 + 10 * round(time.monotonic() - started)  # a loop without an end is noticed
     count, survivors = 0, []
     for changed in dict.fromkeys(mutants(source)):
         path.write_text(changed)
         count += 1
-        if passes(tree, tests):
+        if passes(tree, tests, seconds):
             lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), module, module, n=1, lineterm="")
             survivors.append("\n".join(lines))
     path.write_text(source)
@@ -106,6 +109,7 @@ def main() -> None:
     # A compiled file is told from a newer source by its second and size, and mutants differ by less.
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    gc.freeze()  # or each fork would copy all of torch where it collects garbage
     with tempfile.TemporaryDirectory() as folder:
         files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in files.splitlines():
