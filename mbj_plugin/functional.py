@@ -71,8 +71,13 @@ def memory_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias:
     Returns:
         Scalar, the mean over the filled rows; 0 (with a zero gradient) where none is filled.
     """
+    features = torch.where((labels >= 0)[:, None], features.detach(), 0.0)
+    return finite_cross_entropy(features, labels, weight, bias)
+
+
+def finite_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`memory_cross_entropy` of detached features that are finite in empty rows too, as a bank's are; no copy."""
     filled = labels >= 0
-    features = torch.where(filled[:, None], features.detach(), 0.0)
     labels = torch.where(filled, labels, -1)
     dtype = _loss_dtype(features, weight)
     with torch.autocast(features.device.type, enabled=False):
@@ -82,9 +87,19 @@ def memory_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias:
     return total / filled.sum().clamp(min=1)
 
 
+def backward_reads_features(rows: int, classes: int) -> bool:
+    """Whether the backward pass of the cross-entropy of so many rows reads them: torch's chunks need them no more, as
+    they compute the gradients in the forward pass."""
+    return not TORCH_CHUNKS or rows <= _chunk_rows(classes)
+
+
+def _chunk_rows(classes: int) -> int:
+    return max(1, CHUNK_LOGITS // classes)
+
+
 def _linear_cross_entropy_sum(features: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
-    """Sum of cross-entropies; many logits are computed in chunks, by torch where it can (2.15 and later)."""
-    rows = max(1, CHUNK_LOGITS // len(weight))
+    """Sum of cross-entropies; many logits are computed in chunks, by torch where it can (2.14 and later)."""
+    rows = _chunk_rows(len(weight))
     if len(features) <= rows:
         return _cross_entropy_sum(features, weight, labels, bias)
     if TORCH_CHUNKS:

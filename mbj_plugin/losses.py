@@ -11,19 +11,24 @@ from numbers import Integral
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mbj_plugin.functional import memory_cross_entropy, multi_prototype_loss, sampling_probs
-from mbj_plugin.memory import MemoryBank
-from mbj_plugin.sampling import counter_uniform, hard_labels
+from mbj_plugin.clock import CountedModule, no_loss, rank_and_world
+from mbj_plugin.functional import (
+    backward_reads_features,
+    finite_cross_entropy,
+    multi_prototype_loss,
+    sampling_probs,
+)
+from mbj_plugin.memory import MemoryBank, as_of_now
+from mbj_plugin.sampling import counter_uniform, hard_labels, sample_slots
 
 
-class _MemoryLoss(nn.Module):
+class _MemoryLoss(CountedModule):
     """What both losses share: the bank, the probabilities of Eq. 1, the step, and when the loss starts."""
 
     probs: Tensor | None
     class_counts: Tensor | None
-    step: Tensor
     seed: Tensor
 
     def __init__(
@@ -38,17 +43,14 @@ class _MemoryLoss(nn.Module):
         seed: int,
         ramp: int,
     ) -> None:
-        super().__init__()
+        super().__init__(start)
         if not 0 <= eta < float("inf"):
             raise ValueError(f"eta must be a finite number >= 0 (0 turns the memory loss off), got {eta}")
         # Integral: NumPy's integers too. int is one as well, but type checkers do not know that.
-        if not isinstance(start, int | Integral) or start < 0:
-            raise ValueError(f"start must be a number of steps >= 0, got {start!r}")
         if not isinstance(ramp, int | Integral) or ramp < 0:
             raise ValueError(f"ramp must be a number of steps >= 0, got {ramp!r}")
-        self.eta, self.beta, self.norm, self.start, self.ramp = float(eta), beta, norm, int(start), int(ramp)
+        self.eta, self.beta, self.norm, self.ramp = float(eta), beta, norm, int(ramp)
         self.bank = MemoryBank(size, dim)
-        self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.long))
         # Not saved: counts belong to the data, and whoever resumes has the data.
         self.register_buffer("probs", None, persistent=False)
@@ -75,9 +77,10 @@ class _MemoryLoss(nn.Module):
 
     def _weighted(self, loss: Tensor) -> Tensor:
         """eta * L_memory, 0 before the start. The step is on the device: no wait, and a CUDA graph sees it advance."""
-        loss = self.eta * torch.where(self.step >= self.start, loss, torch.zeros_like(loss))
+        step = as_of_now(self.step)
+        loss = self.eta * torch.where(step >= self.start, loss, torch.zeros_like(loss))
         if self.ramp:
-            loss = loss * ((self.step - self.start + 1) / self.ramp).clamp(0, 1)
+            loss = loss * ((step - self.start + 1) / self.ramp).clamp(0, 1)
         return loss
 
     def _learning(self) -> bool:
@@ -86,6 +89,9 @@ class _MemoryLoss(nn.Module):
 
     def _uniform(self, count: int, stream: int) -> Tensor:
         return counter_uniform(self.seed, self.step, count, stream)
+
+    def _hard_labels(self, labels: Tensor, stream: int) -> Tensor:
+        return hard_labels(labels, self._uniform(len(labels), stream)) if labels.ndim == 2 else labels.long()
 
     def extra_repr(self) -> str:
         return f"eta={self.eta}, beta={self.beta}, norm={self.norm}, start={self.start}"
@@ -114,6 +120,8 @@ class FeatureMemoryLoss(_MemoryLoss):
         prior_correction: Not in the paper. The memory holds class c in proportion to N_c P_c; True adds the logarithm
             of that prior to the logits of L_memory (logit adjustment, https://arxiv.org/abs/2007.07314). beta then
             chooses what is remembered, and no longer leans the classifier to one end.
+        sample: Not in the paper. K of the M rows, drawn anew for each step, stand for the memory in L_memory: the same
+            expectation of loss and gradient at K / M of the cost. 0 or None = the whole memory.
 
     Raises:
         ValueError: for a value out of range.
@@ -132,8 +140,15 @@ class FeatureMemoryLoss(_MemoryLoss):
         seed: int = 0,
         ramp: int = 0,
         prior_correction: bool = False,
+        sample: int | None = 0,
     ) -> None:
         super().__init__(class_counts, dim, size, eta, beta, norm, start, seed, ramp)
+        sample = 0 if sample is None else sample
+        if not isinstance(sample, int | Integral) or not 0 <= sample <= size:
+            raise ValueError(
+                f"sample must be a number of rows from 1 to the memory's {size}, or 0 for all of them, got {sample!r}"
+            )
+        self.sample = int(sample)
         self.prior_correction = prior_correction
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -154,25 +169,39 @@ class FeatureMemoryLoss(_MemoryLoss):
         if learning:
             # Gathered first, drawn after: the same draw on every rank.
             features, labels = _all_gather(features.detach().float()), _all_gather(labels)
-            labels = hard_labels(labels, self._uniform(len(labels), stream=1))
+            labels = self._hard_labels(labels, stream=1)
             keep = self._uniform(len(labels), stream=0) < probs[labels.clamp(min=0)]
             self.bank.enqueue(features, labels, keep)
-            self.step.add_(1)
+            self.count_call()
         return loss
 
     def _memory_loss(self, weight: Tensor, bias: Tensor | None, rank: int, world: int) -> Tensor:
         if self.eta == 0:
             return weight.new_zeros(())
+        if self.idle():
+            used = (weight,) if bias is None else (weight, bias)
+            return no_loss(torch.promote_types(weight.dtype, torch.float32), *used)
         if self.prior_correction:
             assert self.class_counts is not None
             log_prior = (self.class_counts * self._class_probs(weight)).log()
             bias = log_prior if bias is None else bias + log_prior
-        # A copy, because the backward pass comes after the enqueue.
-        rows, labels = self.bank.rows[rank::world].clone(), self.bank.labels[rank::world]
-        loss = memory_cross_entropy(rows, labels, weight, bias)
+        rows, labels, filled = self._rows(rank, world, len(weight))
+        loss = finite_cross_entropy(rows, labels, weight, bias)
         if world > 1:
-            loss = loss * (labels >= 0).sum() * world / self.bank.filled.clamp(min=1)
+            loss = loss * (labels >= 0).sum() * world / filled.clamp(min=1)
         return self._weighted(loss)
+
+    def _rows(self, rank: int, world: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's rows and labels, and the number of filled slots among all ranks'. The rows are a copy where the
+        backward pass reads them, because it comes after the enqueue."""
+        rows, labels = self.bank.rows, as_of_now(self.bank.labels)
+        if self.sample:
+            slots = as_of_now(sample_slots(labels >= 0, self._uniform(len(labels), stream=-1), self.sample))
+            return as_of_now(rows[slots[rank::world]]), labels[slots[rank::world]], (labels[slots] >= 0).sum()
+        rows = rows[rank::world]
+        if backward_reads_features(len(rows), classes):
+            rows = as_of_now(rows.clone())
+        return rows, labels[rank::world], (labels >= 0).sum()
 
 
 class PrototypeMemoryLoss(_MemoryLoss):
@@ -200,6 +229,7 @@ class PrototypeMemoryLoss(_MemoryLoss):
         interval: Not in the paper. Prototypes enter in every ``interval``-th call only, so that a full memory reaches
             further back and its rows differ more.
         num_classes: C, needed only where ``momentum`` > 0 and ``class_counts`` come later.
+        sample: 0 or None; see :class:`FeatureMemoryLoss`. Eq. 4 has no unbiased estimate from a part of the rows.
 
     Raises:
         ValueError: for a value out of range.
@@ -224,8 +254,14 @@ class PrototypeMemoryLoss(_MemoryLoss):
         ramp: int = 0,
         interval: int = 1,
         num_classes: int | None = None,
+        sample: int | None = 0,
     ) -> None:
         super().__init__(class_counts, dim, size, eta, beta, norm, start, seed, ramp)
+        if sample:
+            raise ValueError(
+                f"sample {sample!r}: the prototype loss takes its whole memory (sample 0), because a part of the rows "
+                "gives no unbiased estimate of Eq. 4, the logarithm of a product of sums over the memory: lower size"
+            )
         if not isinstance(interval, int | Integral) or interval < 1:
             raise ValueError(f"interval must be a number of calls >= 1, got {interval!r}")
         self.interval = int(interval)
@@ -255,22 +291,25 @@ class PrototypeMemoryLoss(_MemoryLoss):
             Scalar.
         """
         probs, learning = self._class_probs(weight), self._learning()
-        labels = hard_labels(labels, self._uniform(len(labels), stream=1 + rank_and_world()[0]))
         loss = self._memory_loss(features, labels)
         if learning:
             keep = (self._uniform(len(probs), stream=0) < probs) & (self.step % self.interval == 0)
             self.bank.enqueue(self._prototypes(weight), torch.arange(len(probs), device=probs.device), keep)
-            self.step.add_(1)
+            self.count_call()
         return loss
 
     def _memory_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         if self.eta == 0:
             return features.new_zeros(())
         dtype = torch.promote_types(features.dtype, torch.float32)
+        if self.idle():
+            return no_loss(dtype, features)
+        labels = as_of_now(self._hard_labels(labels, stream=1 + rank_and_world()[0]))
         with torch.autocast(features.device.type, enabled=False):
-            rows = F.normalize(self.bank.rows.to(dtype, copy=True), dim=1)
+            # The normalised rows are a copy, which the backward pass needs: it comes after the enqueue.
+            rows = as_of_now(F.normalize(self.bank.rows.to(dtype), dim=1))
             similarity = F.normalize(features.to(dtype), dim=1) @ rows.T
-            loss = multi_prototype_loss(similarity, labels, self.bank.labels.clone(), self.scale, self.margin)
+            loss = multi_prototype_loss(similarity, labels, as_of_now(self.bank.labels), self.scale, self.margin)
         return self._weighted(loss)
 
     @torch.no_grad()
@@ -281,13 +320,6 @@ class PrototypeMemoryLoss(_MemoryLoss):
         moved = self.momentum_weight.float().lerp(weight, 1 - self.momentum)
         self.momentum_weight.copy_(torch.where(self.step == 0, weight, moved))
         return self.momentum_weight
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This rank and the number of ranks; (0, 1) without ``torch.distributed``."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _all_gather(tensor: Tensor) -> Tensor:

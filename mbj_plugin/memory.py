@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,8 @@ class MemoryBank(nn.Module):
     oldest ones" (paper, Section 3.2).
 
     No shape in :meth:`enqueue` depends on data: rejected rows are written to a discard slot behind the last one. So
-    it never waits for the device, compiles to one graph (``fullgraph=True``) and can be captured in a CUDA graph.
+    it never waits for the device, compiles to one graph (``fullgraph=True``) and can be captured in a CUDA graph. On
+    a CPU without ``torch.compile`` the stored rows alone are written, with the same result to the bit.
     All state is in buffers, and a saved bank goes on exactly where it was. Rows are kept in fp32 whatever comes in.
 
     Whoever reads :attr:`rows` for a loss that needs grad reads a copy: the next ``enqueue`` writes in place.
@@ -74,7 +77,6 @@ class MemoryBank(nn.Module):
         """(M,) int64: calls of ``enqueue`` since each row came in, 0 for the newest; -1 = empty slot."""
         return torch.where(self.labels >= 0, self.calls - self.slot_calls[: self.size], -1)
 
-    @torch.no_grad()
     def enqueue(self, rows: Tensor, labels: Tensor, keep: Tensor | None = None) -> None:
         """Store rows, the oldest stored ones giving way.
 
@@ -89,15 +91,23 @@ class MemoryBank(nn.Module):
         Raises:
             ValueError: where the shapes do not fit the bank or each other.
         """
-        if rows.ndim != 2 or rows.shape[1] != self.dim or labels.shape != rows.shape[:1]:
+        if rows.ndim != 2 or rows.size(1) != self.dim or labels.ndim != 1 or len(labels) != len(rows):
             raise ValueError(
                 f"rows must be (N, {self.dim}) and labels (N,), got {tuple(rows.shape)} and {tuple(labels.shape)}"
             )
-        rows = rows.detach().float()
+        if keep is not None and keep.shape != labels.shape:
+            raise ValueError(f"keep must be (N,) like the labels {tuple(labels.shape)}, got {tuple(keep.shape)}")
+        if rows.requires_grad:
+            rows = rows.detach()
+        on_host = _on_host(rows) and _on_host(labels) and (keep is None or _on_host(keep)) and _on_host(self.cursor)
+        if on_host and not torch.compiler.is_compiling():
+            self._enqueue_on_host(rows, labels, keep)
+        else:
+            self._enqueue_on_device(rows.float(), labels, keep)
+
+    def _enqueue_on_device(self, rows: Tensor, labels: Tensor, keep: Tensor | None) -> None:
         stored = torch.isfinite(rows).all(dim=1) & (labels >= 0)
         if keep is not None:
-            if keep.shape != labels.shape:
-                raise ValueError(f"keep must be (N,) like the labels {tuple(labels.shape)}, got {tuple(keep.shape)}")
             stored = stored & keep.bool()
         rank = stored.cumsum(0)  # 1-based rank among the stored rows, in order of arrival
         count = rank[-1] if len(rank) else rank.sum()
@@ -110,5 +120,55 @@ class MemoryBank(nn.Module):
         self.slot_calls.index_copy_(0, slots, torch.where(stored, self.calls, 0))
         self.cursor.copy_((self.cursor + count) % self.size)
 
+    def _enqueue_on_host(self, rows: Tensor, labels: Tensor, keep: Tensor | None) -> None:
+        """The same bits from slices of the stored rows alone, where the host may look at values."""
+        if keep is not None:
+            kept = keep.nonzero()[:, 0]
+            rows, labels = rows[kept], labels[kept]
+        count = len(labels)
+        # One number that is not finite makes the sum so; a sum that overflows is looked into.
+        if count and not (labels.min().item() >= 0 and isfinite(rows.sum().item())):
+            stored = torch.isfinite(rows.float()).all(dim=1) & (labels >= 0)
+            rows, labels = rows[stored], labels[stored]
+            count = len(labels)
+        buffers: dict[str, Any] = self._buffers  # a module's own look-up of a buffer takes as long as a small operation
+        cursor, calls = buffers["cursor"], buffers["calls"]
+        slot = int(cursor)
+        cursor.fill_((slot + count) % self.size)
+        calls.add_(1)
+        if count > self.size:  # the newest stay
+            rows, labels, slot = rows[-self.size :], labels[-self.size :], (slot + count) % self.size
+            count = self.size
+        room = self.size - slot
+        if count > room:
+            self._write(0, rows[room:], labels[room:], count - room)
+            rows, labels, count = rows[:room], labels[:room], room
+        self._write(slot, rows, labels, count)
+
+    def _write(self, slot: int, rows: Tensor, labels: Tensor, count: int) -> None:
+        buffers: dict[str, Any] = self._buffers
+        buffers["slot_rows"].narrow(0, slot, count).copy_(rows)
+        buffers["slot_labels"].narrow(0, slot, count).copy_(labels)
+        buffers["slot_calls"].narrow(0, slot, count).fill_(buffers["calls"])
+
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.dim}"
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Whether reading a value costs nothing: a plain tensor on the CPU, no fake one."""
+    return type(tensor) is Tensor and tensor.is_cpu
+
+
+torch.library.define("mbj_plugin::keep", "(Tensor x) -> Tensor")
+torch.library.impl("mbj_plugin::keep", "default", torch.clone)
+torch.library.register_fake("mbj_plugin::keep", torch.empty_like)
+
+
+def as_of_now(tensor: Tensor) -> Tensor:
+    """What was computed from a buffer, for a backward pass that comes after the buffer is written over.
+
+    Inductor computes in the backward pass anew what it need not keep, and does so from what the buffer holds by then:
+    it would take the labels that have come in since. It does not look into an operator of ours.
+    """
+    return torch.ops.mbj_plugin.keep(tensor) if torch.compiler.is_compiling() else tensor

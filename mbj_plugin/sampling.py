@@ -51,3 +51,17 @@ def hard_labels(labels: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1]
     drawn = (cumulative <= (uniform * total)[:, None]).sum(dim=1).clamp(max=labels.shape[1] - 1)
     return torch.where(torch.isfinite(total) & (total > 0), drawn, -1)
+
+
+def sample_slots(filled: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """Slots of a simple random sample without replacement; empty slots come last, where too few are filled.
+
+    Args:
+        filled: (M,) bool.
+        uniform: (M,) numbers in [0, 1), one draw per slot.
+        count: K in [1, M].
+
+    Returns:
+        (K,) int64 slots, the same on every device.
+    """
+    return torch.where(filled, uniform, 1.0).argsort(stable=True)[:count]

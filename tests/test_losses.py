@@ -272,15 +272,20 @@ def two_ranks(rank, path, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     weight = torch.nn.Parameter(torch.ones(3, 4).cumsum(1))
-    f, w = FeatureMemoryLoss(COUNTS, 4, size=7, norm="max"), PrototypeMemoryLoss(COUNTS, 4, size=7, norm="max")
+    losses = torch.nn.ModuleDict(
+        {
+            "f": FeatureMemoryLoss(COUNTS, 4, size=7, norm="max"),
+            "sample": FeatureMemoryLoss(COUNTS, 4, size=7, norm="max", sample=3),
+            "w": PrototypeMemoryLoss(COUNTS, 4, size=7, norm="max"),
+        }
+    )
     gradients = []
     for step in range(6):
         weight.grad = None
-        (f(*batch(10 * step + rank), weight) + w(*batch(10 * step + rank), weight)).backward()
+        sum(loss(*batch(10 * step + rank), weight) for loss in losses.values()).backward()
         dist.all_reduce(weight.grad)
         gradients.append(weight.grad / 2)
-    state = {f"{name}.{key}": value for name, loss in (("f", f), ("w", w)) for key, value in loss.state_dict().items()}
-    torch.save((state, gradients), f"{results}/{rank}.pt")
+    torch.save((losses.state_dict(), gradients), f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -290,10 +295,11 @@ def test_two_ranks_hold_one_memory_and_share_its_gradient(tmp_path):
     for key, value in state.items():
         assert torch.equal(value, other[key]), key
     # One process that sees both halves of each batch.
-    loss, weight = FeatureMemoryLoss(COUNTS, 4, size=7, norm="max"), torch.nn.Parameter(torch.ones(3, 4).cumsum(1))
+    loss, sampled = (FeatureMemoryLoss(COUNTS, 4, size=7, norm="max", sample=k) for k in (0, 3))
+    weight = torch.nn.Parameter(torch.ones(3, 4).cumsum(1))
     for step in range(6):
         x, y = (torch.cat(parts) for parts in zip(batch(10 * step), batch(10 * step + 1), strict=True))
-        gradient = torch.autograd.grad(loss(x, y, weight), weight)[0]
+        gradient = torch.autograd.grad(loss(x, y, weight) + sampled(x, y, weight), weight)[0]
         torch.testing.assert_close(gradients[step], gradient)
     assert torch.equal(loss.bank.slot_rows, state["f.bank.slot_rows"])
 

@@ -45,6 +45,19 @@ def test_same_as_a_deque(size):
     assert (bank.rows[bank.labels < 0] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_host_it_is_the_same_to_the_bit(dtype):
+    host, device = MemoryBank(5, 2), MemoryBank(5, 2)
+    huge = (torch.full((2, 2), 3e38), torch.tensor([1, 2]), None)  # finite rows, whose sum is not
+    for rows, labels, keep in [*random_batches(60, 2, seed=4), huge]:
+        rows = rows.to(dtype).requires_grad_()
+        host.enqueue(rows, labels, keep)
+        device._enqueue_on_device(rows.detach().float(), labels, keep)
+        for key, value in device.state_dict().items():
+            assert torch.equal(value, host.state_dict()[key]), key
+    assert host.rows.max() > 1e38 and not host.rows.requires_grad
+
+
 def test_of_more_rows_than_slots_the_newest_stay():
     bank = MemoryBank(3, 1)
     bank.enqueue(torch.arange(8.0)[:, None], torch.arange(8))
