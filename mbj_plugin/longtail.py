@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -70,18 +71,37 @@ def largest_exponential_counts(available: ArrayLike, imbalance_ratio: float) -> 
         ValueError: for a ratio below 1, or one that would leave a class without an image.
     """
     available = np.asarray(available, dtype=np.int64)
-    counts = exponential_counts(len(available), largest := int(available.max()), imbalance_ratio)
-    while (counts > available).any():
+    high = int(available.max())
+    counts = exponential_counts(len(available), high, imbalance_ratio)
+    if (counts <= available).all():
+        return counts
+    # The least n_max that leaves the smallest class an image; exponential_counts refuses any below.
+    low = math.ceil(imbalance_ratio * (1 - 1e-9))
+    counts = exponential_counts(len(available), low, imbalance_ratio)
+    if (counts > available).any():
         scarce = int((available / counts).argmin())
-        largest -= 1
-        try:
-            counts = exponential_counts(len(available), largest, imbalance_ratio)
-        except ValueError as error:
-            raise ValueError(
-                f"imbalance ratio {imbalance_ratio} leaves the smallest class without an image: class 0 is the largest "
-                f"of the profile, and class {scarce} has only {available[scarce]} images"
-            ) from error
-    return counts
+        raise ValueError(
+            f"imbalance ratio {imbalance_ratio} leaves the smallest class without an image: class 0 is the largest "
+            f"of the profile, and class {scarce} has only {available[scarce]} images"
+        )
+    # Counts grow with n_max, so between one that fits (low) and one that does not (high) they can be halved in on.
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = (exponential_counts(len(available), middle, imbalance_ratio) <= available).all()
+        low, high = (middle, high) if fits else (low, middle)
+    return exponential_counts(len(available), low, imbalance_ratio)
+
+
+def images_of_classes(labels: ArrayLike, num_classes: int) -> list[np.ndarray]:
+    """For each of C classes the indices of its images, in order. One sort, where a search for each class is C.
+
+    Args:
+        labels: one integer class per image; negative ones are left out.
+        num_classes: C, above every label.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.searchsorted(labels[order], np.arange(num_classes + 1)))[1:-1]
 
 
 def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0) -> np.ndarray:
@@ -110,8 +130,7 @@ def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0)
         raise ValueError(f"class {int(available.argmin())} has no images: every class from 0 to the largest needs some")
     counts = largest_exponential_counts(available, imbalance_ratio)
     chosen = []
-    for label, count in enumerate(counts):
-        of_class = np.flatnonzero(labels == label)
+    for label, (count, of_class) in enumerate(zip(counts, images_of_classes(labels, len(counts)), strict=True)):
         chosen.append(np.random.default_rng((seed, label)).permutation(of_class)[:count])
     return np.sort(np.concatenate(chosen))
 
@@ -141,10 +160,10 @@ def head_tail_subset(identities: Sequence[Hashable], num_head: int, tail_size: i
         raise ValueError(f"num_head must be between 0 and the {len(unique)} identities of the set, got {num_head}")
     if tail_size < 1:
         raise ValueError(f"tail_size must be >= 1, got {tail_size}")
-    by_rank = np.lexsort((unique, -counts))
+    by_rank, of_identity = np.lexsort((unique, -counts)), images_of_classes(inverse, len(unique))
     chosen = []
     for rank, position in enumerate(by_rank):
-        images = np.flatnonzero(inverse == position)
+        images = of_identity[position]
         if rank >= num_head:
             key = (seed, *unique[position].encode())
             images = np.random.default_rng(key).permutation(images)[:tail_size]

@@ -1,7 +1,9 @@
+import contextlib
+
 import numpy as np
 import pytest
 
-from mbj_plugin import class_groups, exponential_counts, exponential_subset, head_tail_subset
+from mbj_plugin import class_groups, exponential_counts, exponential_subset, head_tail_subset, longtail
 from mbj_plugin.longtail import class_counts
 
 
@@ -131,3 +133,36 @@ def test_class_counts():
     assert class_counts([0, 2, 2, -1], 4).tolist() == [1, 0, 2, 0]
     with pytest.raises(ValueError, match="label 4 is out of range.*0 to 3"):
         class_counts([4], 4)
+
+
+def test_the_largest_profile_is_that_of_trying_every_size_and_is_found_in_few_steps(monkeypatch):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        available, ratio = rng.integers(1, 60, rng.integers(1, 8)), rng.uniform(1, 20)
+        fitting = []
+        for largest in range(1, available.max() + 1):
+            with contextlib.suppress(ValueError):
+                counts = exponential_counts(len(available), largest, ratio)
+                fitting += [counts.tolist()] if (counts <= available).all() else []
+        if fitting:
+            assert longtail.largest_exponential_counts(available, ratio).tolist() == fitting[-1]
+        else:
+            with pytest.raises(ValueError, match="without an image"):
+                longtail.largest_exponential_counts(available, ratio)
+    calls = []
+    monkeypatch.setattr(longtail, "exponential_counts", lambda *args: calls.append(args) or exponential_counts(*args))
+    longtail.largest_exponential_counts([30_000] + [60_000] * 9, 100)
+    assert 2 < len(calls) < 25
+
+
+def test_images_of_classes():
+    images = longtail.images_of_classes([1, 0, -1, 3, 1, 5], 5)
+    assert [i.tolist() for i in images] == [[1], [0, 4], [], [3], []]
+
+
+def test_no_search_of_all_labels_for_each_class(monkeypatch):
+    searches = []
+    monkeypatch.setattr(np, "flatnonzero", lambda x: searches.append(1) or np.nonzero(np.ravel(x))[0])
+    exponential_subset(np.repeat(np.arange(50), 4), 2)
+    head_tail_subset(np.repeat(np.arange(50), 4), 3, 2)
+    assert not searches

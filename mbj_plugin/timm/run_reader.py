@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.report.embedding import shown_classes
 from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics
 from mbj_plugin.timm.counts import dataset_labels
@@ -155,7 +156,8 @@ def _predict(
 
 def _first_of_each(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     """Indices of the first ``count`` images of each of the classes."""
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in classes]))
+    of_classes = images_of_classes(labels, int(labels.max(initial=-1)) + 1)
+    return np.sort(np.concatenate([of_classes[c][:count] for c in classes]))
 
 
 def _class_names(dataset: Any) -> list[str] | None:
