@@ -4,21 +4,19 @@
 python tools/write_omniglot.py images_background.zip FOLDER
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal, write_dataset
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write Omniglot's background set as two re-ID data sets.")
+    parser = OneLineParser(description="Write Omniglot's background set as two re-ID data sets.")
     parser.add_argument("archive", help="the authors' images_background.zip, or the same as .npz (docs/fastreid.md)")
     parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
     args = parser.parse_args()
-    try:
+    with one_line("write_omniglot"):
         for kind in (Omniglot, OmniglotVal):
             print(f"{kind.__name__}: {write_dataset(args.archive, args.folder, kind)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"write_omniglot: {error}")

@@ -21,6 +21,7 @@ from mbj_plugin.report.style import (
     drawing,
     legend_below,
     rank_axis,
+    shown,
     size_axis,
 )
 
@@ -102,15 +103,15 @@ def draw_class_errors(runs: list[Run], path: Path) -> None:
         axis = figure.subplots()
         for index, run in enumerate(runs):
             counts, errors = np.asarray(run.class_counts), np.asarray(run.class_errors)
-            shown = counts > 0
+            known = counts > 0
             # A little apart, so that the marks of several runs and of classes of one size do not hide each other.
             shift = 1 + 0.03 * (index - (len(runs) - 1) / 2)
             axis.plot(
-                counts[shown] * shift,
-                errors[shown],
+                counts[known] * shift,
+                errors[known],
                 MARKERS[index],
                 color=COLOURS[index],
-                label=run.name,
+                label=shown(run.name),
                 alpha=0.8 if len(counts) < 50 else 0.4,
                 mfc="none" if index % 2 else None,
             )
@@ -129,7 +130,7 @@ def _change_figures(runs: list[Run], folder: Path) -> list[Figure]:
             continue
         change = np.asarray(run.class_errors) - np.asarray(first.class_errors)
         path = folder / f"change-{number}.png"
-        draw_change(change, np.asarray(run.class_counts), f"{run.name} − {first.name}", path)
+        draw_change(change, np.asarray(run.class_counts), f"{shown(run.name)} − {shown(first.name)}", path)
         text = f"Which classes gain, from {first.name} to {run.name}: {int((change < 0).sum())} are better, "
         text += f"{int((change > 0).sum())} are worse. Below zero is better."
         figures.append(Figure(path, text, text))
@@ -203,7 +204,7 @@ def draw_answers(answers: dict[str, dict[str, dict[str, float]]], path: Path) ->
             for name, of in answers.items():
                 if group in of:
                     places.append(len(places) + 0.5 * GROUPS.index(group))
-                    labels.append(f"{group}\n{name}" if len(answers) > 1 else group)
+                    labels.append(f"{group}\n{shown(name)}" if len(answers) > 1 else group)
         stacked = [of[group] for group in GROUPS for of in answers.values() if group in of]
         bottom = np.zeros(len(places))
         for kind in ("right", "tail", "medium", "head"):
@@ -235,7 +236,7 @@ def draw_matrix(run: Run, path: Path) -> None:
         axis.grid(False)
         axis.set_xlabel("answer")
         axis.set_ylabel("true class (training images)" if few else "true class, by size")
-        axis.set_title(f"{run.name}: % of the true class")
+        axis.set_title(f"{shown(run.name)}: % of the true class")
         if not few:
             figure.colorbar(image, ax=axis, shrink=0.8)
             return
@@ -243,7 +244,7 @@ def draw_matrix(run: Run, path: Path) -> None:
             if value >= 0.5:
                 colour = "white" if value > 50 else "black"
                 axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        names = [run.class_name(int(c)) for c in order]
+        names = [shown(run.class_name(int(c))) for c in order]
         axis.set_xticks(range(len(order)), names, rotation=90, fontsize=8)
         sized = [f"{name} ({counts[c]:,})" for name, c in zip(names, order, strict=True)]
         axis.set_yticks(range(len(order)), sized, fontsize=8)
@@ -254,14 +255,14 @@ def _confusion(run: Run) -> np.ndarray:
     return confusion_matrix(run.truth, run.predicted, len(run.class_counts))
 
 
-def _worst_pairs(run: Run, shown: int = 5) -> Table:
+def _worst_pairs(run: Run, most: int = 5) -> Table:
     """The most frequent confusions, in images."""
     counts: Any = np.asarray(run.class_counts)
     matrix = _confusion(run)
     images = matrix.sum(1)
     np.fill_diagonal(matrix, 0)
     rows = []
-    for flat in np.argsort(-matrix, axis=None, kind="stable")[:shown]:
+    for flat in np.argsort(-matrix, axis=None, kind="stable")[:most]:
         true, answer = (int(i) for i in np.unravel_index(flat, matrix.shape))
         if matrix[true, answer]:
             pair = f"{run.class_name(true)} taken for {run.class_name(answer)}"

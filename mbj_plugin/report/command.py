@@ -6,12 +6,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
+from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.report.run import Run, short_names
 
+INSTALL = "pip install '.[report]' in a clone of mbj_plugin"
 # Files that tell whose run it is, without importing the host.
 FILES = {
     "timm": ("args.yaml", "summary.csv", "results.json", "last.pth.tar", "model_best.pth.tar"),
@@ -21,9 +22,10 @@ FILES = {
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    p = argparse.ArgumentParser(
+    p = OneLineParser(
+        prog="report",
         description="One HTML page, which opens offline, on what is in one or more run folders of train_timm or "
-        "fast-reid: error by class size, confusion, curves, memory, jitter, embedding; the runs side by side."
+        "fast-reid: error by class size, confusion, curves, memory, jitter, embedding; the runs side by side.",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of run folders")
     p.add_argument(
@@ -37,11 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--images-per-class", type=int, default=40, help="in the embedding (default: %(default)s)")
     args = p.parse_args(argv)
     logging.getLogger("timm").setLevel(logging.WARNING)
-    try:
-        page = report(args)
-    except (ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"report: error: {error}")
-    print(f"Written: {page}")
+    with one_line("report", INSTALL):
+        print(f"Written: {report(args)}")
 
 
 def report(args: argparse.Namespace) -> Path:
@@ -50,13 +49,12 @@ def report(args: argparse.Namespace) -> Path:
     Raises:
         ValueError: for a folder that is not there or cannot be written, or too many runs.
     """
-    try:
-        from mbj_plugin.report.sections import check_number, write_report
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the report needs {error.name}: pip install '.[report]' in a clone of mbj_plugin") from error
+    from mbj_plugin.report.sections import check_number, write_report
+
     if args.images_per_class < 1:
         raise ValueError(f"--images-per-class must be 1 or more, got {args.images_per_class}")
-    folders = [run for folder in args.runs for run in run_folders(Path(folder))]
+    found = [run for folder in args.runs for run in run_folders(Path(folder))]
+    folders = list({folder.resolve(): folder for folder in found}.values())  # one given twice is shown once
     check_number(len(folders))
     names = short_names(folders)
     runs = []
@@ -67,7 +65,7 @@ def report(args: argparse.Namespace) -> Path:
     try:
         return write_report(runs, output)
     except OSError as error:
-        raise ValueError(f"cannot write the page to {output} ({error}): give --output FOLDER") from error
+        raise ValueError(f"cannot write the page to {output} ({error}): free space, or give --output FOLDER") from error
 
 
 def run_folders(folder: Path) -> list[Path]:

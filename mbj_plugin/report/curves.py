@@ -7,7 +7,17 @@ from pathlib import Path
 
 from mbj_plugin.report.page import Figure, Section
 from mbj_plugin.report.run import Run, series
-from mbj_plugin.report.style import COLOURS, GROUP_COLOURS, GROUPS, LINES, MARKERS, drawing, legend_below
+from mbj_plugin.report.style import (
+    COLOURS,
+    GROUP_COLOURS,
+    GROUPS,
+    LINES,
+    MARKERS,
+    drawing,
+    legend_below,
+    log_axis,
+    shown,
+)
 
 Curve = tuple[list[float], list[float]]
 UNITS = {"error": "error, %", "learning rate": "learning rate", "batch loss": "loss", "memory loss": "eta × loss"}
@@ -41,10 +51,12 @@ def draw_curves(lines: dict[str, Curve], title: str, x: str, y: str, path: Path,
                 every = max(len(xs) // 8, 1)
                 marks = (index * every // len(lines), every)
                 colour = GROUP_COLOURS.get(name, COLOURS[index])
-                axis.plot(xs, ys, color=colour, ls=LINES[index], marker=MARKERS[index], markevery=marks, label=name)
+                axis.plot(
+                    xs, ys, color=colour, ls=LINES[index], marker=MARKERS[index], markevery=marks, label=shown(name)
+                )
         values = [v for _, ys in lines.values() for v in ys]
         if (log or title == "learning rate") and values and min(values) > 0:
-            axis.set_yscale("log")
+            log_axis(axis)
         axis.set_xlabel(x)
         axis.set_ylabel(y)
         axis.set_title(title)
@@ -68,7 +80,7 @@ def jitter_section(runs: list[Run], folder: Path) -> Section | None:
             lines = {group: line for group, line in lines.items() if line[0]}
             if lines:
                 path = folder / f"jitter-{number}-{key.replace('mbj/', '').replace('/', '-')}.png"
-                draw_curves(lines, f"{run.name}: {what}", "iteration", "angular variance, rad²", path, log=True)
+                draw_curves(lines, f"{shown(run.name)}: {what}", "iteration", "angular variance, rad²", path, log=True)
                 last = ", ".join(f"{group} {ys[-1]:.2g}" for group, (_, ys) in lines.items())
                 text = f"{run.name}, {what}: at the end {last} rad²."
                 section.figures.append(Figure(path, f"Jitter over iterations. {text}", text))

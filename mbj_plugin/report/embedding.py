@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.report.page import Figure, Section
 from mbj_plugin.report.run import Memory, Run
-from mbj_plugin.report.style import COLOURS, drawing
+from mbj_plugin.report.style import COLOURS, drawing, shown
 
 ALL_CLASSES = 10  # more cannot be told apart
 HEAD_SHOWN, TAIL_SHOWN = 3, 6
@@ -71,7 +71,7 @@ def _figures(run: Run, folder: Path, number: int) -> list[Figure]:
         if drawn is clouds and len(live) == len(clouds):
             continue
         path = folder / f"embedding-{number}-{'memory' if drawn is clouds else 'live'}.png"
-        draw_clouds(drawn, clouds, run, tail, f"{run.name}: {title}", path)
+        draw_clouds(drawn, clouds, run, tail, f"{shown(run.name)}: {title}", path)
         said = ", ".join(f"{len(labels):,} {what}" for what, _, labels in drawn)
         figures.append(Figure(path, f"t-SNE of {run.name}, {title}: {said}.", f"{run.name}, {title}: {said}; "
                               f"{len(classes)} of {len(counts)} classes."))  # fmt: skip

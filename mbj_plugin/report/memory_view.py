@@ -22,6 +22,7 @@ from mbj_plugin.report.style import (
     drawing,
     legend_below,
     rank_axis,
+    shown,
     size_axis,
 )
 
@@ -112,7 +113,7 @@ def draw_rows(run: Run, memory: Memory, path: Path) -> None:
         axis.grid(False, axis="x")
         rank_axis(axis, counts[order])
         axis.set_ylabel("share, %")
-        axis.set_title(f"{run.name}: {memory.kind} memory")
+        axis.set_title(f"{shown(run.name)}: {memory.kind} memory")
         legend_below(figure, axis)
 
 
@@ -133,7 +134,7 @@ def draw_ages(run: Run, memory: Memory, path: Path) -> None:
             bottom += held
         axis.set_xlabel("age, iterations")
         axis.set_ylabel("rows")
-        axis.set_title(f"{run.name}: age in the {memory.kind} memory")
+        axis.set_title(f"{shown(run.name)}: age in the {memory.kind} memory")
         legend_below(figure, axis)
 
 
@@ -149,5 +150,5 @@ def draw_spread(run: Run, memory: Memory, path: Path) -> None:
                       alpha=0.8 if len(counts) < 50 else 0.5, label=f"{group} ({len(classes)} classes)")  # fmt: skip
         size_axis(axis)
         axis.set_ylabel("spread of its rows, rad²")
-        axis.set_title(f"{run.name}: {memory.kind} memory")
+        axis.set_title(f"{shown(run.name)}: {memory.kind} memory")
         legend_below(figure, axis)

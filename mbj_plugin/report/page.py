@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 # Figures are 960 pixels wide and drawn to be read at 340: two or three columns on a desk, one on a phone.
@@ -66,6 +66,11 @@ class Section:
     large: bool = False
 
 
+def escape(text: str) -> str:
+    """Text for the page; what XML cannot hold (control characters, halves of surrogate pairs) is a question mark."""
+    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "?" for c in text))
+
+
 def render(title: str, subtitle: str, sections: list[Section]) -> str:
     """The page, well-formed XML as well as HTML, with every image inside and no address outside."""
     body = "\n".join(_section(section) for section in sections)
@@ -105,8 +110,8 @@ def _table(table: Table) -> str:
         for first, *rest in table.rows
     )
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption and not table.folded else ""
-    html = f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
-    return f"<details><summary>{escape(table.caption)}</summary>{html}</details>" if table.folded else html
+    table_ = f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
+    return f"<details><summary>{escape(table.caption)}</summary>{table_}</details>" if table.folded else table_
 
 
 def merged(lines: list[tuple[str, str]]) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from mbj_plugin.report.page import Figure, Section, Table, merged
 from mbj_plugin.report.run import Run
 from mbj_plugin.report.search import Search
-from mbj_plugin.report.style import COLOURS, draw_bars, drawing, legend_below
+from mbj_plugin.report.style import COLOURS, draw_bars, drawing, legend_below, shown
 
 WORST = 6
 
@@ -59,8 +59,8 @@ def worst_section(runs: list[Run], folder: Path) -> Section | None:
             with run.part(f"worst queries of {run.name}"):
                 path = folder / f"worst-queries-{number}.png"
                 draw_worst(search, run.name, path)
-                shown, queries = min(WORST, len(search.query)), len(search.query)
-                text = f"{run.name}: the {shown} worst of {queries:,} queries, {search.title}."
+                worst, queries = min(WORST, len(search.query)), len(search.query)
+                text = f"{run.name}: the {worst} worst of {queries:,} queries, {search.title}."
                 section.figures.append(Figure(path, text, text))
     return section if section.figures else None
 
@@ -115,7 +115,7 @@ def draw_worst(search: Search, title: str, path: Path) -> None:
                 _show(axis, search.gallery_paths[match], colour, dash, mark)
             rank = f"✓ {search.rank[index]:,}."
             _show(line[-1], search.gallery_paths[search.nearest[index]], COLOURS[2], "-", rank)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(shown(title), fontsize=10)
 
 
 def _show(axis: Any, path: str, colour: str, dash: str, title: str) -> None:

@@ -63,6 +63,9 @@ class Run:
     searches: list[Search] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.name = printable(self.name)
+
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
         """Read one part of the run; what goes wrong becomes a line of ``missing``, and the other parts are read."""
@@ -75,7 +78,12 @@ class Run:
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number."""
-        return self.class_names[label] if self.class_names else str(label)
+        return printable(self.class_names[label]) if self.class_names else str(label)
+
+
+def printable(name: str) -> str:
+    """The name of a folder in one line: what neither a page nor a figure can hold becomes a question mark."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:

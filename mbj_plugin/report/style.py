@@ -10,13 +10,14 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's palette without its yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "---")
+LONGEST = 32  # letters of a name in a figure
 GROUPS = ("head", "medium", "tail")
 # Groups and runs are both in some figures' neighbourhood, so groups have colours that the first runs have not.
 GROUP_COLOURS = {"head": "#E69F00", "medium": "#56B4E9", "tail": "#CC79A7"}
@@ -36,6 +37,8 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
+    # Names of runs and classes are the user's: a $ in them is no formula.
+    "text.parse_math": False,
 }
 
 
@@ -51,12 +54,20 @@ def drawing(path: Path, width: float = 4.8, height: float = 3.4) -> Iterator[Fig
         figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
+def shown(name: str) -> str:
+    """A user's name as a label: matplotlib leaves those that begin with ``_`` out of legends, and a long one leaves no
+    room for the axes."""
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"
+    return f" {short}" if short.startswith("_") else short
+
+
 def draw_bars(axis: Any, heights: dict[str, list[float]]) -> None:
     """Groups of bars, one bar per name in each group, with the height above where there is room; NaN is left out."""
     width = 0.8 / len(heights)
     for index, (name, values) in enumerate(heights.items()):
         places = [place + (index - (len(heights) - 1) / 2) * width for place in range(len(values))]
-        axis.bar(places, values, width, label=name, color=COLOURS[index], hatch=HATCHES[index], edgecolor="white")
+        look: Any = {"color": COLOURS[index], "hatch": HATCHES[index], "edgecolor": "white"}
+        axis.bar(places, values, width, label=shown(name), **look)
         for place, value in zip(places, values, strict=True):
             if math.isfinite(value) and len(heights) <= 4:
                 axis.annotate(f"{value:.1f}", (place, value), ha="center", va="bottom", fontsize=8)
@@ -79,6 +90,13 @@ def size_axis(axis: Any) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("training images of the class")
+
+
+def log_axis(axis: Any) -> None:
+    """A logarithmic y axis. matplotlib's own tick labels are formulas, which :data:`STYLE` turns off."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(LogFormatter())
+    axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
 
 
 def rank_axis(axis: Any, sizes: Any) -> None:

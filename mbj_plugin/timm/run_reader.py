@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,12 @@ from mbj_plugin.timm.head import classifier_layers
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.data import Digits, LongTailSubset
 
+# Modules and their switches that keep Hugging Face's packages off the network.
+_SWITCHES = (
+    ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_DATASETS_OFFLINE"),
+)
 CURVES = {
     "train_loss_batch": "batch loss",
     "train_loss_memory": "memory loss",
@@ -59,7 +69,7 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
         for kind, state in memory_states(checkpoint).items():
             run.memories.append(read_bank(kind, state))
     if use_model and checkpoint:
-        with run.part("confusion and embedding"):
+        with run.part("confusion and embedding"), offline():
             _run_model(run, saved_args(folder, device, data), checkpoint, images_per_class)
     return run
 
@@ -104,6 +114,26 @@ def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
     if name:
         run.facts["checkpoint"] = f"{name}, epoch {checkpoint.get('epoch')}"
     return checkpoint
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Hugging Face's hub, which ``hf-hub:`` models and ``hfds/`` data sets ask, is asked for what is on disk only."""
+    held = [(module, name) for module, name in _SWITCHES if hasattr(sys.modules.get(module), name)]
+    before = [getattr(sys.modules[module], name) for module, name in held]
+    for module, name in held:
+        setattr(sys.modules[module], name, True)
+    environment = os.environ.get("HF_HUB_OFFLINE")  # read by what is imported only now
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(held, before, strict=True):
+            setattr(sys.modules[module], name, value)
+        if environment is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = environment
 
 
 def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per_class: int) -> None:

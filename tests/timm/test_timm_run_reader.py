@@ -1,6 +1,7 @@
 """The report on real runs of train_timm, whole and broken."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -158,3 +159,28 @@ def test_the_best_checkpoint_stands_in_for_a_broken_last_one(folder):
     truncate(folder / "last.pth.tar")
     run = read(folder)
     assert run.facts["checkpoint"].startswith("model_best.pth.tar") and run.truth is not None
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"dataset": "torch/cifar10", "dataset_download": True}, "torch/cifar10"),
+        ({"model": "hf-hub:nobody/nothing"}, "offline|disk|cache"),
+        ({"dataset": "hfds/nobody/nothing", "dataset_download": True}, "hfds/nobody/nothing"),
+    ],
+    ids=str,
+)
+def test_a_report_downloads_nothing(folder, monkeypatch, setting, said):
+    def connect(*_):
+        asked.append(1)
+        raise OSError("no network in tests")
+
+    asked: list = []
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(f"socket.socket.{name}", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    (folder / "args.yaml").write_text(yaml.safe_dump(args | {"data_dir": str(folder)} | setting))
+    run = read(folder)
+    assert not asked and run.truth is None and run.errors
+    assert [line for line in run.missing if re.search(said, line)], run.missing
