@@ -68,9 +68,32 @@ def counts_from_file(path: str | Path) -> np.ndarray:
         raise ValueError(f"the class counts {path} are no JSON: {error}") from error
     if isinstance(content, dict):
         content = content.get("pos_counts", content.get("class_counts"))
-    if not isinstance(content, list) or not all(isinstance(n, int | float) and n >= 0 for n in content):
-        raise ValueError(f"the class counts {path} must be a JSON list of numbers >= 0, one per class")
+    if not isinstance(content, list) or not all(_is_count(n) for n in content):
+        raise ValueError(f"the class counts {path} must be a JSON list of whole numbers >= 0, one per class")
     return np.asarray(content, dtype=np.int64)
+
+
+def _is_count(n: Any) -> bool:
+    return isinstance(n, int | float) and not isinstance(n, bool) and n >= 0 and float(n).is_integer()
+
+
+def _check_against(dataset: Any, counts: np.ndarray, path: str | Path) -> None:
+    """Raise ValueError where the images can be counted, and are others than the file says."""
+    try:
+        labels = dataset_labels(dataset)
+    except ValueError:
+        return  # for such sets the file is there
+    counted = class_counts(labels)
+    fix = "leave out --mbj-class-counts (class_counts of MBJ), these images can be counted"
+    if len(counted) > len(counts):
+        raise ValueError(f"the class counts {path} hold {len(counts)} classes, the images {len(counted)}: {fix}")
+    counted = class_counts(labels, len(counts))
+    if (different := np.flatnonzero(counted != counts)).size:
+        c = different[0]
+        raise ValueError(
+            f"the class counts {path} contradict the images: class {c} has {counts[c]} there and {counted[c]} in "
+            f"training: {fix}"
+        )
 
 
 def training_counts(dataset: Any, num_classes: int, path: str | Path | None = None) -> np.ndarray:
@@ -79,15 +102,17 @@ def training_counts(dataset: Any, num_classes: int, path: str | Path | None = No
     Args:
         dataset: the training set.
         num_classes: C.
-        path: JSON file of counts, for data sets that cannot be counted.
+        path: JSON file of counts, for data sets that cannot be counted; of others it must say the same.
 
     Raises:
-        ValueError: for a single class, a class without images, labels out of range, or counts that cannot be had.
+        ValueError: for a single class, a class without images, labels out of range, counts that cannot be had, or a
+            file that contradicts the images.
     """
     if path:
         counts = counts_from_file(path)
         if len(counts) != num_classes:
             raise ValueError(f"the class counts {path} hold {len(counts)} classes, the model has {num_classes}")
+        _check_against(dataset, counts, path)
     else:
         counts = class_counts(dataset_labels(dataset), num_classes)
     if num_classes < 2:

@@ -86,3 +86,22 @@ def test_bad_files(tmp_path, content, message):
 def test_bad_labels(targets, num_classes, message):
     with pytest.raises(ValueError, match=message):
         training_counts(Labelled(targets), num_classes)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([1, 2, 3], "contradict the images: class 0 has 1 there and 3 in training.*leave out --mbj-class-counts"),
+        ([3, 2], "hold 2 classes, the images 3.*leave out"),
+        ([3, 2, 1, 4], "class 3 has 4 there and 0 in training"),
+        ([3, 2, 1.5], "whole numbers"),
+        ([3, 2, True], "whole numbers"),
+    ],
+)
+def test_counts_that_contradict_a_set_that_can_be_counted(tmp_path, counts, message):
+    (tmp_path / "c.json").write_text(json.dumps(counts))
+    dataset = Labelled([0, 0, 0, 1, 1, 2])
+    with pytest.raises(ValueError, match=message):
+        training_counts(dataset, len(counts), tmp_path / "c.json")
+    (tmp_path / "c.json").write_text("[3, 2, 1.0]")
+    assert training_counts(dataset, 3, tmp_path / "c.json").tolist() == [3, 2, 1]
