@@ -105,6 +105,7 @@ def close(found, expected, name):
 
 def test_two_ranks_are_one_process_on_the_whole_batch(ranks, data_root, monkeypatch):
     (first, second), cfg = ranks
+    seed_all_rng(3)
     model = build_model(cfg).train()
     model.load_state_dict(first["start"])
     monkeypatch.setattr("fastreid.data.build._root", str(data_root))
