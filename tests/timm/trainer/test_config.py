@@ -56,12 +56,21 @@ def test_the_paper_to_the_letter_yields_to_flags():
     assert (args.mbj_norm, args.mbj_start) == ("sum", "auto")
 
 
-def test_the_balanced_recipe_is_mbj_of_the_results_page():
-    args = parse_args(["--mbj", "--mbj-recipe", "balanced", "-c", "cifar10_lt100"])
-    mbj = load_settings().methods["mbj"]
-    assert (args.loss, args.mbj_memory, args.mbj_eta) == (mbj.loss, mbj.memory, mbj.eta)
-    assert (args.mbj_beta, args.mbj_norm) == (mbj.beta, mbj.norm)
-    assert args.mbj_start == "auto" and mbj.start == "decay"
+@pytest.mark.parametrize(
+    ("recipe", "name", "start"),
+    [
+        ("default", "mbj", "auto"),
+        ("balanced", "balanced_softmax_own_mbj", "auto"),
+        ("paper", "mbj_paper", "0"),
+    ],
+)
+def test_the_recipes_are_methods_of_the_results_page(recipe, name, start):
+    args = parse_args(["--mbj", "--mbj-recipe", recipe, "-c", "cifar10_lt100"])
+    method = load_settings().methods[name]
+    assert (args.loss, args.mbj_memory, args.mbj_eta) == (method.loss, method.memory, method.eta)
+    assert (args.mbj_classifier, args.mbj_classifier_loss) == (method.classifier, method.classifier_loss)
+    assert (args.mbj_beta, args.mbj_norm) == (method.beta, method.norm)
+    assert args.mbj_start == start and method.start == {"auto": "decay", "0": 0}[start]
 
 
 def test_the_cifar_recipe_decays_at_the_end_of_epoch_120():
