@@ -137,7 +137,7 @@ def _dataset(name: str, **options: Any) -> Any:
         return DATASET_REGISTRY.get(name)(root=data_build._root, **options)
     except (RuntimeError, OSError, KeyError) as error:
         raise ValueError(
-            f"cannot read {name} in {data_build._root} ({error}): set FASTREID_DATASETS, or give --data"
+            f"cannot read {name} in {data_build._root}: set FASTREID_DATASETS, or give --data ({error})"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """What would end a run late or train nothing is said before training, in one line at the doors."""
 
 import shutil
+import sys
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from fastreid.engine.train_loop import SimpleTrainer
 from fastreid.evaluation.clas_evaluator import ClasEvaluator
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
+from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.data import DataLoader
 
-from mbj_plugin.fastreid import checks
+from mbj_plugin.fastreid import checks, messages
 from mbj_plugin.fastreid.synthetic import FOLDER
 
 CLASSES = ("MODEL.HEADS.NUM_CLASSES", 24)
@@ -196,28 +198,47 @@ def test_a_missing_data_set(name, tmp_path):
         DATASET_REGISTRY.get(name)(root=str(tmp_path))
 
 
-@pytest.fixture
-def fails(command, script, tmp_path):
-    """fails(*arguments): the last line that a door writes to stderr, without a traceback."""
-
-    def run(*arguments):
-        result = command(*arguments, cwd=tmp_path, check=False)
-        assert result.returncode == 1, result.stdout
-        assert "Traceback" not in result.stderr + result.stdout
-        return result.stderr.splitlines()[-1]
-
-    return run
+def said_of(call):
+    """What a door says where ``call`` raises."""
+    try:
+        call()
+    except BaseException:
+        return messages.one_line(*sys.exc_info())
+    return None
 
 
-def test_one_line_at_each_door(fails, script, tiny_opts, tmp_path):
-    launch = ("-m", "mbj_plugin.fastreid.launch", script, "--config-file", tmp_path / "config.yml")
-    assert fails(*launch, *tiny_opts, "DATASETS.NAMES", "('Markt1501',)").startswith("error: there is no 'Markt1501'")
-    assert fails(*launch, "SOLVER.MAX_EPOCHS", "3") == "error: Non-existent key: SOLVER.MAX_EPOCHS"
-    assert fails(*launch, "MODEL.MBJ.ETA", "-1").startswith("error: MODEL.MBJ.ETA must be")
-    assert "nothing.yml" in fails(*launch[:4], "nothing.yml")
+def test_mistakes_are_said_in_one_line(make_cfg, tmp_path):
+    (tmp_path / "two.yml").write_text("MODEL:\n  MBJ:\n    MEMORY: weights\n")
+    for call, said in (
+        (
+            lambda: DATASET_REGISTRY.get("Markt1501"),
+            "error: there is no 'Markt1501' in fast-reid's registry DATASET",
+        ),
+        (lambda: DATASET_REGISTRY.get("Market1501")(root="nowhere"), "error: nowhere/ is not there"),
+        (lambda: make_cfg("SOLVER.MAX_EPOCHS", 3), "error: Non-existent key: SOLVER.MAX_EPOCHS"),
+        (lambda: make_cfg("MODEL.MBJ.ETA", -1), "error: MODEL.MBJ.ETA must be"),
+        (lambda: make_cfg().merge_from_file(str(tmp_path / "two.yml")), "error: MODEL.MBJ.MEMORY must be one of"),
+        (lambda: make_cfg().merge_from_file(str(tmp_path / "no.yml")), "error: [Errno 2] No such file or directory"),
+        (lambda: build_model(make_cfg("MODEL.HEADS.POOL_LAYER", "Mean", *CLASSES)), "error: Expected pool types are"),
+        (lambda: Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "no.pth")), "error: Checkpoint "),
+        (lambda: interrupt(), "interrupted"),
+    ):
+        assert str(said_of(call)).startswith(said)
+    # What is not a mistake of the user's keeps its traceback.
+    assert said_of(lambda: int("three")) is None and said_of(lambda: torch.zeros(2) @ torch.zeros(3)) is None
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_one_line_of_spawned_ranks_and_the_traceback_on_demand(command, script, tiny_opts, tmp_path):
     odd = ("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler", "DATALOADER.NUM_INSTANCE", "3")
-    assert "would never fill a batch of 4 images a rank" in fails(
-        *launch[:3], "--num-gpus", "2", *launch[3:], *tiny_opts, *odd
-    )
-    script.write_text("import mbj_plugin.fastreid\n" + script.read_text())
-    assert fails(*launch[2:], "MODEL.MBJ.SIZE", "0").startswith("error: MODEL.MBJ.SIZE must be")
+    arguments = (script, "--num-gpus", "2", "--config-file", tmp_path / "config.yml", *tiny_opts, *odd)
+    result = command("-m", "mbj_plugin.fastreid.launch", *arguments, cwd=tmp_path, check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr + result.stdout
+    said = "error: NaiveIdentitySampler would never fill a batch of 4 images a rank"
+    assert result.stderr.splitlines()[-1].startswith(said)
+    wrong = "import mbj_plugin.fastreid; from mbj_plugin.fastreid.config import checked; checked('SIZE', 0)"
+    result = command("-c", wrong, cwd=tmp_path, check=False, MBJ_TRACEBACK="1")
+    assert result.returncode == 1 and "Traceback" in result.stderr
