@@ -41,9 +41,10 @@ def one_line(command: str, missing: str = "") -> Iterator[None]:
         print(f"{command}: stopped" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
         sys.exit(130)  # as a shell does
     except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] == "mbj_plugin":
+        package = (error.name or "mbj_plugin").partition(".")[0]
+        if package == "mbj_plugin":
             raise
-        sys.exit(f"{command}: error: it needs the package {error.name}: {missing}")
+        sys.exit(f"{command}: error: it needs the package {package}: {missing or f'pip install {package}'}")
     except (ValueError, OSError) as error:
         sys.exit(f"{command}: error: {reason(error)}")
 

@@ -26,6 +26,7 @@ from PIL import Image
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.longtail import exponential_counts
 from mbj_plugin.timm import diagnostics as monitors
+from mbj_plugin.timm.trainer import run as preparation
 from mbj_plugin.timm.trainer import train as trainer
 from mbj_plugin.timm.trainer.args import parse_args
 
@@ -103,7 +104,7 @@ def main() -> None:
     clock.wrap(StepMeter, "see", "in each step")
     clock.wrap(StepMeter, "add", "in each step")
     clock.wrap(monitors.EpochDiagnostics, "report", "at the end of each epoch")
-    clock.wrap(trainer, "make_monitor", "once, probe images")
+    clock.wrap(preparation, "make_monitor", "once, probe images")
     clock.wrap(monitors.EpochDiagnostics, "__init__", "once, TensorBoard")
     take_turns(steps)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mbj_plugin.batch_losses import CosineLinear
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state, probe_or_none
 from mbj_plugin.diagnostics.step_meter import StepMeter
@@ -90,7 +91,7 @@ def _make_probe(model: nn.Module, class_counts: ArrayLike, train_loader: Any, ev
             raise ValueError("there is no evaluation set, whose way of preparing images they take")
         indices, groups = choose_probe(dataset_labels(train_loader.dataset), class_counts)
         images = _load_images(train_loader, evaluation_loader, indices)
-        layers = classifier_layers(model)
+        layers = input_layers(model)
         return Probe(lambda: classifier_input(model, layers, images), groups)
 
     return probe_or_none(make, _logger)
@@ -127,6 +128,17 @@ def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray)
         loader = prefetch
     with preserved_random_state():
         return next(iter(loader))[0]
+
+
+def input_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that classify, whose input is what jitters: linear ones, or LDAM's of cosines.
+
+    Raises:
+        ValueError: where the model has no such classifier.
+    """
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    classifier = get_classifier() if get_classifier is not None else None
+    return [classifier] if isinstance(classifier, CosineLinear) else classifier_layers(model)
 
 
 def classifier_input(model: nn.Module, layers: list[nn.Module], images: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.report.embedding import shown_classes
 from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics
 from mbj_plugin.timm.counts import dataset_labels
+from mbj_plugin.timm.diagnostics import input_layers
 from mbj_plugin.timm.finished_run import evaluated_weights, memory_states, newest_checkpoint, run_images, saved_args
-from mbj_plugin.timm.head import classifier_layers
 from mbj_plugin.timm.trainer import build
-from mbj_plugin.timm.trainer.data import Digits, LongTailSubset
+from mbj_plugin.timm.trainer.facts import class_names
 
 # Modules and their switches that keep Hugging Face's packages off the network.
 _SWITCHES = (
@@ -143,10 +143,10 @@ def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per
     model.load_state_dict(evaluated_weights(checkpoint))
     loaders = build.make_loaders(args, model, datasets, device)
     counts = loaders.counts
-    run.class_names = _class_names(datasets[1])
+    run.class_names = class_names(datasets[1])
     layers: list[nn.Module] = []
     with run.part("embedding"):
-        layers = classifier_layers(model)
+        layers = input_layers(model)
     run.truth, run.predicted, features = _predict(model, layers, loaders.evaluation, device)
     images = np.bincount(run.truth, minlength=args.num_classes)
     wrong = np.bincount(run.truth[run.truth != run.predicted], minlength=args.num_classes)
@@ -186,16 +186,5 @@ def _predict(
 
 def _first_of_each(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     """Indices of the first ``count`` images of each of the classes."""
-    of_classes = images_of_classes(labels, int(labels.max(initial=-1)) + 1)
+    of_classes = images_of_classes(labels, int(max(labels.max(initial=-1), classes.max(initial=-1))) + 1)
     return np.sort(np.concatenate([of_classes[c][:count] for c in classes]))
-
-
-def _class_names(dataset: Any) -> list[str] | None:
-    while isinstance(dataset, LongTailSubset):
-        dataset = dataset.dataset
-    if isinstance(dataset, Digits):
-        return [f"digit {c}" for c in range(10)]
-    if (names := getattr(dataset, "classes", None)) is not None:  # torchvision
-        return [str(name) for name in names]
-    mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    return sorted(mapping, key=mapping.__getitem__) if mapping else None

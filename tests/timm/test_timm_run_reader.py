@@ -140,10 +140,22 @@ def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_p
     assert len(run.truth) == 18 and run.class_names == ["class0", "class1", "class2"]
 
 
-def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(tmp_path):
+def test_a_classifier_of_cosines_is_shown_too(tmp_path, caplog):
+    caplog.set_level("INFO", "mbj_plugin")
     flags = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
     train.main(["--loss", "ldam_drw", "--output", str(tmp_path), "--experiment", "run", *flags])
+    assert "without probe images" not in caplog.text
+    assert "probe_jitter_tail" in (tmp_path / "run" / "summary.csv").read_text()
     run = read(tmp_path / "run")
+    assert len(run.truth) == len(run.predicted) > 0 and len(run.train_features.rows) > 0 and not run.missing
+
+
+def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(folder, monkeypatch):
+    def none(_):
+        raise ValueError("cannot find the classifier")
+
+    monkeypatch.setattr("mbj_plugin.timm.run_reader.input_layers", none)
+    run = read(folder)
     assert len(run.truth) == len(run.predicted) > 0 and run.test_features is None and run.train_features is None
     assert any(line.startswith("embedding: cannot find the classifier") for line in run.missing), run.missing
 

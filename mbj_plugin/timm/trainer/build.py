@@ -16,7 +16,7 @@ import timm
 import torch
 from timm import utils
 from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
-from timm.layers import convert_sync_batchnorm
+from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import create_model
 from timm.utils import NativeScaler
@@ -26,6 +26,7 @@ import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
 from mbj_plugin.timm.trainer.data import check_same_classes, make_dataset, pad_crop
+from mbj_plugin.timm.trainer.ranges import channels, image_mode
 
 
 @dataclasses.dataclass
@@ -80,18 +81,13 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
         raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
     if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
         raise ValueError(f"there is no file {args.initial_checkpoint}, which --initial-checkpoint names")
-    in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
-    model = create_model(
-        args.model,
-        pretrained=args.pretrained,
-        in_chans=in_chans,
-        num_classes=args.num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        global_pool=args.gp,
-        checkpoint_path=args.initial_checkpoint,
-        **args.model_kwargs,
-    )
+    if args.pretrained_path and not Path(args.pretrained_path).is_file():
+        raise ValueError(f"there is no file {args.pretrained_path}, which --pretrained-path names")
+    if args.fast_norm:
+        set_fast_norm()
+    with _explain_other_classes(args):
+        model = _create(args)
+    _prepare(model, args)
     if getattr(create_loss(args.loss, [1] * args.num_classes), "cosine_classifier", False):
         if args.mbj:
             raise ValueError(
@@ -109,12 +105,64 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
     return model
 
 
+def _create(args: Namespace) -> nn.Module:
+    more: dict[str, Any] = dict(args.model_kwargs)
+    if args.pretrained_path:  # -1: the classifier is made anew
+        more["pretrained_cfg_overlay"] = {"file": args.pretrained_path, "num_classes": -1}
+    return create_model(
+        args.model,
+        pretrained=args.pretrained,
+        in_chans=channels(args),
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        checkpoint_path=args.initial_checkpoint,
+        **more,
+    )
+
+
+@contextmanager
+def _explain_other_classes(args: Namespace) -> Iterator[None]:
+    """timm loads --initial-checkpoint as it is: say what to do with one whose classifier does not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not args.initial_checkpoint or "size mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"--initial-checkpoint {args.initial_checkpoint} does not fit {args.model} with {args.num_classes} classes "
+            f"({' '.join(str(error).split('size mismatch')[1].split())[:120]}): where it has other classes, "
+            f"--pretrained --pretrained-path {args.initial_checkpoint} takes all but its classifier"
+        ) from error
+
+
+def _prepare(model: Any, args: Namespace) -> None:
+    """What timm's train.py does to a model once it is made."""
+    if args.head_init_scale is not None or args.head_init_bias is not None:
+        classifier = model.get_classifier()
+        if not isinstance(classifier, nn.Linear):
+            raise ValueError(f"--head-init-... needs one linear classifier, {args.model} has another")
+        with torch.no_grad():
+            if args.head_init_scale is not None:
+                classifier.weight.mul_(args.head_init_scale)
+                classifier.bias.mul_(args.head_init_scale)
+            if args.head_init_bias is not None:
+                classifier.bias.fill_(args.head_init_bias)
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except (AssertionError, AttributeError):
+            raise ValueError(f"{args.model} has no gradient checkpointing: leave out --grad-checkpointing") from None
+
+
 def make_amp(args: Namespace, device: torch.device) -> tuple[Callable, Any]:
     """Context of the forward pass, and the loss scaler that fp16 needs."""
     if not args.amp:
         return nullcontext, None
-    if args.amp_dtype not in ("float16", "bfloat16"):
-        raise ValueError(f"--amp-dtype must be float16 or bfloat16, got {args.amp_dtype!r}")
     dtype = getattr(torch, args.amp_dtype)
     scaler = NativeScaler(device=device.type) if device.type == "cuda" and dtype == torch.float16 else None
     return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler
@@ -130,11 +178,6 @@ def make_datasets(args: Namespace) -> tuple[Any, Any]:
         path = args.mbj_class_counts
         args.num_classes = len(counts_from_file(path)) if path else int(dataset_labels(train_set).max()) + 1
     return train_set, evaluation_set
-
-
-def image_mode(args: Namespace) -> str:
-    """Pillow's mode of the images."""
-    return args.input_img_mode or ("L" if 1 in (args.in_chans, (args.input_size or [3])[0]) else "RGB")
 
 
 def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], device: torch.device) -> Data:
@@ -154,6 +197,8 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
         "persistent_workers": False,
     }
     mixup = _mixup_settings(args)
+    # timm draws a number for a jitter of 0 too; CIFAR's recipe has none.
+    jitter: Any = args.color_jitter if args.color_jitter or args.crop_pad is None else None
     train_loader = create_loader(
         datasets[0],
         batch_size=args.batch_size,
@@ -167,7 +212,10 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
         ratio=args.ratio,
         hflip=args.hflip,
         vflip=args.vflip,
-        color_jitter=args.color_jitter,
+        color_jitter=jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
         auto_augment=args.aa,
         interpolation=(not args.no_aug and args.train_interpolation) or config["interpolation"],
         worker_seeding=args.worker_seeding,
@@ -175,10 +223,7 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
         **shared,
     )
     if args.crop_pad is not None:
-        size = config["input_size"][-1]
-        datasets[0].transform = pad_crop(
-            size, args.crop_pad, args.hflip, config["mean"], config["std"], prefetch=args.prefetcher
-        )
+        datasets[0].transform = pad_crop(datasets[0].transform, config["input_size"][-2:], args.crop_pad)
     if len(train_loader) == 0:
         raise ValueError(
             f"the {len(datasets[0])} training images do not fill one batch: set --batch-size {len(datasets[0])} or less"

@@ -25,7 +25,8 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    shipped = {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
+    # The base of others trains nothing by itself.
+    shipped = {p.stem: p for p in sorted(config_folder().glob("*.yaml")) if not p.stem.startswith("base_")}
     if (path := shipped.get(name.removesuffix(".yaml"))) is not None:
         return path
     raise ValueError(f"no config {name!r}: it is no file, and the shipped ones are {', '.join(shipped)}")

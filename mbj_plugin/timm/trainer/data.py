@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset, IterableDataset
 from torchvision import transforms
 
 from mbj_plugin.longtail import exponential_subset
 from mbj_plugin.timm.counts import dataset_labels
+from mbj_plugin.timm.trainer.images import ReadableImages
 
 DIGITS = "sklearn/digits"
 EVALUATION_SPLITS = ("val", "valid", "validation", "eval", "evaluation")
@@ -129,17 +131,21 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
             "or leave --dataset out for a folder of images"
         )
     root = args.data_dir
-    if prefix in ("", "torch") and not args.dataset_download:
-        if not root:
-            raise ValueError(
-                "which images? give --data-dir FOLDER with a sub-folder per split, and in it one per class"
-            )
-        if not Path(root).exists():
-            raise ValueError(f"the data folder {root} does not exist: give an existing one by --data-dir")
+    if prefix == "torch" and not root:
+        raise ValueError(
+            f"where is {args.dataset}? give --data-dir FOLDER, where torchvision finds it or, with --dataset-download, "
+            "writes it"
+        )
+    if prefix == "" and not root:
+        raise ValueError("which images? give --data-dir FOLDER with a sub-folder per split, and in it one per class")
+    if prefix == "" and args.dataset_download:
+        raise ValueError("--dataset-download fetches data sets that have a name: give --dataset, or leave it out")
+    if prefix in ("", "torch") and not args.dataset_download and not Path(root).exists():
+        raise ValueError(f"the data folder {root} does not exist: give an existing one by --data-dir")
     if prefix == "":
         root = _split_folder(Path(root), split)
     try:
-        return create_dataset(
+        dataset = create_dataset(
             args.dataset,
             root=root,
             split=split,
@@ -153,6 +159,7 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
             input_key=args.input_key,
             target_key=args.target_key,
         )
+        return ReadableImages(dataset, is_training) if type(dataset) is ImageDataset else dataset
     except (RuntimeError, AssertionError, OSError, ImportError, TypeError) as error:
         raise ValueError(
             f"cannot read the {split} split of {args.dataset or 'the image folder'} in {args.data_dir}: {error}"
@@ -185,9 +192,22 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
     raise ValueError(f"class {missing[0]!r} has no images in evaluation, but in training: add some or take it away")
 
 
-def _class_to_idx(dataset: Any) -> dict[str, int] | None:
+def innermost(dataset: Any) -> Any:
+    """The data set inside ours."""
+    while isinstance(dataset, LongTailSubset | ReadableImages):
+        dataset = dataset.dataset
+    return dataset
+
+
+def innermost_readable(dataset: Any) -> ReadableImages | None:
+    """The images of files inside a data set, where it has any."""
     while isinstance(dataset, LongTailSubset):
         dataset = dataset.dataset
+    return dataset if isinstance(dataset, ReadableImages) else None
+
+
+def _class_to_idx(dataset: Any) -> dict[str, int] | None:
+    dataset = innermost(dataset)
     for holder in (dataset, getattr(dataset, "reader", None)):
         for name in ("class_to_idx", "class_name_to_idx"):
             if (mapping := getattr(holder, name, None)) is not None:
@@ -195,21 +215,15 @@ def _class_to_idx(dataset: Any) -> dict[str, int] | None:
     return None
 
 
-def pad_crop(size: int, padding: int, hflip: float, mean: Any, std: Any, prefetch: bool) -> Callable[[Any], Any]:
-    """Training transform of the CIFAR recipe: pad, crop a random patch, flip (He et al., 2016, Section 4.2).
+def pad_crop(transform: transforms.Compose, size: tuple[int, int], padding: int) -> transforms.Compose:
+    """timm's training transform with the CIFAR recipe's crop for its own: pad, crop a random patch (He et al., 2016,
+    Section 4.2). All that follows the crop is kept.
 
     Args:
-        size: of the patch, in pixels.
+        transform: timm's.
+        size: height and width of the patch.
         padding: black pixels on each side.
-        hflip: probability of a horizontal flip.
-        mean: per channel, of the normalised image.
-        std: per channel.
-        prefetch: leave the normalisation to timm's PrefetchLoader, and give uint8.
     """
-    steps: list[Any] = [transforms.RandomCrop(size, padding=padding)]
-    if hflip > 0:
-        steps.append(transforms.RandomHorizontalFlip(hflip))
-    steps.append(transforms.PILToTensor())
-    if not prefetch:
-        steps += [transforms.Lambda(lambda x: x.float().div(255)), transforms.Normalize(mean, std)]
-    return transforms.Compose(steps)
+    crop, *rest = transform.transforms
+    assert isinstance(crop, RandomResizedCropAndInterpolation), f"timm's first transform is {type(crop).__name__}"
+    return transforms.Compose([transforms.RandomCrop(size, padding=padding), *rest])

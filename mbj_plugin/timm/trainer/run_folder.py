@@ -24,13 +24,24 @@ from timm import utils
 from timm.models import safe_model_name
 
 from mbj_plugin import __version__
+from mbj_plugin.command_line import reason
 from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import MBJSettings
 from mbj_plugin.timm.trainer.checkpoint import drop_rows_from
 from mbj_plugin.timm.trainer.data import LongTailSubset
 from mbj_plugin.timm.trainer.evaluate import group_errors
+from mbj_plugin.timm.trainer.facts import DataFacts
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 _logger = logging.getLogger("mbj_plugin")
+# What tells that a folder holds a run.
+RESULTS = ("*.pth.tar", "results.json")
+# Folders that this process trains into, and what holds their locks.
+_LOCKED: dict[Path, int] = {}
 
 
 def experiment(args: Namespace) -> str:
@@ -43,20 +54,86 @@ def experiment(args: Namespace) -> str:
     return args.experiment
 
 
+def folder_of(args: Namespace) -> Path:
+    """The run's folder."""
+    return Path(args.output or "output/train") / experiment(args)
+
+
+def check_free(args: Namespace) -> None:
+    """Raise ValueError where the folder holds another run, whose checkpoints and curves would be mixed with this one's.
+
+    Only the folder of the checkpoint that ``--resume`` names is gone on with.
+    """
+    folder = folder_of(args)
+    if args.resume and Path(args.resume).resolve().parent == folder.resolve():
+        return
+    found = next((path.name for pattern in RESULTS for path in sorted(folder.glob(pattern))), None)
+    if found is None:
+        return
+    last = folder / "last.pth.tar"
+    go_on = f", or go on with that run by --resume {last}" if last.is_file() and not args.resume else ""
+    raise ValueError(f"{folder} holds a run already ({found}): give this one another --experiment{go_on}")
+
+
 def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
-    """The run's folder, with its arguments and the manifest of the training set."""
-    folder = Path(args.output or "output/train") / experiment(args)
+    """The run's folder, with its arguments and the manifest of the training set; locked until the process ends."""
+    folder = folder_of(args)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}): give a writable folder by --output") from error
+    _lock(folder)
+    check_free(args)
     write(folder / "args.yaml", yaml.safe_dump({k: plain(v) for k, v in vars(args).items()}))
     if isinstance(train_set, LongTailSubset):
         write(folder / "manifest.json", json.dumps(train_set.manifest()))
     drop_rows_from(folder / "summary.csv", first_epoch)
     return folder
+
+
+def _lock(folder: Path) -> None:
+    """Raise ValueError where another process writes to the folder. The system frees it with the process, killed too."""
+    if fcntl is None:  # Windows
+        return
+    if folder.resolve() in _LOCKED:
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"another process is training into {folder}: give another --experiment, or wait") from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+    else:
+        _LOCKED[folder.resolve()] = handle
+
+
+def unlock(folder: Path) -> None:
+    """The run is over: another may go on with it."""
+    handle = _LOCKED.pop(folder.resolve(), None)
+    if handle is not None:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What cannot be written, on a full disk say, as one line. The files that were there stay whole."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter for what the system refuses
+        cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
+        if cause is None and "writ" not in str(error):
+            raise
+        for name in ("tmp.pth.tar", "recovery_tmp.pth.tar"):  # half a checkpoint: of no use, and room for others
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+        last = folder / "last.pth.tar"
+        go_on = f"then go on by --resume {last}" if last.is_file() else "then start again"
+        why = os.strerror(cause.errno) if cause is not None and cause.errno else reason(error)[:200]
+        raise ValueError(f"cannot write to {folder} ({why}), is the disk full? Make room, {go_on}") from error
 
 
 def log_epoch(
@@ -135,13 +212,13 @@ def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
 
 
 def result(
-    args: Namespace, counts: np.ndarray, metrics: dict[str, Any], best: tuple[Any, Any], seconds: float
+    args: Namespace, facts: DataFacts, metrics: dict[str, Any], best: tuple[Any, Any], seconds: float
 ) -> dict[str, Any]:
     """What results.json holds.
 
     Args:
         args: of the run.
-        counts: (C,) training images per class.
+        facts: of its images.
         metrics: of :func:`mbj_plugin.timm.trainer.evaluate.validate`, after the last epoch.
         best: value and epoch of the best ``--eval-metric``; for information, it is chosen on what is reported.
         seconds: of the run.
@@ -149,9 +226,9 @@ def result(
     images, wrong = np.asarray(metrics["images"]), np.asarray(metrics["wrong"])
     return {
         "method": "mbj" if args.mbj else "baseline",
-        "errors": group_errors(images, wrong, counts),
+        "errors": group_errors(images, wrong, facts.counts),
         "per_class_error": (100 * wrong / np.maximum(images, 1)).tolist(),
-        "class_counts": counts.tolist(),
+        **facts.state(),
         "best": {"metric": args.eval_metric, "value": best[0], "epoch": best[1]},
         "mbj": dataclasses.asdict(MBJSettings.from_args(args)) if args.mbj else None,
         "settings": {k: plain(v) for k, v in vars(args).items()},

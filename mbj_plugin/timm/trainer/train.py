@@ -5,67 +5,54 @@ On the flags that both have, and with ``--workers 0``, it computes the same bits
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
-import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm import utils
-from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from mbj_plugin.timm import clip
-from mbj_plugin.timm.diagnostics import EpochDiagnostics, make_monitor
-from mbj_plugin.timm.schedule import start_epoch
-from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.command_line import one_line
+from mbj_plugin.timm.diagnostics import EpochDiagnostics
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import parse_args
-from mbj_plugin.timm.trainer.checkpoint import ResumableMBJTask, ResumableTask, read_checkpoint, resume, resume_ema
 from mbj_plugin.timm.trainer.evaluate import error_table, group_errors, validate
-from mbj_plugin.timm.trainer.run_folder import experiment, log_epoch, make_saver, open_folder, result, wandb_run, write
+from mbj_plugin.timm.trainer.run import Run, make_run
+from mbj_plugin.timm.trainer.run_folder import (
+    check_free,
+    experiment,
+    log_epoch,
+    make_saver,
+    open_folder,
+    result,
+    unlock,
+    wandb_run,
+    write,
+    writing,
+)
 
 _logger = logging.getLogger("mbj_plugin")
-
-
-@dataclasses.dataclass
-class Run:
-    """Everything that the training loop touches."""
-
-    args: Namespace
-    device: torch.device
-    data: build.Data
-    task: Any
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    num_epochs: int
-    first_epoch: int
-    amp_autocast: Callable
-    loss_scaler: Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``train_timm``: train, and print the test error of all classes and of each class group."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("timm").setLevel(logging.WARNING)
-    try:
-        args = parse_args(argv)
-        results = train_all(args)
-    except ValueError as error:
-        sys.exit(f"train_timm: error: {error}")
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(error_table({name: [each["errors"] for each in runs] for name, runs in results.items()}))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with one_line("train_timm"):
+        results = train_all(parse_args(argv))
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(error_table({name: [each["errors"] for each in runs] for name, runs in results.items()}))
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -88,13 +75,18 @@ def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
         build.init_device(args)  # once: the runs share the process group
     name = experiment(args)
     methods = {"baseline": False, "mbj": True} if args.compare else {"mbj" if args.mbj else "baseline": args.mbj}
-    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    runs: list[tuple[str, Namespace]] = []
     for i in range(args.seeds):
         for method, use_mbj in reversed(methods.items()):  # MBJ first: it refuses more models and losses
             parts = [name] + [method] * args.compare + [f"seed{args.seed + i}"] * (args.seeds > 1)
             changes = {"mbj": use_mbj, "experiment": os.path.join(*parts)}
             changes |= {"seed": args.seed + i, "subset_seed": args.subset_seed + i}
-            results[method].append(train(Namespace(**{**vars(args), **changes})))
+            runs.append((method, Namespace(**{**vars(args), **changes})))
+    for _, each in runs:
+        check_free(each)  # of all of them, before the first one trains
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    for method, each in runs:
+        results[method].append(train(each))
     return results
 
 
@@ -111,8 +103,23 @@ def train(args: Namespace) -> dict[str, Any]:
         ValueError: for a wrong value, naming it and the fix, before any training.
     """
     started = time.time()
+    check_free(args)
     run = make_run(args)
-    folder = open_folder(args, run.data.train.dataset, run.first_epoch) if utils.is_primary(args) else None
+    if not utils.is_primary(args):
+        return _epochs(run, None, started)
+    folder = open_folder(args, run.data.train.dataset, run.first_epoch)
+    try:
+        return _epochs(run, folder, started)
+    except KeyboardInterrupt:
+        last = folder / "last.pth.tar"
+        raise KeyboardInterrupt(f"go on by --resume {last}" if last.is_file() else "no epoch was saved yet") from None
+    finally:
+        unlock(folder)
+
+
+def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
+    """The epochs that are left, each evaluated and saved; ``folder`` is the first rank's alone."""
+    args = run.args
     diagnostics = None
     if folder is not None and run.task.monitor is not None:
         diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train))
@@ -129,65 +136,21 @@ def train(args: Namespace) -> dict[str, Any]:
                 errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
                 rates = [group["lr"] for group in run.optimizer.param_groups]
                 lr = sum(rates) / len(rates)
-                columns = diagnostics.report(epoch) if diagnostics else {}
-                log_epoch(epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, folder, log_wandb)
-                best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
+                with writing(folder):
+                    columns = diagnostics.report(epoch) if diagnostics else {}
+                    log_epoch(epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, folder, log_wandb)
+                    best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
             if run.scheduler is not None:
                 run.scheduler.step(epoch + 1, metrics[args.eval_metric])
     if diagnostics is not None:
         diagnostics.close()
     assert metrics is not None
-    results = result(args, run.data.counts, metrics, best, time.time() - started)
+    results = result(args, run.facts, metrics, best, time.time() - started)
     if folder is not None:
-        write(folder / "results.json", json.dumps(results, indent=1))
+        with writing(folder):
+            write(folder / "results.json", json.dumps(results, indent=1))
         _logger.info(f"Written to {folder}: results.json, summary.csv, args.yaml and the checkpoints.")
     return results
-
-
-def make_run(args: Namespace) -> Run:
-    """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
-    settings = MBJSettings.from_args(args)
-    if args.mbj and args.resume:
-        settings = settings.resumed(read_checkpoint(args.resume))
-    with build.blame(f"--device {args.device}"):
-        device = build.init_device(args)
-    utils.random_seed(args.seed, args.rank)
-    datasets = build.make_datasets(args)
-    with build.blame(f"--model {args.model} (with --model-kwargs, --initial-checkpoint, --pretrained, --gp)"):
-        model = build.make_model(args, device)
-    amp_autocast, loss_scaler = build.make_amp(args, device)
-    with build.blame("the images, their size or their augmentation"):
-        data = build.make_loaders(args, model, datasets, device)
-    args.lr = args.lr or build.scaled_lr(args)
-    updates_per_epoch = -(-len(data.train) // args.grad_accum_steps)
-
-    start = round(start_epoch(settings.start, args, updates_per_epoch) * len(data.train))
-    batch_loss = build.make_batch_loss(args, data.counts, start).to(device)
-    task: Any
-    if args.mbj:
-        clip.install()
-        criterion = settings.criterion(data.counts, batch_loss, start, args.seed, args.smoothing)
-        task = ResumableMBJTask(model, criterion, device=device, verbose=False)
-    else:
-        task = ResumableTask(model, batch_loss, device=device, verbose=False)
-    if args.mbj_diagnostics and utils.is_primary(args):
-        task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
-    with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
-        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    first_epoch = resume(task, args.resume, args, optimizer, loss_scaler) if args.resume else 0
-    with build.blame(f"--torchcompile {args.torchcompile} or the averaged model"):
-        _wrap(task, args, device)
-    scheduler, num_epochs = create_scheduler_v2(
-        optimizer,
-        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
-        updates_per_epoch=updates_per_epoch,
-    )
-    if scheduler is not None and first_epoch > 0:
-        if args.sched_on_updates:
-            scheduler.step_update(first_epoch * updates_per_epoch)
-        else:
-            scheduler.step(first_epoch)
-    return Run(args, device, data, task, optimizer, scheduler, num_epochs, first_epoch, amp_autocast, loss_scaler)
 
 
 def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
@@ -271,20 +234,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         amp_autocast=run.amp_autocast,
         channels_last=args.channels_last,
     )
-    metrics = measure(task.get_eval_model())
-    return metrics if average is None else measure(task.get_eval_model(ema=True))
-
-
-def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
-    """Average, compile and distribute the model, in timm's order."""
-    if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-        if args.resume:
-            resume_ema(task, args.resume)
-    if args.torchcompile:
-        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
-        if task.has_ema():
-            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-    if args.world_size > 1:
-        device_ids = None if device.type == "cpu" else [device]
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+    if average is not None:
+        # timm's train.py evaluates the plain model too and throws that away; here only what its loader draws is drawn.
+        torch.empty((), dtype=torch.int64).random_()
+    return measure(task.get_eval_model(ema=average is not None))

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from timm.data.transforms_factory import transforms_imagenet_train
 from torch.utils.data import Subset
+from torchvision import transforms
 
 from mbj_plugin import exponential_counts
 from mbj_plugin.timm.trainer.data import Digits, LongTailSubset, pad_crop
@@ -40,14 +42,35 @@ def test_long_tail_subset_and_its_manifest():
     assert whole.transform is len
 
 
+def cropped(image, **augmentations):
+    settings = {"color_jitter": None, "mean": [0.3], "std": [0.4], "hflip": 0.0} | augmentations
+    torch.manual_seed(1)
+    return pad_crop(transforms_imagenet_train(8, **settings), (8, 8), 1)(image)
+
+
 def test_pad_crop_equals_with_and_without_prefetching():
     image = Digits("train")[0][0]
-    torch.manual_seed(1)
-    prefetched = pad_crop(8, 1, 0.5, [0.3], [0.4], prefetch=True)(image)
-    torch.manual_seed(1)
-    normalised = pad_crop(8, 1, 0.5, [0.3], [0.4], prefetch=False)(image)
+    prefetched, normalised = cropped(image, hflip=0.5, use_prefetcher=True), cropped(image, hflip=0.5)
     assert prefetched.dtype == torch.uint8
     torch.testing.assert_close((prefetched.float() / 255 - 0.3) / 0.4, normalised)
+
+
+def test_pad_crop_is_the_recipe_of_cifar():
+    image = Digits("train")[0][0]
+    torch.manual_seed(1)
+    expected = transforms.PILToTensor()(transforms.RandomCrop(8, padding=1)(image))
+    assert torch.equal(cropped(image, use_prefetcher=True), expected)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [{"vflip": 1.0}, {"hflip": 1.0}, {"color_jitter": 0.9}, {"auto_augment": "rand-m9"}, {"re_prob": 1.0}],
+    ids=lambda augmentation: next(iter(augmentation)),
+)
+def test_all_other_augmentations_count_beside_pad_crop(augmentation):
+    image = Digits("train", "RGB")[0][0]
+    colours = {"mean": [0.3] * 3, "std": [0.4] * 3}
+    assert not torch.equal(cropped(image, **colours), cropped(image, **colours, **augmentation))
 
 
 def test_subset_of_a_subset_is_counted():
