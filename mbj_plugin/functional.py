@@ -9,7 +9,8 @@ A label of -1 marks an empty slot or an unlabelled sample. Losses are computed i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,30 @@ CHUNK_LOGITS = 2**24
 TORCH_CHUNKS = hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
 
 
-def sampling_probs(class_counts: Tensor | Sequence[int], beta: float = 1.5, norm: str = "sum") -> Tensor:
+def counts_tensor(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> Tensor:
+    """(C,) training images per class, of a list, a tensor, or a ``dict`` or ``Counter`` by class.
+
+    Raises:
+        ValueError: for None, and for keys that are no class indices from 0 on.
+    """
+    if class_counts is None:
+        raise ValueError("class_counts is None: give the number of training images of each class")
+    if isinstance(class_counts, Mapping):
+        wrong = [key for key in class_counts if not isinstance(key, Integral) or key < 0]
+        if wrong or not class_counts:
+            raise ValueError(f"class_counts by class must have the class indices 0, 1, ... as keys, got {wrong[:3]}")
+        class_counts = [class_counts.get(label, 0) for label in range(int(max(class_counts)) + 1)]
+    return torch.as_tensor(class_counts)
+
+
+def sampling_probs(
+    class_counts: Tensor | Sequence[int] | Mapping[int, int], beta: float = 1.5, norm: str = "sum"
+) -> Tensor:
     """Probability that a row of each class enters the memory, P_i = (1/N_i)^beta / sum_j (1/N_j)^beta (Eq. 1 and 5).
 
     Args:
-        class_counts: (C,) training images per class, N_i >= 0. A class with N = 0 gets P = 0 and counts in no sum.
+        class_counts: (C,) training images per class, N_i >= 0, or a dict by class index. A class with N = 0 gets P = 0
+            and counts in no sum.
         beta: Strength of the re-balancing, >= 0. The memory's own class mix is N^(1 - beta): 1.0 makes it uniform,
             above 1.0 favours the tail.
         norm: "sum" is the paper's formula; "max" divides by the largest P instead, so that every row of the rarest
@@ -38,7 +58,7 @@ def sampling_probs(class_counts: Tensor | Sequence[int], beta: float = 1.5, norm
     Raises:
         ValueError: for counts that are empty, negative, not finite or all zero, for beta < 0, for an unknown norm.
     """
-    counts = torch.as_tensor(class_counts)
+    counts = counts_tensor(class_counts)
     dtype = counts.dtype if counts.is_floating_point() else torch.get_default_dtype()
     if counts.ndim != 1 or counts.numel() == 0:
         raise ValueError(f"class_counts must be a list of C counts, got shape {tuple(counts.shape)}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from mbj_plugin.clock import CountedModule, no_loss, rank_and_world
 from mbj_plugin.functional import (
     backward_reads_features,
+    counts_tensor,
     finite_cross_entropy,
     multi_prototype_loss,
     sampling_probs,
@@ -64,7 +65,7 @@ class _MemoryLoss(CountedModule):
         """Set the (C,) training images per class, where they were not known at construction."""
         device = self.bank.cursor.device
         self.probs = sampling_probs(class_counts, self.beta, self.norm).float().to(device)
-        self.class_counts = torch.as_tensor(class_counts).float().to(device)
+        self.class_counts = counts_tensor(class_counts).float().to(device)
 
     def _class_probs(self, weight: Tensor) -> Tensor:
         if self.probs is None:

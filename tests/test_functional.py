@@ -1,6 +1,7 @@
 """Each equation against plain loops written from the paper's formula, in float64; gradients by gradcheck."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -193,3 +194,17 @@ class TestMultiPrototype:
         similarity = randn(5, 7).tanh().bfloat16()
         loss = multi_prototype_loss(similarity, self.labels, self.prototype_labels)
         assert torch.equal(loss, multi_prototype_loss(similarity.float(), self.labels, self.prototype_labels))
+
+
+def test_counts_by_class():
+    expected = sampling_probs([3, 0, 9])
+    assert torch.equal(sampling_probs(Counter([0, 0, 0, *[2] * 9])), expected)
+    assert torch.equal(sampling_probs({2: 9, 0: 3}), expected)
+    for wrong, message in (
+        (None, "is None"),
+        ({"cat": 3}, "got \\['cat'\\]"),
+        ({-1: 3, 0: 2}, "got \\[-1\\]"),
+        ({}, "keys"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampling_probs(wrong)

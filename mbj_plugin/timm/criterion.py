@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbj_plugin.diagnostics.step_meter import StepMeter
+from mbj_plugin.functional import counts_tensor
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
 from mbj_plugin.timm.head import Heads, attach_head, detach_head, same_map
 
@@ -36,7 +37,7 @@ class MBJLoss(nn.Module):
     ``MBJTask`` does. In evaluation mode, and where grad is off, it is the batch loss alone.
 
     Args:
-        class_counts: (C,) training images per class.
+        class_counts: (C,) training images per class; a ``dict`` or ``Counter`` by class index will do.
         base: the batch loss, called once for each classifier; cross-entropy by default.
         memory: "feature" (MBJ-F), "prototype" (MBJ-W) or "both" (MBJ-WF).
         classifier: "own" as above; "shared": one classifier for both losses, to whose changes the features answer.
@@ -62,7 +63,7 @@ class MBJLoss(nn.Module):
 
     def __init__(
         self,
-        class_counts: Tensor | Sequence[int],
+        class_counts: Tensor | Sequence[int] | Mapping[int, int],
         base: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         memory: str = "feature",
@@ -103,7 +104,7 @@ class MBJLoss(nn.Module):
         self.classifier_loss = classifier_loss if classifier_loss is not None else self.base
         self.prototypes_of_batch = prototypes == "batch"
         self.own_classifier = classifier == "own" and memory != "prototype"
-        self.class_counts = torch.as_tensor(class_counts)
+        self.class_counts = counts_tensor(class_counts)
         shared: dict[str, Any] = {"beta": beta, "norm": norm, "start": start, "seed": seed, "ramp": ramp}
         if size is not None:
             shared["size"] = size

@@ -287,3 +287,10 @@ def test_whose_prototypes_are_remembered(prototypes):
     loss(model(images(3)[0]), images(3)[1])
     assert torch.equal(loss.memories["prototype"].bank.rows[9:12], before)
     assert not torch.equal(model.fc.weight, model.fc.batch_classifier.weight)
+
+
+def test_counts_by_class():
+    loss = MBJLoss({0: 30, 2: 5, 1: 10}, **ALL).bind(small_model())
+    assert loss.memories["feature"].class_counts.tolist() == COUNTS
+    with pytest.raises(ValueError, match="class_counts is None"):
+        MBJLoss(None)
