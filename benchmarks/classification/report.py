@@ -154,6 +154,7 @@ def describe(method: Method) -> str:
     words = [f"{loss} + {method.memory} memory", f"eta {eta}", f"beta {method.beta}", f"norm {method.norm}"]
     words.append("from the first decay" if method.start == "decay" else f"from epoch {method.start}")
     words += [f"{method.size} slots"] if method.size else []
+    words += [f"{method.sample} rows drawn for each step"] if method.sample else []
     words += [f"ramp of {method.ramp} epochs"] if method.ramp else []
     return ", ".join(words + (["prior-corrected"] if method.prior_correction else []))
 

@@ -83,6 +83,8 @@ class Method:
     #: Epochs over which eta rises.
     ramp: int = 0
     prior_correction: bool = False
+    #: Rows of the memory that are drawn for each step; 0 = all.
+    sample: int = 0
 
     def __post_init__(self) -> None:
         check_known("loss", self.loss, LOSSES)
@@ -110,6 +112,7 @@ class Method:
             "start": self.start_epoch(protocol) * steps_per_epoch,
             "ramp": self.ramp * steps_per_epoch,
             "prior_correction": self.prior_correction,
+            "sample": self.sample,
         }
         return {name: value for name, value in settings.items() if value is not None}
 

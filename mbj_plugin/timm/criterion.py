@@ -54,6 +54,7 @@ class MBJLoss(nn.Module):
         seed: of the draws.
         ramp: calls over which eta rises linearly after the start; 0 = at once.
         prior_correction: of the feature memory, see :class:`FeatureMemoryLoss`.
+        sample: rows of the feature memory that are drawn for each step, see :class:`FeatureMemoryLoss`; 0 = all.
         smoothing: label smoothing that soft targets carry (timm's Mixup puts it there). The memory does without: else
             head images would enter under the name of every tail class.
 
@@ -79,6 +80,7 @@ class MBJLoss(nn.Module):
         seed: int = 0,
         ramp: int = 0,
         prior_correction: bool = False,
+        sample: int = 0,
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -97,6 +99,8 @@ class MBJLoss(nn.Module):
             raise ValueError(f"momentum {momentum} moves prototypes: it needs memory 'prototype' or 'both'")
         if prior_correction and memory == "prototype":
             raise ValueError("prior_correction is for memorised features: it needs memory 'feature' or 'both'")
+        if sample and memory == "prototype":
+            raise ValueError("sample is of memorised features: it needs memory 'feature' or 'both'")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
         self.smoothing = smoothing
@@ -112,7 +116,7 @@ class MBJLoss(nn.Module):
             shared["eta"] = eta
         self._memory_settings: dict[str, dict[str, Any]] = {}
         if memory in ("feature", "both"):
-            self._memory_settings["feature"] = {**shared, "prior_correction": prior_correction}
+            self._memory_settings["feature"] = {**shared, "prior_correction": prior_correction, "sample": sample}
         if memory in ("prototype", "both"):
             self._memory_settings["prototype"] = {**shared, "momentum": momentum}
         self._make_memories(1)  # so that a wrong value is an error here, not in bind

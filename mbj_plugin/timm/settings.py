@@ -33,6 +33,7 @@ class MBJSettings:
     classifier_loss: str | None = None
     eta: float | None = None
     size: int | None = None
+    sample: int = 0
     beta: float = 1.5
     norm: str = "max"
     start: str | float = "auto"
@@ -54,6 +55,7 @@ class MBJSettings:
             classifier=self.classifier,
             classifier_loss=self._classifier_loss(class_counts),
             size=self.size,
+            sample=self.sample,
             eta=self.eta,
             beta=self.beta,
             norm=self.norm,
@@ -88,7 +90,7 @@ class MBJSettings:
         Raises:
             ValueError: for an unknown key or a value that is no number.
         """
-        types = {"eta": float, "size": int, "beta": float, "momentum": float, "diagnostics": int}
+        types = {"eta": float, "size": int, "sample": int, "beta": float, "momentum": float, "diagnostics": int}
         names = [field.name for field in dataclasses.fields(cls)]
         values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
@@ -172,6 +174,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "3500 prototypes)",
         type=int,
         metavar="N",
+    )
+    add(
+        "sample",
+        "rows of the memory of features that are drawn anew for each step, for large memories: the same loss on "
+        "average, at a fraction of the cost; 0 = all (default: %(default)s)",
+        type=int,
+        metavar="K",
     )
     add(
         "beta",

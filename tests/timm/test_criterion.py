@@ -145,6 +145,8 @@ def test_other_number_of_classes():
         ({"momentum": 0.9}, "momentum 0.9.*prototype"),
         ({"eta": -1.0}, "eta.*-1.0"),
         ({"size": 0}, "memory size.*0"),
+        ({"sample": 600}, "memory's 500.*600"),
+        ({"sample": 5, "memory": "prototype"}, "sample is of memorised features"),
         ({"norm": "typo"}, "norm.*'typo'"),
         ({"smoothing": 1.0}, "smoothing.*1.0"),
     ],

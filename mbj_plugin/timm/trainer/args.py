@@ -27,6 +27,7 @@ MBJ_ONLY = (
     "mbj_classifier_loss",
     "mbj_eta",
     "mbj_size",
+    "mbj_sample",
     "mbj_beta",
     "mbj_norm",
     "mbj_momentum",

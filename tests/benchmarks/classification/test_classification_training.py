@@ -88,7 +88,7 @@ def test_an_interrupted_cell_goes_on_exactly(tmp_path):
     [
         Method(memory="feature", eta=15, norm="max", start=1),
         Method(memory="feature", eta=2, norm="max", start=0, size=20, loss="balanced_softmax", prior_correction=True),
-        Method(memory="feature", norm="max", ramp=2, loss="focal"),
+        Method(memory="feature", norm="max", ramp=2, loss="focal", sample=7),
         Method(memory="feature", eta=1, norm="max", start=1, classifier_loss="balanced_softmax"),
     ],
     ids=["mbj", "balanced", "ramp", "own-loss"],
