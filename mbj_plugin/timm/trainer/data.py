@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from mbj_plugin.longtail import exponential_subset
 from mbj_plugin.timm.counts import dataset_labels
-from mbj_plugin.timm.trainer.images import ReadableImages
+from mbj_plugin.timm.trainer.images import ReadableImages, WrappedImages
 
 DIGITS = "sklearn/digits"
 EVALUATION_SPLITS = ("val", "valid", "validation", "eval", "evaluation")
@@ -62,7 +62,7 @@ class Digits(Dataset):
         return (self.transform(image) if self.transform else image), self.targets[index]
 
 
-class LongTailSubset(Dataset):
+class LongTailSubset(WrappedImages):
     """Exponentially long-tailed subset of a labelled map-style data set, class 0 the largest.
 
     Args:
@@ -79,14 +79,6 @@ class LongTailSubset(Dataset):
         self.dataset, self.imbalance_ratio, self.seed = dataset, imbalance_ratio, seed
         self.indices = exponential_subset(labels, imbalance_ratio, seed)
         self.targets = labels[self.indices]
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, value: Any) -> None:
-        self.dataset.transform = value
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -19,7 +19,21 @@ _logger = logging.getLogger("mbj_plugin")
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-class ReadableImages(Dataset):
+class WrappedImages(Dataset):
+    """A data set around another one, whose ``transform`` is this one's: timm's loaders set it."""
+
+    dataset: Any
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, value: Any) -> None:
+        self.dataset.transform = value
+
+
+class ReadableImages(WrappedImages):
     """timm's images, without what timm does with a file that it cannot read: take the next one, of any class.
 
     In training another image of the same class stands in, so that classes keep their share; in evaluation the image
@@ -34,14 +48,6 @@ class ReadableImages(Dataset):
         self.dataset, self.training = dataset, training
         self._of_class: list[np.ndarray] | None = None
         self._said: set[int] = set()
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, value: Any) -> None:
-        self.dataset.transform = value
 
     def __len__(self) -> int:
         return len(self.dataset)
