@@ -155,7 +155,7 @@ class TestPrototypeMemoryLoss:
         torch.testing.assert_close(loss.bank.rows[:3], first)
         torch.testing.assert_close(loss.bank.rows[3:6], first + 0.1)
 
-    def test_interval_remembers_every_so_manieth_call(self, weight):
+    def test_interval_remembers_one_of_so_many_calls(self, weight):
         loss = PrototypeMemoryLoss(COUNTS, dim=4, size=50, interval=3, **ALWAYS)
         expected = []
         for step in range(7):

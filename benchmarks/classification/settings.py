@@ -38,7 +38,7 @@ class Protocol:
     shrink: int = 1
     #: n_max, images of the largest class, by data set; None = as many as the images allow.
     max_count: dict[str, int] | None = None
-    #: A point of the curves every so many epochs, on every so-manieth test image; the last is on all of them.
+    #: A point of the curves every so many epochs, on one of so many test images; the last is on all of them.
     curve_epochs: int = 1
     curve_stride: int = 1
 

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     cells = p.add_argument_group("which cells: named groups, or every combination of the others")
     cells.add_argument("--group", nargs="+", metavar="NAME", help="groups of cells that the settings name")
     cells.add_argument("--dataset", default="omniglot", help="(default: omniglot)")
-    cells.add_argument("--heads", nargs="+", type=int, default=[20], metavar="H", help="H of <H, S> (default: 20)")
+    cells.add_argument("--num-head", nargs="+", type=int, default=[20], metavar="H", help="H of <H, S> (default: 20)")
     cells.add_argument("--methods", nargs="+", default=["baseline", "mbj_w"], help="(default: baseline mbj_w)")
     cells.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
     run = p.add_argument_group("how")
@@ -48,7 +48,7 @@ def chosen_cells(args: argparse.Namespace, settings: Settings) -> list[Cell]:
     if args.group:
         cells = [cell for name in args.group for cell in settings.group(name)]
     else:
-        cells = settings.cells(args.dataset, args.heads, args.methods, args.seeds)
+        cells = settings.cells(args.dataset, args.num_head, args.methods, args.seeds)
     return list(dict.fromkeys(cells))
 
 

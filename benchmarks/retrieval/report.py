@@ -39,7 +39,7 @@ for _table in PAPER.values():
     _table["mbj_w_paper"] = _table["mbj_w"]  # the paper to the letter, and our choice
 NUMBERS = ("mAP", "rank1", "mINP", "train_accuracy", "train_loss")
 # Fig. 4: the arms of both tasks. Those of classification all have the paper's norm.
-ABLATION = {"baseline": "ce", "MBJ-F": "mbj_late_sum", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
+ABLATION = {"baseline": "ce", "MBJ-F": "mbj_sum", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
 # Of two methods, neither the baseline: what the reading says of them.
 COMPARED = (
     ("mbj_w_max_eta3", "mbj_w_now_val_margin46"),

@@ -64,7 +64,7 @@ class Settings:
     def cells(
         self,
         dataset: str,
-        heads: Iterable[int],
+        num_head: Iterable[int],
         methods: Iterable[str],
         seeds: Iterable[int],
         tail_size: int = TAIL_SIZE,
@@ -78,8 +78,8 @@ class Settings:
         methods = list(methods)
         for method in methods:
             check_known("method", method, self.methods)
-        product = itertools.product(seeds, heads, methods)
-        return [Cell(dataset, num_head, tail_size, method, seed) for seed, num_head, method in product]
+        product = itertools.product(seeds, num_head, methods)
+        return [Cell(dataset, heads, tail_size, method, seed) for seed, heads, method in product]
 
     def group(self, name: str) -> list[Cell]:
         """The cells of a named group.
@@ -169,8 +169,10 @@ def _checked(settings: Settings) -> Settings:
         for key, value in method.get("MBJ", {}).items():
             checked(key, value)
     for name, group in settings.groups.items():
-        if not set(group) <= {"dataset", "heads", "tail_size", "methods", "seeds"}:
-            raise ValueError(f"group {name!r} may hold dataset, heads, tail_size, methods and seeds: {sorted(group)}")
+        if not set(group) <= {"dataset", "num_head", "tail_size", "methods", "seeds"}:
+            raise ValueError(
+                f"group {name!r} may hold dataset, num_head, tail_size, methods and seeds: {sorted(group)}"
+            )
         settings.group(name)
     return settings
 

@@ -33,7 +33,7 @@ class StepMeter:
         self._samples = self._steps = 0
 
     @torch.no_grad()
-    def see(self, labels: Tensor, banks: Iterable[MemoryBank]) -> None:
+    def count_positives(self, labels: Tensor, banks: Iterable[MemoryBank]) -> None:
         """Count the samples whose class is in a memory, before the step puts its own rows there.
 
         Args:
@@ -52,8 +52,8 @@ class StepMeter:
         self._samples += len(labels)
 
     @torch.no_grad()
-    def add(self, loss_memory: Tensor, loss_batch: Tensor) -> None:
-        """Close the step: eta * L_memory and L_batch, both scalars."""
+    def close_step(self, loss_memory: Tensor, loss_batch: Tensor) -> None:
+        """End the step with its losses: eta * L_memory and L_batch, both scalars."""
         self._losses += [loss_memory.detach().float(), loss_batch.detach().float()]
         self._steps += 1
         if self._steps % SUMMED_EVERY == 0:

@@ -63,7 +63,7 @@ def _collect(model: nn.Module, inputs: tuple, outputs: object) -> object:
     memory_loss = torch.stack(losses).mean()
     for head in heads:
         if head.meter is not None:
-            head.meter.add(memory_loss, _total(outputs))
+            head.meter.close_step(memory_loss, _total(outputs))
     outputs["loss_mbj"] = memory_loss
     return outputs
 

@@ -24,7 +24,7 @@ DEFAULTS = {
     "BETA": 1.5,  # beta of Eq. 5
     "NORM": "max",  # divides P by its largest, so that the rarest class always enters (ours); "sum" is Eq. 5 as printed
     "START": "auto",  # when the loss counts, which the paper leaves open; see mbj_plugin.fastreid.schedule
-    "INTERVAL": 1,  # prototypes enter in every so-manieth iteration (ours)
+    "INTERVAL": 1,  # prototypes enter once in so many iterations (ours)
     "MOMENTUM": 0.0,  # prototype memory; > 0 is the paper's MBJ*
     "SCALE": 16.0,  # alpha of Eq. 4
     "MARGIN": 0.2,  # delta of Eq. 4

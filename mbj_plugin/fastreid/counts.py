@@ -98,7 +98,7 @@ def prepare(model: nn.Module, data_loader) -> None:
             "iteration. Lower SOLVER.IMS_PER_BATCH."
         )
     for head in heads:
-        head.set_data(counts, images // batch_size)
+        head.describe_training_set(counts, images // batch_size)
     # All heads of a model have one schedule; what is wrong with it is said once.
     for said in dict.fromkeys(head.schedule.warning(head.settings.start, images // batch_size) for head in heads):
         if said:

@@ -57,7 +57,7 @@ class MBJHead(EmbeddingHead):
         if self.training:
             self._neck = output[..., 0, 0]
 
-    def set_data(self, class_counts: Tensor, iters_per_epoch: int) -> None:
+    def describe_training_set(self, class_counts: Tensor, iters_per_epoch: int) -> None:
         """What the head must know of the training set.
 
         Args:
@@ -110,7 +110,7 @@ class MBJHead(EmbeddingHead):
                 "fastreid's build_model, or call mbj_plugin.fastreid.collect_losses(model) once on your own model."
             )
         if self.meter is not None:
-            self.meter.see(targets, [memory.bank for memory in self.memories.values()])
+            self.meter.count_positives(targets, [memory.bank for memory in self.memories.values()])
         losses = [self._loss_of(kind, memory, neck, targets) for kind, memory in self.memories.items()]
         self.pending.append(torch.stack(losses).sum())
 

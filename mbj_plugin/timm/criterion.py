@@ -187,7 +187,7 @@ class MBJLoss(nn.Module):
         memory_loss = self._memory_loss(features, target)
         self.parts = {"loss_batch": batch_loss.detach(), "loss_memory": memory_loss.detach()}
         if self.meter is not None:
-            self.meter.add(**self.parts)
+            self.meter.close_step(**self.parts)
         return batch_loss + memory_loss
 
     def _memory_loss(self, features: Tensor, target: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class MBJLoss(nn.Module):
         if target.ndim == 2 and self.smoothing:
             target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
         if self.meter is not None:
-            self.meter.see(target, [memory.bank for memory in self.memories.values()])  # type: ignore[misc]
+            self.meter.count_positives(target, [memory.bank for memory in self.memories.values()])  # type: ignore[misc]
         memory_loss = features.new_zeros((), dtype=torch.float32)
         if "feature" in self.memories:
             memory_loss = memory_loss + self.memories["feature"](features, target, *self.heads.affine())

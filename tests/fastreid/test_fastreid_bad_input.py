@@ -21,7 +21,7 @@ def test_targets_that_are_not_one_label_per_image(make_cfg):
 
 def test_a_loss_that_nobody_collected(make_cfg, make_trainer):
     model = build_heads(make_cfg("MODEL.HEADS.NUM_CLASSES", 24))
-    model.set_data(torch.ones(24), 9)
+    model.describe_training_set(torch.ones(24), 9)
     features, targets = torch.randn(4, 16, 4, 2), torch.zeros(4, dtype=torch.long)
     model(features, targets)
     with pytest.raises(RuntimeError, match="collect_losses"):

@@ -35,7 +35,7 @@ def settings_file(make_cfg, tmp_path):
         "  mbj_wf: {MBJ: {MEMORY: both, NORM: max, START: 0}}\n"
         "  mbj_w: {MBJ: {MEMORY: prototype, START: 1000}}\n"
         "groups:\n"
-        "  all: {dataset: market1501, heads: [20], methods: [baseline, mbj_wf], seeds: [0]}\n"
+        "  all: {dataset: market1501, num_head: [20], methods: [baseline, mbj_wf], seeds: [0]}\n"
     )
     return path
 
@@ -189,8 +189,8 @@ def test_a_checkout_of_fastreid_has_no_version(monkeypatch):
         (["--dataset", "market"], "unknown data set 'market'"),
         (["--group", "none"], "unknown group 'none'"),
         (["--processes", "0"], "processes must be >= 1"),
-        (["--heads", "30"], "num_head must be between 0 and the 24 identities of the set, got 30"),
-        (["--heads", "-1"], "whole numbers H >= 0 and S >= 1, got <-1, 5>"),
+        (["--num-head", "30"], "num_head must be between 0 and the 24 identities of the set, got 30"),
+        (["--num-head", "-1"], "whole numbers H >= 0 and S >= 1, got <-1, 5>"),
         (["--opts", "SOLVER.MAX_EPOCH", "1"], "SOLVER.MAX_EPOCH may change the result"),
         (["--opts", "TEST.EVAL_PERIOD", "1"], "TEST.EVAL_PERIOD may change the result"),
         (["--opts", "MODEL.DEVICE"], "MODEL.DEVICE has no value"),
