@@ -49,9 +49,9 @@ class Probe:
         means = {name: nanmean(jitter[owner == name]) for name in GROUPS}
         self._scalars = {f"mbj/probe_jitter_{name}": mean for name, mean in means.items()}
 
-    def record(self, step: int) -> None:
-        """Record the features, if ``period`` steps have passed since the last time."""
-        if step - self.last_step >= self.period:
+    def record(self, step: int, last: bool = False) -> None:
+        """Record the features, if ``period`` steps have passed since the last time, or the run has ended."""
+        if step - self.last_step >= self.period or (last and math.isfinite(self.period)):  # infinite: it has stopped
             self._set([*self.records, self.features().detach().float().cpu()])
             self.last_step = step
 
@@ -60,9 +60,10 @@ class Probe:
         self.period = math.inf
         self._set([])
 
-    def scalars(self) -> dict[str, float]:
-        """``mbj/probe_jitter_GROUP`` in rad^2, the mean over the group's images; NaN before the second record."""
-        return dict(self._scalars)
+    def scalars(self, step: int) -> dict[str, float]:
+        """``mbj/probe_jitter_GROUP`` in rad^2, the mean over the group's images; NaN before the second record, and
+        where the last one is not of this step."""
+        return self._scalars if step == self.last_step else dict.fromkeys(self._scalars, math.nan)
 
     def state_dict(self) -> dict[str, Any]:
         """The records, for an exact resume."""

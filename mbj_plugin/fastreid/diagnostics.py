@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,25 +55,12 @@ class DiagnosticsHook(HookBase):
         done = self.trainer.iter + 1
         if done % self.iters_per_epoch:
             return
-        scalars = self._measured(done)
+        scalars = self.monitor.scalars(done, last=done == self.last_step)
         for name, value in scalars.items():
             if value == value:  # not NaN
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         if self.writer is not None:
             self.writer.write(done, self.trainer.epoch, scalars)
-
-    def _measured(self, done: int) -> dict[str, float]:
-        """The monitor's scalars, without those that it repeats from an earlier step."""
-        monitor, probe = self.monitor, self.monitor.probe
-        if done == self.last_step:
-            monitor.last_step = done - monitor.period
-            if probe is not None and math.isfinite(probe.period):  # infinite: it has stopped
-                probe.last_step = done - int(probe.period)
-        scalars = monitor.scalars(done)
-        repeated = () if monitor.last_step == done else tuple(f"mbj/{kind}/" for head in monitor.heads for kind in head)
-        if probe is not None and probe.last_step != done:
-            repeated += ("mbj/probe_",)
-        return {name: value for name, value in scalars.items() if not name.startswith(repeated)}
 
 
 def watch_training() -> None:

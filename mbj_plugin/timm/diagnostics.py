@@ -53,16 +53,19 @@ class EpochDiagnostics:
         folder: the run's, which exists.
         first_epoch: epoch (from 0) that the run begins or goes on with; what is written of it and later is dropped.
         iterations: of one epoch.
+        epochs: of the whole run, after which everything is measured; None where they are not known.
     """
 
-    def __init__(self, monitor: Monitor, folder: Path | str, first_epoch: int, iterations: int) -> None:
-        self.monitor, self.iterations = monitor, iterations
+    def __init__(
+        self, monitor: Monitor, folder: Path | str, first_epoch: int, iterations: int, epochs: int | None = None
+    ) -> None:
+        self.monitor, self.iterations, self.epochs = monitor, iterations, epochs
         self.writer = DiagnosticsWriter(folder, first_epoch, first_epoch * iterations)
 
     def report(self, epoch: int) -> dict[str, float]:
         """Write the scalars; returns them by the names that timm's summary.csv has them under, after ``train_``."""
         step = (epoch + 1) * self.iterations
-        scalars = self.monitor.scalars(step)
+        scalars = self.monitor.scalars(step, last=epoch + 1 == self.epochs)
         self.writer.write(step, epoch, scalars)
         return {name.replace("mbj/loss_", "loss_"): value for name, value in scalars.items()}
 

@@ -43,9 +43,9 @@ def test_jitter_is_the_angular_variance_of_the_last_records():
     for step in range(5):
         probe.record(step)
         if step == 0:
-            assert all(math.isnan(value) for value in probe.scalars().values())
+            assert all(math.isnan(value) for value in probe.scalars(step).values())
     per_image = angular_variance(features[2:5].transpose(0, 1))
-    scalars = probe.scalars()
+    scalars = probe.scalars(step)
     assert scalars["mbj/probe_jitter_head"] == pytest.approx(float(per_image[0]))
     assert scalars["mbj/probe_jitter_tail"] == pytest.approx(float(per_image[1:].mean()))
     assert math.isnan(scalars["mbj/probe_jitter_medium"])
@@ -72,7 +72,7 @@ def test_saved_records_go_on():
     second.load_state_dict(first.state_dict())
     for step in range(3, 5):
         second.record(step)
-    assert second.scalars() == pytest.approx(whole.scalars(), nan_ok=True)
+    assert second.scalars(4) == pytest.approx(whole.scalars(4), nan_ok=True)
     other = Probe(lambda: torch.zeros(2, 4), ["head", "tail"])
     other.load_state_dict(first.state_dict())  # of other images: left out
     assert not other.records

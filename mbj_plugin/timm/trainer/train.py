@@ -122,7 +122,7 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
     args = run.args
     diagnostics = None
     if folder is not None and run.task.monitor is not None:
-        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train))
+        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train), run.num_epochs)
     saver = make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
