@@ -47,6 +47,11 @@ def one_line(command: str, missing: str = "") -> Iterator[None]:
         sys.exit(f"{command}: error: it needs the package {package}: {missing or f'pip install {package}'}")
     except (ValueError, OSError) as error:
         sys.exit(f"{command}: error: {reason(error)}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        said = str(error).partition(". ")[0]
+        sys.exit(f"{command}: error: {said}: lower --batch-size, or take --amp, --grad-checkpointing or --img-size")
 
 
 def reason(error: BaseException) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import os
+
+import torch
 
 from mbj_plugin.fastreid.compat import expect, patch, rebind
 
@@ -75,6 +78,38 @@ class UnknownNameError(KeyError):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+@patch("solver/build.py", "a misspelt SOLVER.OPT or SOLVER.SCHED: `module 'torch.optim' has no attribute ...`")
+def unknown_solvers() -> str | None:
+    """The error, a ValueError, gives the names that are close, or those that fast-reid has."""
+    from fastreid.solver import build
+
+    make_optimizer, make_schedule = build.build_optimizer, build.build_lr_scheduler
+    code = inspect.getsource(build)
+    expect("getattr(torch.optim," in code and '"CosineAnnealingLR": {' in code, "unknown_solvers", "names changed")
+
+    @functools.wraps(make_optimizer)
+    def build_optimizer(cfg, *arguments, **options):
+        optimizers = [name for name, kind in vars(torch.optim).items() if inspect.isclass(kind)]
+        _check_solver("OPT", cfg.SOLVER.OPT, optimizers)
+        return make_optimizer(cfg, *arguments, **options)
+
+    @functools.wraps(make_schedule)
+    def build_lr_scheduler(cfg, *arguments, **options):
+        _check_solver("SCHED", cfg.SOLVER.SCHED, ["MultiStepLR", "CosineAnnealingLR"])
+        return make_schedule(cfg, *arguments, **options)
+
+    rebind(make_optimizer, build_optimizer)
+    rebind(make_schedule, build_lr_scheduler)
+    return None
+
+
+def _check_solver(key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known)
+        said = f"did you mean {' or '.join(close)}?" if close else f"it takes {', '.join(known)}"
+        raise ValueError(f"SOLVER.{key} is {name!r}, which fast-reid does not know: {said}")
 
 
 @patch("evaluation/rank.py", "a test set of one camera: `Error: all query identities do not appear in gallery`")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.engine import DefaultTrainer
 from fastreid.engine.train_loop import SimpleTrainer
 from fastreid.evaluation.clas_evaluator import ClasEvaluator
 from fastreid.evaluation.rank import evaluate_rank
@@ -39,6 +40,18 @@ def test_a_misspelt_loss(make_cfg, head, names, architecture, said):
     cfg.MODEL.LOSSES.NAME = names
     with pytest.raises(ValueError, match=said):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        ("OPT", "Adm", "SOLVER.OPT is 'Adm', which fast-reid does not know: did you mean Adam"),
+        ("SCHED", "Cosine", "SOLVER.SCHED is 'Cosine', which .* it takes MultiStepLR, CosineAnnealingLR"),
+    ],
+)
+def test_a_misspelt_solver(make_cfg, tmp_path, key, name, said):
+    with pytest.raises(ValueError, match=said):
+        DefaultTrainer(make_cfg(f"SOLVER.{key}", name, "OUTPUT_DIR", str(tmp_path)))
 
 
 @pytest.mark.parametrize("names", ["CrossEntropyLoss", ("CrossEntropyLoss",), ("Cosface", "CircleLoss", "TripletLoss")])

@@ -209,7 +209,7 @@ def _class_to_idx(dataset: Any) -> dict[str, int] | None:
 
 def pad_crop(transform: transforms.Compose, size: tuple[int, int], padding: int) -> transforms.Compose:
     """timm's training transform with the CIFAR recipe's crop for its own: pad, crop a random patch (He et al., 2016,
-    Section 4.2). All that follows the crop is kept.
+    Section 4.2). Images of another size are resized to it first. All that follows the crop is kept.
 
     Args:
         transform: timm's.
@@ -218,4 +218,4 @@ def pad_crop(transform: transforms.Compose, size: tuple[int, int], padding: int)
     """
     crop, *rest = transform.transforms
     assert isinstance(crop, RandomResizedCropAndInterpolation), f"timm's first transform is {type(crop).__name__}"
-    return transforms.Compose([transforms.RandomCrop(size, padding=padding), *rest])
+    return transforms.Compose([transforms.Resize(size), transforms.RandomCrop(size, padding=padding), *rest])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from argparse import Namespace
@@ -126,9 +127,16 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
     saver = make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
+    diverged = False
     with wandb_run(args) if folder is not None else nullcontext(False) as log_wandb:
         for epoch in range(run.first_epoch, run.num_epochs):
             train_metrics = train_one_epoch(run, epoch)
+            if not math.isfinite(train_metrics["loss"]) and not diverged:
+                diverged = True
+                _logger.warning(
+                    f"The training loss is {train_metrics['loss']} from epoch {epoch + 1} on: lower --lr, or bound the "
+                    "gradient with --clip-grad 1."
+                )
             metrics = _evaluate(run)
             # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
             run.task.remember_rng()

@@ -62,6 +62,13 @@ def test_pad_crop_is_the_recipe_of_cifar():
     assert torch.equal(cropped(image, use_prefetcher=True), expected)
 
 
+def test_pad_crop_takes_images_of_any_size():
+    image = Digits("train")[0][0].resize((24, 16))
+    torch.manual_seed(1)
+    expected = transforms.PILToTensor()(transforms.RandomCrop(8, padding=1)(transforms.Resize((8, 8))(image)))
+    assert torch.equal(cropped(image, use_prefetcher=True), expected)
+
+
 @pytest.mark.parametrize(
     "augmentation",
     [{"vflip": 1.0}, {"hflip": 1.0}, {"color_jitter": 0.9}, {"auto_augment": "rand-m9"}, {"re_prob": 1.0}],

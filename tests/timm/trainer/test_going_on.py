@@ -224,6 +224,21 @@ def test_control_c_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys):
     assert line in capsys.readouterr().err.splitlines()
 
 
+def test_out_of_memory_is_one_line(tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of")
+
+    monkeypatch.setattr(trainer, "train_one_epoch", full)
+    said = fails(*SHORT, "--output", str(tmp_path))
+    assert said.startswith("train_timm: error: CUDA out of memory: lower --batch-size")
+
+
+def test_a_loss_that_is_nan_is_said_once(tmp_path, said, monkeypatch):
+    monkeypatch.setattr(trainer, "train_one_epoch", lambda *_: {"loss": float("nan")})
+    run(tmp_path, *SHORT, "--epochs", "3")
+    assert said().count("The training loss is nan from epoch 1 on: lower --lr") == 1
+
+
 def test_flags_of_train_py_that_cost_little(tmp_path):
     flags = [*SHORT, "--epochs", "1", "--dataset", "sklearn/digits", "--model", "resnet18", "--input-size", "3", "32"]
     flags = [*flags, "32", "--val-split", "test", "-b", "16", "-j", "0", "--mbj", "--lr", "1e-9", "--drop-block", "0.1"]
