@@ -31,7 +31,7 @@ from mbj_plugin.timm.finished_run import evaluated_weights, memory_states, newes
 from mbj_plugin.timm.head import Heads, classifier_layers
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.data import check_same_classes, make_dataset
-from mbj_plugin.timm.trainer.evaluate import error_table
+from mbj_plugin.timm.trainer.error_table import TABLES, error_table
 
 METHODS = ("as-trained", "logit-adjustment", "multiplicative", "tau-norm", "class-mean", "retrained")
 #: Strengths that ``--choose-on`` tries.
@@ -83,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--output", metavar="FILE", help="of --write (default: METHOD.pth.tar in RUN)")
     p.add_argument("--no-images", action="store_true", help="with --write: write without any image, print no table")
+    p.add_argument(
+        "--table", choices=TABLES, default="text", help="for the console, or to paste (default: %(default)s)"
+    )
     p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
     p.add_argument("--device", default="cpu", help="where the model runs (default: %(default)s)")
     return p
@@ -106,10 +109,11 @@ def _main(args: Namespace) -> None:
         rows = _classifiers(run, args)
         if not args.no_images:
             results.append({name: (run.errors(new), strength) for name, (new, strength) in rows.items()})
-    if len(results) == 1:
+    if len(results) == 1 and args.table == "text":
         print(table(results[0]))
     elif results:
-        print(error_table({name: [each[name][0] for each in results if name in each] for name in results[0]}))
+        errors = {name: [each[name][0] for each in results if name in each] for name in results[0]}
+        print(error_table(errors, args.table))
     if args.write:
         path = Path(args.output or Path(folder) / f"{args.write}.pth.tar")
         run.write(rows[args.write][0], path)

@@ -14,6 +14,7 @@ from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.command_line import OneLineParser
 from mbj_plugin.timm import settings
 from mbj_plugin.timm.trainer.config import check_values, load_config
+from mbj_plugin.timm.trainer.error_table import TABLES
 from mbj_plugin.timm.trainer.flags import LISTS, SWITCHES, TRAIN_PY, VALUES
 from mbj_plugin.timm.trainer.ranges import check_ranges, flag
 
@@ -98,6 +99,13 @@ def make_parser() -> argparse.ArgumentParser:
         "for long tails and take hard labels, so --smoothing is 0 beside them (default: %(default)s)",
     )
     ours.add_argument("--seeds", type=int, default=1, metavar="N", help="train with N seeds, report mean and spread")
+    ours.add_argument(
+        "--table",
+        choices=TABLES,
+        default="text",
+        help="how the errors are printed at the end: for the console, or to paste into a page or a paper "
+        "(default: %(default)s)",
+    )
     ours.add_argument("--imbalance-ratio", type=float, metavar="R", help="cut the training set to n_max / n_min = R")
     ours.add_argument("--subset-seed", type=int, default=0, metavar="S", help="which images are cut")
     ours.add_argument(

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from mbj_plugin.diagnostics.groups import GROUPS, group_errors
 from mbj_plugin.losses import rank_and_world
-
-__all__ = ["GROUPS", "error_table", "group_errors", "validate"]
 
 
 @torch.inference_mode()
@@ -74,32 +70,3 @@ def validate(
         "images": images.tolist(),
         "wrong": wrong.tolist(),
     }
-
-
-def error_table(runs: dict[str, list[dict[str, float]]]) -> str:
-    """A table of group errors in percent, one column per method: mean and standard deviation over its seeds.
-
-    Args:
-        runs: method to the result of :func:`group_errors` for each seed.
-    """
-
-    def cell(errors: list[dict[str, float]], key: str) -> str:
-        values = [each[key] for each in errors if key in each]
-        if not values:
-            return "-"
-        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.2f}{spread}"
-
-    def row(label: str, key: str) -> str:
-        return f"{label:<62}" + "".join(f"{cell(errors, key):>16}" for errors in runs.values())
-
-    seeds = max(len(errors) for errors in runs.values())
-    title = "error, %" + (f" (mean ± standard deviation of {seeds} seeds)" if seeds > 1 else "")
-    lines = [f"{title:<62}" + "".join(f"{name:>16}" for name in runs), row("all", "error")]
-    for title, keys in GROUPS.items():
-        lines.append(title)
-        lines += [row("    " + key.removesuffix("_shot"), key) for key in keys]
-    if set(runs) == {"baseline", "mbj"} and seeds > 1:
-        lower = sum(m["error"] < b["error"] for b, m in zip(runs["baseline"], runs["mbj"], strict=True))
-        lines.append(f"mbj has the lower error with {lower} of {seeds} seeds")
-    return "\n".join(lines)

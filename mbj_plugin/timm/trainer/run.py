@@ -22,6 +22,7 @@ from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.checkpoint import ResumableMBJTask, ResumableTask, read_checkpoint
 from mbj_plugin.timm.trainer.data import innermost_readable
 from mbj_plugin.timm.trainer.facts import DataFacts, class_names, memory_lines, nested_line
+from mbj_plugin.timm.trainer.progress import Progress
 from mbj_plugin.timm.trainer.resume import Resumed, plateau_state, resume_ema, saved_start
 
 _logger = logging.getLogger("mbj_plugin")
@@ -42,6 +43,7 @@ class Run:
     amp_autocast: Callable
     loss_scaler: Any
     facts: DataFacts
+    progress: Progress = dataclasses.field(default_factory=Progress)
 
 
 def make_run(args: Namespace) -> Run:

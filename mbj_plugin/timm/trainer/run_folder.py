@@ -25,11 +25,11 @@ from timm.models import safe_model_name
 
 from mbj_plugin import __version__
 from mbj_plugin.command_line import reason
+from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import MBJSettings
 from mbj_plugin.timm.trainer.checkpoint import drop_rows_from
 from mbj_plugin.timm.trainer.data import LongTailSubset
-from mbj_plugin.timm.trainer.evaluate import group_errors
 from mbj_plugin.timm.trainer.facts import DataFacts
 
 try:
@@ -144,6 +144,7 @@ def log_epoch(
     metrics: dict[str, Any],
     errors: dict[str, float],
     lr: float,
+    left: str,
     folder: Path,
     log_wandb: bool,
 ) -> None:
@@ -152,7 +153,7 @@ def log_epoch(
     groups = " / ".join(f"{errors[name]:.1f}" for name in ("head", "medium", "tail") if name in errors)
     _logger.info(
         f"epoch {epoch + 1:>3}/{num_epochs}  lr {lr:.2e}  loss {train_metrics['loss']:.3f}{memory}  "
-        f"error {errors['error']:.2f} %  head / medium / tail {groups}"
+        f"error {errors['error']:.2f} %  head / medium / tail {groups}  {left}"
     )
     summary = folder / "summary.csv"
     # The trainer's own numbers come first, and stand where the diagnostics have the same ones.

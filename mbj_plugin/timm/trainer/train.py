@@ -23,10 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbj_plugin.command_line import one_line
+from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.timm.diagnostics import EpochDiagnostics
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import parse_args
-from mbj_plugin.timm.trainer.evaluate import error_table, group_errors, validate
+from mbj_plugin.timm.trainer.error_table import error_table
+from mbj_plugin.timm.trainer.evaluate import validate
+from mbj_plugin.timm.trainer.progress import Progress
 from mbj_plugin.timm.trainer.run import Run, make_run
 from mbj_plugin.timm.trainer.run_folder import (
     check_free,
@@ -49,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("timm").setLevel(logging.WARNING)
     with one_line("train_timm"):
-        results = train_all(parse_args(argv))
+        args = parse_args(argv)
+        results = train_all(args)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(error_table({name: [each["errors"] for each in runs] for name, runs in results.items()}))
+            print(error_table({name: [each["errors"] for each in runs] for name, runs in results.items()}, args.table))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -86,16 +90,18 @@ def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
     for _, each in runs:
         check_free(each)  # of all of them, before the first one trains
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    progress = Progress([f"{method}, seed {each.seed}" for method, each in runs])
     for method, each in runs:
-        results[method].append(train(each))
+        results[method].append(train(each, progress))
     return results
 
 
-def train(args: Namespace) -> dict[str, Any]:
+def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
     """Train one model.
 
     Args:
         args: of :func:`mbj_plugin.timm.trainer.args.parse_args`.
+        progress: of all the runs that this one is among.
 
     Returns:
         What results.json holds: "errors" in percent, "per_class_error", "class_counts", "settings", "versions", ...
@@ -106,6 +112,7 @@ def train(args: Namespace) -> dict[str, Any]:
     started = time.time()
     check_free(args)
     run = make_run(args)
+    run.progress = progress or run.progress
     if not utils.is_primary(args):
         return _epochs(run, None, started)
     folder = open_folder(args, run.data.train.dataset, run.first_epoch)
@@ -128,6 +135,9 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
     diverged = False
+    run.progress.begin(run.first_epoch, run.num_epochs)
+    if folder is not None and run.progress.run:
+        _logger.info(f"{run.progress.run}: {folder}")
     with wandb_run(args) if folder is not None else nullcontext(False) as log_wandb:
         for epoch in range(run.first_epoch, run.num_epochs):
             train_metrics = train_one_epoch(run, epoch)
@@ -146,7 +156,10 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
                 lr = sum(rates) / len(rates)
                 with writing(folder):
                     columns = diagnostics.report(epoch) if diagnostics else {}
-                    log_epoch(epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, folder, log_wandb)
+                    left = run.progress.left(epoch + 1)
+                    log_epoch(
+                        epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, left, folder, log_wandb
+                    )
                     best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
             if run.scheduler is not None:
                 run.scheduler.step(epoch + 1, metrics[args.eval_metric])
@@ -179,7 +192,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     run.optimizer.zero_grad()
     # None lets tqdm decide: a bar on a terminal, nothing in a log file.
     disable = True if args.rank > 0 or args.progress is False else None if args.progress is None else False
-    for index, (images, target) in enumerate(tqdm(loader, f"epoch {epoch + 1}", leave=False, disable=disable)):
+    for index, (images, target) in enumerate(tqdm(loader, run.progress.bar(epoch), leave=False, disable=disable)):
         need_update = index == batches - 1 or (index + 1) % args.grad_accum_steps == 0
         losses = _step(run, images, target, need_update, rest if index >= batches - rest else args.grad_accum_steps)
         for name, value in losses.items():

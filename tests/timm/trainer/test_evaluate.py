@@ -3,7 +3,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from mbj_plugin.timm.trainer.evaluate import error_table, group_errors, validate
+from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.timm.trainer.error_table import error_table
+from mbj_plugin.timm.trainer.evaluate import validate
 
 
 def test_group_errors():
@@ -25,6 +27,30 @@ def test_table_of_several_seeds():
     table = error_table({"baseline": [{"error": 4.0}, {"error": 6.0}], "mbj": [{"error": 3.0}, {"error": 7.0}]})
     assert "5.00 ± 1.41" in table
     assert "mbj has the lower error with 1 of 2 seeds" in table
+
+
+TWO_SEEDS = {
+    "baseline": [{"error": 4.0, "head": 1.0}, {"error": 6.0, "head": 1.0}],
+    "mbj_size&5": [{"error": 3.0}, {"error": 7.0}],
+}
+
+
+def test_markdown_to_paste():
+    lines = error_table(TWO_SEEDS, "markdown").splitlines()
+    assert lines[0] == "| | all | head | medium | tail | many-shot | medium-shot | few-shot |"
+    assert lines[1] == "|---" + "|---:" * 7 + "|"
+    assert lines[2] == "| baseline | 5.00 ± 1.41 | 1.00 ± 0.00 | - | - | - | - | - |"
+    assert lines[3].startswith("| mbj_size&5 | 5.00 ± 2.83 | - |")
+    assert lines[4] == "" and "mean ± standard deviation of 2 seeds; head / medium / tail (20 / 20 / 60 %" in lines[5]
+
+
+def test_latex_to_paste():
+    lines = error_table(TWO_SEEDS, "latex").splitlines()
+    assert lines[0].startswith("% Test error in percent; mean") and lines[2] == r"\begin{tabular}{lrrrrrrr}"
+    assert lines[4] == r" & all & head & medium & tail & many-shot & medium-shot & few-shot \\"
+    assert lines[6] == r"baseline & 5.00 $\pm$ 1.41 & 1.00 $\pm$ 0.00 & - & - & - & - & - \\"
+    assert lines[7].startswith(r"mbj\_size\&5 & 5.00 $\pm$ 2.83 & -")
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
 
 
 def test_validate_counts_each_class():
