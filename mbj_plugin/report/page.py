@@ -20,6 +20,7 @@ p, ul { max-width: 75ch; margin: 8px 0; }
   margin: 16px 0; align-items: start; }
 figure { margin: 0; border: 1px solid #e0e0e0; border-radius: 6px; padding: 8px; max-width: 620px; }
 .large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
+img { max-width: 100%; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: 0.875rem; color: #444; margin-top: 6px; }
 .scroll { overflow-x: auto; margin: 12px 0; }
@@ -78,14 +79,14 @@ def render(title: str, subtitle: str, sections: list[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n{body}\n</body>\n</html>\n"
+        f"<main>\n<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     parts += [f"<p>{escape(section.text)}</p>"] if section.text else []
-    parts += [_table(table) for table in section.tables]
+    parts += [_table(table, section.title) for table in section.tables]
     if section.figures:
         large = " large" if section.large else ""
         parts.append(f'<div class="figures{large}">\n' + "\n".join(map(_figure, section.figures)) + "\n</div>")
@@ -103,14 +104,16 @@ def _figure(figure: Figure) -> str:
     )
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, title: str) -> str:
+    """The table in a box of its own that scrolls, also by the keyboard; ``title`` is its section's."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
     rows = "".join(
         f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>\n"
         for first, *rest in table.rows
     )
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption and not table.folded else ""
-    table_ = f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
+    box = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.caption or title)}">'
+    table_ = f"{box}<table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>"
     return f"<details><summary>{escape(table.caption)}</summary>{table_}</details>" if table.folded else table_
 
 

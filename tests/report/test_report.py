@@ -1,6 +1,7 @@
 """The page: well-formed, self-contained, with what is there and a line on what is not."""
 
 import base64
+import itertools
 import re
 import subprocess
 import sys
@@ -75,6 +76,39 @@ def test_two_whole_runs_give_a_whole_page(tmp_path):
     expected |= {"curve-error-tail.png", "memory-1-feature-ages.png", "jitter-0-probe_jitter.png"}
     assert pngs > expected | {"embedding-0-live.png", "embedding-1-memory.png"}
     assert "embedding-0-memory.png" not in pngs  # the baseline remembers nothing
+
+
+def test_a_screen_reader_finds_its_way(tmp_path):
+    runs = [classifier_run("baseline", with_memory=False), classifier_run("mbj", 1)]
+    runs[1].settings = {"model": "resnet18"}
+    tree, _ = read_page(write_report(runs, tmp_path))
+    assert tree.get("lang") == "en" and [child.tag for child in tree.find("body")] == ["main"]
+    levels = [int(element.tag[1]) for element in tree.iter() if re.fullmatch("h[1-6]", element.tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    alts = [image.get("alt") for image in tree.iter("img")]
+    assert len(set(alts)) == len(alts)
+    for figure in tree.iter("figure"):
+        assert [child.tag for child in figure] == ["img", "figcaption"] and figure[1].text.strip()
+    for section in tree.iter("section"):
+        assert section[0].tag == "h2"
+    for table in tree.iter("table"):
+        assert all(cell.get("scope") == "col" for cell in table.find("thead").iter("th"))
+        assert all(row[0].get("scope") == "row" for row in table.find("tbody"))
+
+
+def test_a_phone_shows_it_whole(tmp_path):
+    runs = [classifier_run("baseline", with_memory=False), classifier_run("mbj", 1)]
+    tree, _ = read_page(write_report(runs, tmp_path))
+    (viewport,) = [meta.get("content") for meta in tree.iter("meta") if meta.get("name") == "viewport"]
+    assert viewport == "width=device-width, initial-scale=1"
+    css = re.sub(r"\s+", " ", tree.find("head/style").text)
+    assert "img { max-width: 100%; }" in css and ".scroll { overflow-x: auto;" in css
+    # Nothing is wider than the screen: columns of figures fall back to its width, and no width is fixed.
+    assert css.count("minmax(min(100%, ") == 2 and not re.search(r"[ ;{](min-)?width: \d+px", css)
+    boxes = [box for box in tree.iter("div") if box.get("class") == "scroll"]
+    assert [box[0].tag for box in boxes] == ["table"] * len(list(tree.iter("table")))
+    assert all(box.get("tabindex") == "0" and box.get("role") == "region" and box.get("aria-label") for box in boxes)
 
 
 def test_the_confusion_on_the_page_is_counted(tmp_path):
