@@ -1,0 +1,108 @@
+"""The pages for users of timm and of the core: what they tell to type works, on tiny data."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from page_runner import DOCS, run_page
+from PIL import Image
+
+import mbj_plugin
+from mbj_plugin import report
+from mbj_plugin.timm import after_training, hub
+from mbj_plugin.timm.trainer import train
+from mbj_plugin.timm.trainer.args import make_parser, parse_args
+
+# What comes last counts. The page's own test runs the models too (tests/report).
+TINY = ["--model", "test_resnet", "--input-size", "3", "16", "16", "--epochs", "2", "--warmup-epochs", "0", "-b", "6"]
+TINY += ["-j", "0", "--lr", "0.02", "--no-progress"]
+FRUIT = {"apple": 24, "cherry": 12, "fig": 8, "pear": 6, "quince": 5}
+COMMANDS = {
+    "python tools/train_timm.py": lambda words: train.main([*words, *TINY]),
+    "python tools/after_training.py": after_training.main,
+    "python tools/report.py": lambda words: report.main([*words, "--no-model"]),
+    "python -m mbj_plugin.timm.hub": hub.main,
+}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder DATA in the working directory: five classes of images to train on."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for light, (name, count) in enumerate(FRUIT.items()):
+        folder = tmp_path / "DATA/train" / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.normal(60 + 30 * light, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i:04d}.png")
+    return tmp_path / "DATA"
+
+
+@pytest.fixture
+def split(data):
+    """The same, with images to evaluate on."""
+    for folder in (data / "train").iterdir():
+        (data / "validation" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:4]:
+            image.rename(data / "validation" / folder.name / image.name)
+
+
+def test_own_images(data, capsys):
+    names = run_page("own-images.md", COMMANDS)
+    held_out = {folder.name: len(list(folder.iterdir())) for folder in (data / "validation").iterdir()}
+    assert held_out == {"apple": 4, "cherry": 2, "fig": 1, "pear": 1, "quince": 1}
+    assert capsys.readouterr().out.splitlines()[-1] == list(FRUIT)[names["answer"]]
+    assert (data.parent / "output/train/mine/report/report.html").is_file()
+
+
+def test_does_it_help(split, capsys):
+    names = run_page("does-it-help.md", COMMANDS)
+    assert len(names["errors"]("mbj", "tail")) == len(names["errors"]("baseline", "tail")) == 5
+    printed = capsys.readouterr().out
+    assert "seeds" in printed and "\nmedium  " in printed and "class-mean" in printed
+
+
+def test_what_to_take(split, capsys):
+    run_page("what-to-take.md", COMMANDS)
+    assert "logit-adjustment" in capsys.readouterr().out
+
+
+def test_own_loop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_page("own-loop.md", {})
+    memory = names["memory"]
+    assert (memory.bank.slot_labels >= 0).any() and names["prototypes"].grad.abs().sum() > 0
+    assert not torch.equal(names["classifier"].weight, names["memory_classifier"].weight)
+    saved = torch.load("checkpoint.pt")
+    assert (saved["memory"]["bank.slot_labels"] >= 0).sum() > 5
+    assert saved["memory"]["step"] == 10 * len(names["loader"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "title", "but"),
+    [("cifar10_lt100", "CIFAR-10-LT", ["imbalance_ratio"]), ("inat18", "iNaturalist18: ", ["batch_size"])],
+)
+def test_the_recipes_of_the_symbols_page_are_those_of_the_configs(recipe, title, but):
+    table = (DOCS / "symbols.md").read_text().split(f"\n{title}")[1].split("\n\n")[1]
+    flags = [word for code in re.findall(r"`(-[^`]*)`", table) for word in shlex.split(code)]
+    flags = [word for word in flags if word not in ("-c", recipe)]
+    if recipe == "cifar10_lt100":
+        flags.insert(flags.index("--imbalance-ratio") + 1, "100")
+    said = vars(make_parser().parse_args(flags))
+    config = vars(parse_args(["-c", recipe]))
+    defaults = vars(make_parser().parse_args([]))
+    told = {name for name in said if said[name] != defaults[name]}
+    assert len(told) >= 6
+    assert {name: config[name] for name in told.difference(but)} == {name: said[name] for name in told.difference(but)}
+
+
+def test_the_symbols_page_names_flags_and_functions_that_there_are():
+    page = (DOCS / "symbols.md").read_text()
+    flags = set(re.findall(r"`(--[a-z-]*[a-z])\b", page)) - {"--mbj"}
+    known = make_parser()._option_string_actions
+    assert len(flags) > 20 and flags <= known.keys()
+    names = set(re.findall(r"`((?:[a-z]+_)+[a-z]+|(?:[A-Z][a-z]+)+(?:Loss|Bank))`", page)) - {"class_counts"}
+    assert len(names) >= 5 and names <= set(mbj_plugin.__all__) | {"train_timm", "mbj_plugin", "cosface_loss"}
