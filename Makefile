@@ -12,6 +12,11 @@ test: $(VENV)/.installed
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
 
+# The pages and the API reference, into build/site; any warning is an error.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
 # Changes the source in one place at a time and sees whether the tests notice: long, and no part of `make test`.
 mutants: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -e '.[mutants]'
@@ -24,4 +29,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install -q --no-deps fastreid==1.4.0
 	touch $@
 
-.PHONY: demo test mutants
+.PHONY: demo test docs mutants

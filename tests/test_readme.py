@@ -32,6 +32,6 @@ def test_the_recipe_for_any_loop_runs():
 
 
 def test_every_relative_link_leads_somewhere():
-    for document in (README, *README.parent.glob("docs/*.md")):
+    for document in (README, *README.parent.glob("docs/**/*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,0 +1,36 @@
+"""What `make docs` builds: every page has its place, and the API reference names what there is."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+HOSTS = {"timm": "timm", "fastreid": "fastreid"}
+
+
+def files(node):
+    """All files below a node of the navigation."""
+    if isinstance(node, str):
+        return [node]
+    return [file for child in (node.values() if isinstance(node, dict) else node) for file in files(child)]
+
+
+def test_every_page_has_its_place():
+    nav = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    assert sorted(nav) == sorted(page for page in pages if not page.startswith("results/"))
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda page: page.stem)
+def test_the_reference_names_what_there_is(page):
+    if page.stem in HOSTS:
+        pytest.importorskip(HOSTS[page.stem])
+        importlib.import_module(f"mbj_plugin.{page.stem}")
+    blocks = re.findall(r"^::: (\S+)\n(?:    options:\n      members: \[(.*)\])?", page.read_text(), re.MULTILINE)
+    assert blocks
+    for module, members in blocks:
+        for member in filter(None, members.split(", ")):
+            assert getattr(importlib.import_module(module), member).__doc__, f"{module}.{member}"
