@@ -1,4 +1,4 @@
-"""Result rows of many runs as JSON lines, who runs which, and how means, spreads and pairs are written."""
+"""Cells of the tables, for every harness: rows as JSON lines, who runs which cell, and what a call shares."""
 
 from __future__ import annotations
 
@@ -7,20 +7,68 @@ import dataclasses
 import fcntl
 import json
 import os
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.multiprocessing as mp
 
-def read_rows(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every worker of a call shares.
+
+    Args:
+        data: folder of the images.
+        results: JSON lines, one per finished cell.
+        state_dir: locks of the cells under way, and what each leaves there.
+        settings_file: None = the shipped one.
+        processes: side by side.
+        threads: of torch on the CPU, per process.
+    """
+
+    data: str
+    results: str
+    state_dir: str
+    settings_file: str | None = None
+    processes: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+def run_in_processes(cells: Sequence[Any], job: Job, work: Callable[[int, Any, Any], None]) -> int:
+    """Call ``work(rank, cells, job)`` in each process; the rows that they append say what is done.
+
+    Returns:
+        Number of cells left without a row.
+    """
+    Path(job.state_dir).mkdir(parents=True, exist_ok=True)
+    Path(job.results).parent.mkdir(parents=True, exist_ok=True)
+    if job.processes == 1:
+        work(0, cells, job)
+    else:
+        mp.spawn(work, (cells, job), nprocs=job.processes)
+    finished = finished_cells(job.results, type(cells[0])) if cells else set()
+    return sum(cell not in finished for cell in cells)
+
+
+def read_rows(path: str | Path, kind: type) -> list[dict[str, Any]]:
     """Rows of a results file, [] where there is none.
 
+    Args:
+        path: JSON lines.
+        kind: dataclass of the cells; a row has its fields, and "settings".
+
     Raises:
-        ValueError: for a line that is no JSON object with all ``keys``.
+        ValueError: for a line that is no row.
     """
     if not Path(path).exists():
         return []
+    keys = [*(field.name for field in dataclasses.fields(kind)), "settings"]
     rows = []
     with open(path) as file:
         fcntl.flock(file, fcntl.LOCK_SH)  # no half-written line
@@ -54,20 +102,24 @@ def cell_of(row: Mapping[str, Any], kind: type) -> Any:
     return kind(**{field.name: row[field.name] for field in dataclasses.fields(kind)})
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]], cells: Sequence[Any], settings: Any, path: str | Path) -> None:
+def finished_cells(path: str | Path, kind: type) -> set[Any]:
+    """The cells that have a row."""
+    return {cell_of(row, kind) for row in read_rows(path, kind)}
+
+
+def check_rows(path: str | Path, cells: Sequence[Any], settings: Any) -> None:
     """A cell that is there already must be there once, and have been run with the settings of today.
 
     Args:
-        rows: of the results file.
+        path: of the results file.
         cells: those that are asked for, of one type.
         settings: ``settings.of(cell)`` is what the row of a cell holds as "settings".
-        path: of the results file, for the message.
 
     Raises:
         ValueError: where it was not.
     """
     wanted, seen = set(cells), set()
-    for row in rows if cells else ():
+    for row in read_rows(path, type(cells[0])) if cells else ():
         cell = cell_of(row, type(cells[0]))
         if cell in seen:
             raise ValueError(f"{path} holds {cell} twice: remove one of the rows")
@@ -88,55 +140,3 @@ def claimed(path: Path) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; the mean alone for one value."""
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_better: bool, digits: int = 1) -> str:
-    """Mean of ours - theirs over the seeds that both have ± its standard error, and in how many ours is better.
-
-    Args:
-        ours: seed to value.
-        theirs: seed to value.
-        lower_is_better: for errors; False for scores.
-        digits: behind the point.
-
-    Returns:
-        As ``−1.2 ± 0.3 (4/5)``; empty without a common seed.
-    """
-    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    if not differences:
-        return ""
-    text = f"{statistics.mean(differences):+.{digits}f}".replace("-", "−")
-    if len(differences) > 1:
-        text += f" ± {statistics.stdev(differences) / len(differences) ** 0.5:.{digits}f}"
-    better = sum(d < 0 if lower_is_better else d > 0 for d in differences)
-    return f"{text} ({better}/{len(differences)})"
-
-
-def write_section(page: str | Path, name: str, text: str) -> None:
-    """Replace one section of a Markdown page that several commands write, or add it at the end.
-
-    Args:
-        page: file.
-        name: of the section; it stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
-        text: Markdown.
-
-    Raises:
-        ValueError: where only one of the two lines is there.
-    """
-    page = Path(page)
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    section = f"{begin}\n{text.strip()}\n{end}"
-    old = page.read_text() if page.exists() else ""
-    if (begin in old) != (end in old):
-        raise ValueError(f"{page} has only one of {begin} and {end}: put the other one back, or remove the section")
-    if begin in old:
-        new = old[: old.index(begin)] + section + old[old.index(end) + len(end) :]
-    else:
-        new = "\n\n".join(filter(None, [old.strip(), section]))
-    page.write_text(new.rstrip() + "\n")

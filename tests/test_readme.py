@@ -1,4 +1,4 @@
-"""The recipe of the README runs as it stands, and learns from its memory."""
+"""The README and the docs: the recipe runs as it stands, links lead somewhere, numbers are those of the tables."""
 
 import re
 from pathlib import Path
@@ -35,3 +35,13 @@ def test_every_relative_link_leads_somewhere():
     for document in (README, *README.parent.glob("docs/**/*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_numbers_of_the_results_page_stand_in_the_generated_tables():
+    docs = README.parent / "docs"
+    tables = "".join((docs / name).read_text() for name in ("results/classification.md", "results/retrieval.md"))
+    page, tables = (docs / "results.md").read_text(), tables + (docs / "digits.md").read_text()
+    number = r"\d+\.\d+"
+    for kind in (number, f"{number} ± {number}", rf"{number} ± {number} \(\d/\d\)"):
+        found = set(re.findall(kind, page))
+        assert len(found) > 20 and found <= set(re.findall(kind, tables))

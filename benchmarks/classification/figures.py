@@ -9,13 +9,13 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# The same rows give the same file; text stays text, which keeps it small.
-STYLE: Any = {"svg.hashsalt": "mbj", "svg.fonttype": "none", "font.size": 8}
+from benchmarks.svg import save_svg, svg_style
+from benchmarks.tables import Table
+
 GROUPS = ("error", "head", "medium", "tail")
-Table = dict[str, dict[int, dict[str, Any]]]
 
 
-@matplotlib.rc_context(STYLE)
+@svg_style
 def draw_errors(table: Table, title: str, path: Path) -> None:
     """One panel per group, one bar per method: mean over seeds, standard deviation, and the seeds themselves."""
     methods = list(table)
@@ -32,10 +32,10 @@ def draw_errors(table: Table, title: str, path: Path) -> None:
         axis.set_yticks(range(len(methods)), methods)
     axes[0].invert_yaxis()
     figure.suptitle(title)
-    _save(figure, path)
+    save_svg(figure, path)
 
 
-@matplotlib.rc_context(STYLE)
+@svg_style
 def draw_curves(table: Table, title: str, path: Path) -> None:
     """One panel per group, one line per method: mean over the seeds, with a band of one standard deviation.
 
@@ -62,12 +62,8 @@ def draw_curves(table: Table, title: str, path: Path) -> None:
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=6, loc="outside lower center", ncols=4)
     figure.suptitle(title)
-    _save(figure, path)
+    save_svg(figure, path)
 
 
 def _colour(methods: list[str], method: str) -> Any:
     return matplotlib.colormaps["tab20"](methods.index(method) % 20)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The results page: tables, figures and what is missing, from the rows alone; the reading of them is a file beside."""
+"""The page docs/results/classification.md: tables, figures and what is missing, from the rows alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import cell_of, paired, spread, write_section
-from benchmarks.classification.runner import check_rows, finished_cells, read_rows
 from benchmarks.classification.settings import Cell, Method, Protocol, Settings
+from benchmarks.tables import (
+    PAIRS,
+    Table,
+    by_method,
+    column,
+    known_rows,
+    markdown,
+    missing_text,
+    paired,
+    spread,
+    versions_text,
+)
 
 # Error of the paper's Table 1, in percent: data set -> method -> by imbalance ratio 100, 50, 10.
 PAPER = {
@@ -19,6 +29,7 @@ PAPER = {
         "focal": (29.62, 23.28, 13.34),
         "cb_focal": (25.43, 20.73, 12.90),
         "ldam_drw": (22.97, 18.97, 11.84),
+        "bbn": (20.18, 17.82, 11.68),
         "mbj": (18.76, 13.31, 11.96),
     },
     "cifar100_lt": {
@@ -26,8 +37,15 @@ PAPER = {
         "focal": (61.59, 55.68, 44.22),
         "cb_focal": (60.40, 54.83, 42.01),
         "ldam_drw": (57.96, 53.38, 41.29),
+        "bbn": (57.44, 52.98, 40.88),
         "mbj": (54.24, 47.44, 38.75),
     },
+}
+RATIOS = (100, 50, 10)
+# Head, medium and tail error of the paper's Table 4, at a ratio of 100.
+PAPER_GROUPS = {
+    "cifar10_lt": {"ce": (4.50, 26.79, 38.96), "mbj": (7.55, 27.50, 19.58)},
+    "cifar100_lt": {"ce": (25.80, 43.50, 79.70), "mbj": (32.00, 47.05, 64.05)},
 }
 TITLES = {"cifar10_lt": "CIFAR-10-LT", "cifar100_lt": "CIFAR-100-LT"}
 PROTOCOLS = {
@@ -35,10 +53,15 @@ PROTOCOLS = {
     "cpu": "the scaled CPU protocol",
 }
 NUMBERS = ("error", "head", "medium", "tail", "train_accuracy")
-GPU_COMMAND = (
-    "python tools/reproduce.py --data data --group {group} --device cuda --processes 4 --streams 4 --time-limit 540"
+# Every table has the paired differences to these.
+BASELINES = ("ce", "balanced_softmax", "mbj")
+# Of two methods, neither one of them.
+COMPARED = (
+    ("balanced_softmax_own_mbj", "balanced_softmax_own"),
+    ("balanced_softmax_own_mbj_beta1", "balanced_softmax_own"),
+    ("mbj_wf", "mbj_sum"),
+    ("mbj_wf", "mbj_wf_memory"),
 )
-Table = dict[str, dict[int, dict[str, Any]]]
 #: Protocol, precision, data set and ratio.
 Place = tuple[str, str, str, int]
 
@@ -49,94 +72,123 @@ def paper_error(dataset: str, imbalance_ratio: int, name: str, method: Method) -
         name = "mbj"
     elif method.memory is not None:
         return None
-    ratios = (100, 50, 10)
-    if name not in PAPER[dataset] or imbalance_ratio not in ratios:
+    if name not in PAPER[dataset] or imbalance_ratio not in RATIOS:
         return None
-    return PAPER[dataset][name][ratios.index(imbalance_ratio)]
+    return PAPER[dataset][name][RATIOS.index(imbalance_ratio)]
 
 
-def write_report(results: str | Path, page: str | Path, settings: Settings) -> None:
-    """Write the page's section on classification, and its figures into a folder beside it that has the page's name.
-
-    ``<folder>/reading.md``, where there is one, is its first part: what a person concludes from the tables.
+def write_page(results: str | Path, page: str | Path, settings: Settings) -> None:
+    """Write the page, and its figures beside it.
 
     Raises:
         ValueError: where there are no rows, or one was made with other settings.
     """
     from benchmarks.classification.figures import draw_curves, draw_errors
 
-    rows = read_rows(results)
-    if not rows:
-        raise ValueError(f"there are no rows in {results}: run some cells first")
+    text = page_text(results, settings)
     page = Path(page)
-    folder = page.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = ["# Classification", _preface(results)]
-    if (folder / "reading.md").exists():
-        parts.append((folder / "reading.md").read_text().strip())
-    grouped = tables(rows, settings)
-    shown = [row for table in grouped.values() for runs in table.values() for row in runs.values()]
-    check_rows([cell_of(row, Cell) for row in shown], settings, results)
-    for (protocol, precision, dataset, ratio), table in sorted(grouped.items(), key=_table_order):
-        stem = f"{protocol}-{dataset}-{ratio}" + (f"-{precision}" if precision != "fp32" else "")
-        title = f"{TITLES[dataset]}, rho {ratio}, {PROTOCOLS.get(protocol, protocol)}, {precision}"
-        draw_errors(table, title, folder / f"{stem}-errors.svg")
-        draw_curves(table, title, folder / f"{stem}-curves.svg")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for place, table in tables(_rows(results, settings), settings).items():
+        draw_errors(table, _title(place), page.parent / f"{_stem(place)}-errors.svg")
+        draw_curves(table, _title(place), page.parent / f"{_stem(place)}-curves.svg")
+    page.write_text(text)
+
+
+def page_text(results: str | Path, settings: Settings) -> str:
+    """The whole page; see :func:`write_page`."""
+    rows = _rows(results, settings)
+    parts = ["# Classification", _preface(results), paper_text()]
+    for place, table in tables(rows, settings).items():
+        protocol, _, dataset, ratio = place
         parts += [
-            f"## {title}",
+            f"## {_title(place)}",
             table_text(table, settings, (dataset, ratio) if protocol == "paper" else None),
-            f"![errors]({folder.name}/{stem}-errors.svg)",
-            f"![curves]({folder.name}/{stem}-curves.svg)",
+            compared_text(table),
+            f"![errors]({_stem(place)}-errors.svg)",
+            f"![curves]({_stem(place)}-curves.svg)",
         ]
-    parts += [methods_text(settings, rows), missing_text(settings, results), _versions(rows)]
-    write_section(page, "classification", "\n\n".join(parts))
+    parts += [
+        methods_text(settings, rows),
+        missing_text(settings, results, Cell, lambda group: _command(group, settings)),
+    ]
+    parts += [versions_text(rows, _images(rows))]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _rows(results: str | Path, settings: Settings) -> list[dict[str, Any]]:
+    known = lambda cell: cell.method in settings.methods and cell.protocol in settings.protocols  # noqa: E731
+    return known_rows(results, Cell, settings, known)
 
 
 def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[Place, Table]:
-    """Rows by protocol, precision, data set and ratio, then method in the order of the settings, then seed."""
-    grouped: dict[Place, Table] = defaultdict(lambda: defaultdict(dict))
-    order = list(settings.methods)
-    known = [row for row in rows if row["method"] in order and row["protocol"] in settings.protocols]
-    for row in sorted(known, key=lambda row: (order.index(row["method"]), row["seed"])):
-        place = row["protocol"], row["precision"], row["dataset"], row["imbalance_ratio"]
-        grouped[place][row["method"]][row["seed"]] = row
-    return grouped
+    """Rows by place, the paper's protocol and fp32 first, then method and seed."""
+    grouped: dict[Place, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["protocol"], row["precision"], row["dataset"], row["imbalance_ratio"]].append(row)
+    return {place: by_method(grouped[place], settings.methods) for place in sorted(grouped, key=_place_order)}
 
 
-def _table_order(item: Any) -> Any:
-    protocol, precision, dataset, ratio = item[0]
+def _place_order(place: Place) -> Any:
+    protocol, precision, dataset, ratio = place
     return protocol != "paper", precision != "fp32", list(TITLES).index(dataset), -ratio
 
 
+def _title(place: Place) -> str:
+    protocol, precision, dataset, ratio = place
+    return f"{TITLES[dataset]}, rho {ratio}, {PROTOCOLS.get(protocol, protocol)}, {precision}"
+
+
+def _stem(place: Place) -> str:
+    protocol, precision, dataset, ratio = place
+    return f"{protocol}-{dataset}-{ratio}" + (f"-{precision}" if precision != "fp32" else "")
+
+
+def paper_text() -> str:
+    """The paper's Tables 1 and 4."""
+    head = ["data set", "method", *(f"rho {ratio}" for ratio in RATIOS), "head / medium / tail, rho 100"]
+    lines = []
+    for dataset, errors in PAPER.items():
+        for method, numbers in errors.items():
+            groups = PAPER_GROUPS[dataset].get(method, ())
+            by_group = " / ".join(f"{number:.2f}" for number in groups)
+            lines.append([TITLES[dataset], f"`{method}`", *(f"{number:.2f}" for number in numbers), by_group])
+    return "## What the paper says\n\n" + markdown(head, lines)
+
+
 def table_text(table: Table, settings: Settings, paper: tuple[str, int] | None = None) -> str:
-    """Mean and standard deviation over seeds, and paired differences to the two baselines.
+    """Mean and standard deviation over seeds, and paired differences to the baselines.
 
     Args:
         table: by method, then seed.
         settings: what the methods are.
         paper: data set and ratio, where the paper's numbers belong beside ours.
     """
-    head = ["method", "seeds", "error", "head", "medium", "tail", "train acc.", "− `ce`", "− `balanced_softmax`"]
+    head = ["method", "seeds", "error", "head", "medium", "tail", "train acc.", *(f"− `{name}`" for name in BASELINES)]
     head += ["paper"] if paper else []
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    best = min(statistics.mean(row["error"] for row in runs.values()) for runs in table.values())
+    best = min(statistics.mean(column(runs, "error").values()) for runs in table.values())
+    lines = []
     for method, runs in table.items():
-        numbers = [spread([row[name] for row in runs.values()]) for name in NUMBERS]
-        if statistics.mean(row["error"] for row in runs.values()) == best:
+        numbers = [spread(list(column(runs, name).values())) for name in NUMBERS]
+        if statistics.mean(column(runs, "error").values()) == best:
             numbers[0] = f"**{numbers[0]}**"
-        pairs = [_pair(table, method, other) for other in ("ce", "balanced_softmax")]
-        values = [f"`{method}`", str(len(runs)), *numbers, *pairs]
+        lines.append([f"`{method}`", str(len(runs)), *numbers, *(_pair(table, method, other) for other in BASELINES)])
         if paper:
             number = paper_error(*paper, method, settings.methods[method])
-            values.append(f"{number:.2f}" if number else "")
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
+            lines[-1].append(f"{number:.2f}" if number else "")
+    return markdown(head, lines)
+
+
+def compared_text(table: Table) -> str:
+    """Paired differences between methods that are no baselines, where both have rows."""
+    pairs = [(f"`{ours}` − `{theirs}`", _pair(table, ours, theirs)) for ours, theirs in COMPARED]
+    lines = [line for line in pairs if line[1]]
+    return markdown(["methods", "error"], lines) if lines else ""
 
 
 def _pair(table: Table, method: str, other: str) -> str:
-    if method == other or other not in table:
+    if method == other:
         return ""
-    ours, theirs = ({seed: row["error"] for seed, row in table[name].items()} for name in (method, other))
+    ours, theirs = (column(table.get(name, {}), "error") for name in (method, other))
     return paired(ours, theirs, lower_is_better=True)
 
 
@@ -183,56 +235,26 @@ def describe_protocol(name: str, p: Protocol) -> str:
     return "; ".join(words) + ". The model of the last epoch is tested."
 
 
-def missing_text(settings: Settings, results: str | Path) -> str:
-    """Cells of the named groups without a row, the paper's number beside, and the commands that remain."""
-    finished, done = finished_cells(results), {}
-    lines = ["## What is missing", ""]
-    for name in settings.groups:
-        cells = settings.group(name)
-        if missing := [cell for cell in cells if cell not in finished]:
-            done[name] = missing
-    if not done:
-        return "\n".join([*lines, "Nothing: every cell of the named groups has a row."])
-    lines += ["| data set | rho | protocol | method | seeds missing | paper | ours |", "|---|---|---|---|---|---|---|"]
-    seeds: dict[Cell, list[int]] = defaultdict(list)
-    for cell in dict.fromkeys(cell for missing in done.values() for cell in missing):
-        seeds[dataclasses.replace(cell, seed=-1)].append(cell.seed)
-    for cell, missing_seeds in seeds.items():
-        paper = None
-        if cell.protocol == "paper":
-            paper = paper_error(cell.dataset, cell.imbalance_ratio, cell.method, settings.methods[cell.method])
-        protocol = cell.protocol if cell.precision == "fp32" else f"{cell.protocol}, {cell.precision}"
-        values = [TITLES[cell.dataset], cell.imbalance_ratio, protocol, f"`{cell.method}`"]
-        values += [", ".join(map(str, missing_seeds)), f"{paper:.2f}" if paper else "", "missing"]
-        lines.append("| " + " | ".join(map(str, values)) + " |")
-    lines += ["", "Commands that run what is left (repeat until nothing is; finished cells are skipped):", "", "```sh"]
-    for name in done:
-        cpu = settings.groups[name]["protocol"] == "cpu"
-        command = GPU_COMMAND.format(group=name)
-        lines.append(f"python tools/reproduce.py --data data --group {name}" if cpu else command)
-    return "\n".join([*lines, "```"])
+def _command(group: str, settings: Settings) -> str:
+    command = f"python tools/reproduce.py --data data --group {group}"
+    gpu = " --device cuda --processes 4 --streams 4 --time-limit 540"  # repeated until nothing is left
+    return command if settings.groups[group]["protocol"] == "cpu" else command + gpu
 
 
 def _preface(results: str | Path) -> str:
     name = Path(results).name
     return (
-        f"Made by `python tools/reproduce.py --report` from [{name}](results/{name}); do not edit. Errors in percent "
-        "on the whole, balanced test set after the last epoch. head / medium / tail are the first 20 %, the next "
-        "20 % and the last 60 % of the classes by number of training images. ± after a mean is the standard "
-        "deviation over seeds; ± after a difference is the standard error of the mean of the paired differences "
-        "(same seed = same initial weights, same batches, same crops), and (k/n) says in how many of n pairs the "
-        "error is lower. Choices between methods are made on CIFAR-10-LT, rho 100, only, and on its test set, as "
-        "the field does: read differences of a point between many methods with that in mind."
+        f"Made by `python tools/reproduce.py --report` from [{name}]({name}); do not edit. Errors in percent on the "
+        "whole, balanced test set after the last epoch. head / medium / tail are the first 20 %, the next 20 % and the "
+        f"last 60 % of the classes by number of training images. {PAIRS} Choices between methods are made on "
+        "CIFAR-10-LT, rho 100, only, and on its test set, as the field does: read differences of a point between many "
+        "methods with that in mind."
     )
 
 
-def _versions(rows: list[dict[str, Any]]) -> str:
-    lines = ["## Versions and devices", ""]
-    stacks = {(row["device"], *(f"{k} {v}" for k, v in sorted(row["versions"].items()))) for row in rows}
-    lines += [f"- {', '.join(stack)}" for stack in sorted(stacks)]
+def _images(rows: list[dict[str, Any]]) -> list[str]:
     draws = {
         (row["protocol"], row["dataset"], row["imbalance_ratio"], row["data"]["sha256"][:12], sum(row["class_counts"]))
         for row in rows
     }
-    lines += [f"- images of {d} rho {r}, protocol {p}: {n} in training, SHA-256 {s}" for p, d, r, s, n in sorted(draws)]
-    return "\n".join(lines)
+    return [f"images of {d} rho {r}, protocol {p}: {n} in training, SHA-256 {s}" for p, d, r, s, n in sorted(draws)]

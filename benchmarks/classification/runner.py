@@ -14,50 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 
-from benchmarks import cells as results
-from benchmarks.cells import append_row, cell_of, claimed
+from benchmarks.cells import Job as BaseJob
+from benchmarks.cells import append_row, check_rows, claimed, finished_cells, run_in_processes
 from benchmarks.classification.data import Images, find_images, load_images
 from benchmarks.classification.passenger import Features, log_folder, passenger_row
 from benchmarks.classification.settings import Cell, Method, Settings, load_settings
 from benchmarks.classification.training import CellRun
 
-KEYS = ("dataset", "imbalance_ratio", "protocol", "method", "seed", "precision")
-
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What every worker of a call shares.
+class Job(BaseJob):
+    """What every worker of a call shares: see :class:`benchmarks.cells.Job`, with ``data`` of :func:`load_images`.
 
     Args:
-        data: see :func:`load_images`.
-        results: JSON lines, one per finished cell.
-        state_dir: locks of the cells under way, and where each goes on from.
-        settings_file: None = the shipped one.
         device: "cpu" or "cuda".
-        processes: side by side, each with its own copy of the images.
         streams: cells side by side in each process, on streams of one GPU.
         deadline: by ``time.time``: cells under way are saved then, and none is started.
-        threads: of torch on the CPU, per process.
         graph: capture steps in CUDA graphs.
     """
 
-    data: str
-    results: str
-    state_dir: str
-    settings_file: str | None = None
     device: str = "cpu"
-    processes: int = 1
     streams: int = 1
     deadline: float = math.inf
-    threads: int = 1
     graph: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("processes", "streams", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        super().__post_init__()
+        if self.streams < 1:
+            raise ValueError(f"streams must be >= 1, got {self.streams}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda' is not available here: take --device cpu")
 
@@ -72,25 +57,14 @@ def run_cells(cells: list[Cell], job: Job) -> int:
         ValueError: for images that are missing, or a row that was made with other settings.
     """
     settings = load_settings(job.settings_file)
-    check_rows(cells, settings, job.results)
-    finished = finished_cells(job.results)
+    check_rows(job.results, cells, settings)
+    finished = finished_cells(job.results, Cell)
     for dataset in {cell.dataset for cell in cells if cell not in finished}:
         find_images(dataset, job.data)  # images that are missing are an error now, not in a worker
-    Path(job.state_dir).mkdir(parents=True, exist_ok=True)
-    Path(job.results).parent.mkdir(parents=True, exist_ok=True)
-    if job.processes == 1:
-        _work(cells, job)
-    else:
-        mp.spawn(_process, (cells, job), nprocs=job.processes)
-    finished = finished_cells(job.results)
-    return sum(cell not in finished for cell in cells)
+    return run_in_processes(cells, job, _work)
 
 
-def _process(rank: int, cells: list[Cell], job: Job) -> None:
-    _work(cells, job)
-
-
-def _work(cells: list[Cell], job: Job) -> None:
+def _work(rank: int, cells: list[Cell], job: Job) -> None:
     """One process: each of its threads takes the first cell that is free, until none is left."""
     torch.set_num_threads(job.threads)
     settings = load_settings(job.settings_file)
@@ -134,7 +108,7 @@ def run_together(cells: list[Cell], settings: Settings, images: Any, job: Job, t
     """
     host = host_cell(cells[0], settings)
     with claimed(Path(job.state_dir) / f"{host.file_name}.lock") as mine:
-        finished = finished_cells(job.results)
+        finished = finished_cells(job.results, Cell)
         cells = [cell for cell in cells if cell not in finished]
         if not mine or not cells:
             return
@@ -155,7 +129,7 @@ def run_together(cells: list[Cell], settings: Settings, images: Any, job: Job, t
             row = {**dataclasses.asdict(cell), **result, "settings": settings.of(cell)}
             row["data"] = {"source": subset.source, "sha256": subset.sha256}
             append_row(job.results, row)
-            _say(cell, row, len(finished_cells(job.results)), total)
+            _say(cell, row, len(finished_cells(job.results, Cell)), total)
 
         for cell in cells:
             if cell not in passengers:
@@ -205,17 +179,3 @@ def _state_file(host: Cell, settings: Settings, sha256: str, state_dir: Path) ->
     """Its name carries the settings and the images, so that no stale one is taken."""
     content = json.dumps([settings.of(host), sha256])
     return state_dir / f"{host.file_name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.pt"
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a results file, [] where there is none."""
-    return results.read_rows(path, KEYS)
-
-
-def finished_cells(path: str | Path) -> set[Cell]:
-    return {cell_of(row, Cell) for row in read_rows(path)}
-
-
-def check_rows(cells: list[Cell], settings: Settings, path: str | Path) -> None:
-    """See :func:`benchmarks.cells.check_rows`."""
-    results.check_rows(read_rows(path), cells, settings, path)

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-# The same rows give the same file; text stays text, which keeps it small.
-STYLE: Any = {"svg.hashsalt": "mbj", "svg.fonttype": "none", "font.size": 8}
-#: By method, then seed.
-Table = dict[str, dict[int, dict[str, Any]]]
+from benchmarks.svg import save_svg, svg_style
+from benchmarks.tables import Runs, Table
 
 
-def comparable(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def comparable(runs: Runs, baseline: Runs) -> Runs:
     """The baseline's rows that make a pair with a method's: same seed, and same kind of device, since a GPU draws other
     batches than a CPU."""
     kind = lambda row: row["device"].split(",")[0]  # noqa: E731
     return {seed: row for seed, row in baseline.items() if seed in runs and kind(row) == kind(runs[seed])}
 
 
-@matplotlib.rc_context(STYLE)
+@svg_style
 def draw_gains(tables: dict[str, Table], title: str, path: Path) -> None:
     """One panel per edition: mAP of each method minus the baseline's of the same seed; bar = mean, stroke = a seed.
 
@@ -48,4 +44,4 @@ def draw_gains(tables: dict[str, Table], title: str, path: Path) -> None:
         axis.set_yticks(range(len(methods)), methods)
     axes[0].invert_yaxis()
     figure.suptitle(title)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path)

@@ -1,4 +1,4 @@
-"""The retrieval section of the results page, from the rows alone; the reading of them is a file beside."""
+"""The page docs/results/retrieval.md: tables, figures and what is missing, from the rows alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cells as results
-from benchmarks.cells import cell_of, paired, spread, write_section
-from benchmarks.retrieval.figures import Table, comparable, draw_gains
-from benchmarks.retrieval.runner import check_rows, finished_cells, read_rows
+from benchmarks.retrieval.figures import comparable, draw_gains
 from benchmarks.retrieval.settings import Cell, Settings
+from benchmarks.tables import (
+    PAIRS,
+    Table,
+    by_method,
+    column,
+    known_rows,
+    markdown,
+    missing_text,
+    paired,
+    spread,
+    versions_text,
+)
 
 TITLES = {
     "omniglot": "Omniglot",
@@ -38,9 +47,7 @@ PAPER: dict[str, dict[str, dict[int, tuple[float, float]]]] = {
 for _table in PAPER.values():
     _table["mbj_w_paper"] = _table["mbj_w"]  # the paper to the letter, and our choice
 NUMBERS = ("mAP", "rank1", "mINP", "train_accuracy", "train_loss")
-# Fig. 4: the arms of both tasks. Those of classification all have the paper's norm.
-ABLATION = {"baseline": "ce", "MBJ-F": "mbj_sum", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
-# Of two methods, neither the baseline: what the reading says of them.
+# Of two methods, neither the baseline.
 COMPARED = (
     ("mbj_w_max_eta3", "mbj_w_now_val_margin46"),
     ("mbj_w_sum_eta3", "mbj_w_now_val_margin46"),
@@ -50,52 +57,75 @@ COMPARED = (
     ("mbj_wf", "mbj_w"),
     ("mbj_star", "mbj_w"),
 )
-RETRIEVAL_ARMS = {"baseline": "baseline", "MBJ-F": "mbj_f", "MBJ-W": "mbj_w", "MBJ-WF": "mbj_wf"}
+#: Data set, and <H, S>.
+Place = tuple[str, tuple[int, int]]
 
 
-def write_report(path: str | Path, page: str | Path, settings: Settings) -> None:
-    """Write the page's section on retrieval, and its figures into a folder beside it that has the page's name.
-
-    ``<folder>/reading_retrieval.md``, where there is one, is its first part: what a person concludes from the tables.
-    The ablation takes the rows of classification from ``<folder>/classification.jsonl``.
+def write_page(results: str | Path, page: str | Path, settings: Settings) -> None:
+    """Write the page, and its figures beside it.
 
     Raises:
         ValueError: where there are no rows, or one was made with other settings.
     """
-    rows = read_rows(path)
-    if not rows:
-        raise ValueError(f"there are no rows in {path}: run some cells first")
-    folder = Path(page).with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = ["# Retrieval", _preface(path)]
-    if (folder / "reading_retrieval.md").exists():
-        parts.append((folder / "reading_retrieval.md").read_text().strip())
-    grouped = tables(rows, settings)
-    check_rows([cell_of(row, Cell) for table in grouped.values() for row in _flat(table)], settings, path)
+    text = page_text(results, settings)
+    page = Path(page)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    grouped = tables(_rows(results, settings), settings)
     for dataset in settings.datasets:
-        editions = {edition: table for (name, edition), table in grouped.items() if name == dataset}
-        for (num_head, tail_size), table in sorted(editions.items()):
+        if panels := _panels(grouped, dataset):
+            draw_gains(panels, TITLES.get(dataset, dataset), page.parent / f"retrieval-{dataset}.svg")
+    page.write_text(text)
+
+
+def page_text(results: str | Path, settings: Settings) -> str:
+    """The whole page; see :func:`write_page`."""
+    rows = _rows(results, settings)
+    parts = ["# Retrieval", _preface(results), paper_text()]
+    grouped = tables(rows, settings)
+    for dataset in settings.datasets:
+        for (name, (num_head, tail_size)), table in grouped.items():
+            if name != dataset:
+                continue
             whole = all(row["identities"] == num_head for row in _flat(table))
             parts += [f"## {TITLES.get(dataset, dataset)}, " + _edition(num_head, tail_size, whole)]
             parts += [table_text(table, PAPER.get(dataset, {}), num_head)]
             parts += [facts_text(table)] if any("memory" in row for row in _flat(table)) else []
-        panels = {_edition(h, s): t for (h, s), t in sorted(editions.items()) if "baseline" in t and len(t) > 1}
-        if panels:
-            draw_gains(panels, TITLES.get(dataset, dataset), folder / f"retrieval-{dataset}.svg")
-            parts.append(f"![gains]({folder.name}/retrieval-{dataset}.svg)")
-    parts += [compared_text(grouped), ablation_text(grouped, folder / "classification.jsonl"), methods_text(settings)]
-    parts += [missing_text(settings, path), _versions(rows)]
-    write_section(page, "retrieval", "\n\n".join(filter(None, parts)))
+        if _panels(grouped, dataset):
+            parts.append(f"![gains](retrieval-{dataset}.svg)")
+    command = "python tools/reproduce_retrieval.py --data datasets --group {}"
+    parts += [compared_text(grouped), methods_text(settings)]
+    parts += [missing_text(settings, results, Cell, command.format), versions_text(rows, _editions(rows))]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[tuple[str, tuple[int, int]], Table]:
+def _rows(results: str | Path, settings: Settings) -> list[dict[str, Any]]:
+    known = lambda cell: cell.method in settings.methods and cell.dataset in settings.datasets  # noqa: E731
+    return known_rows(results, Cell, settings, known)
+
+
+def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[Place, Table]:
     """Rows by (data set, (H, S)), then method in the order of the settings, then seed."""
-    grouped: dict[tuple[str, tuple[int, int]], Table] = defaultdict(lambda: defaultdict(dict))
-    order = list(settings.methods)
-    known = [row for row in rows if row["method"] in order and row["dataset"] in settings.datasets]
-    for row in sorted(known, key=lambda row: (order.index(row["method"]), row["seed"])):
-        grouped[row["dataset"], (row["num_head"], row["tail_size"])][row["method"]][row["seed"]] = row
-    return grouped
+    grouped: dict[Place, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["dataset"], (row["num_head"], row["tail_size"])].append(row)
+    return {place: by_method(grouped[place], settings.methods) for place in sorted(grouped)}
+
+
+def _panels(grouped: dict[Place, Table], dataset: str) -> dict[str, Table]:
+    """What there is to draw of a data set, by the title of its panel."""
+    editions = {edition: table for (name, edition), table in grouped.items() if name == dataset}
+    return {_edition(*edition): t for edition, t in editions.items() if "baseline" in t and len(t) > 1}
+
+
+def paper_text() -> str:
+    """The paper's Tables 2 and 3."""
+    lines = []
+    for dataset, methods in PAPER.items():
+        for method, numbers in methods.items():
+            cells = [" / ".join(f"{n:.1f}" for n in numbers.get(num_head, ())) for num_head in (20, 50, 100, 751)]
+            lines += [[TITLES[dataset], f"`{method}`", *cells]] if method != "mbj_w_paper" else []
+    head = ["mAP / Rank-1", "method", "<H20,S5>", "<H50,S5>", "<H100,S5>", "whole"]
+    return "## What the paper says\n\n" + markdown(head, lines)
 
 
 def _edition(num_head: int, tail_size: int, whole: bool = False) -> str:
@@ -104,10 +134,6 @@ def _edition(num_head: int, tail_size: int, whole: bool = False) -> str:
 
 def _flat(table: Table) -> list[dict[str, Any]]:
     return [row for runs in table.values() for row in runs.values()]
-
-
-def _column(runs: dict[int, dict[str, Any]], name: str) -> dict[int, float]:
-    return {seed: row[name] for seed, row in runs.items()}
 
 
 def table_text(table: Table, paper: dict[str, dict[int, tuple[float, float]]], num_head: int) -> str:
@@ -120,38 +146,36 @@ def table_text(table: Table, paper: dict[str, dict[int, tuple[float, float]]], n
     """
     head = ["method", "seeds", "mAP", "Rank-1", "mINP", "train acc.", "train loss", "mAP − `baseline`"]
     head += ["paper: mAP", "Rank-1"] if paper else []
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     most = max(len(runs) for runs in table.values())
-    best = max(statistics.mean(_column(runs, "mAP").values()) for runs in table.values() if len(runs) == most)
+    best = max(statistics.mean(column(runs, "mAP").values()) for runs in table.values() if len(runs) == most)
+    lines = []
     for method, runs in table.items():
-        numbers = [spread(list(_column(runs, name).values())) for name in NUMBERS]
-        if len(runs) == most and statistics.mean(_column(runs, "mAP").values()) == best:
+        numbers = [spread(list(column(runs, name).values())) for name in NUMBERS]
+        if len(runs) == most and statistics.mean(column(runs, "mAP").values()) == best:
             numbers[0] = f"**{numbers[0]}**"
-        pair = ""
-        if method != "baseline":
-            pair = _pair(table, method, "baseline")
-        values = [f"`{method}`", str(len(runs)), *numbers, pair]
+        pair = _pair(table, method, "baseline") if method != "baseline" else ""
+        lines.append([f"`{method}`", str(len(runs)), *numbers, pair])
         if paper:
-            values += [f"{n:.1f}" for n in paper.get(method, {}).get(num_head, ())] or ["", ""]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
+            lines[-1] += [f"{n:.1f}" for n in paper.get(method, {}).get(num_head, ())] or ["", ""]
+    return markdown(head, lines)
 
 
 def _pair(table: Table, method: str, other: str) -> str:
     runs = table.get(method, {})
     theirs = comparable(runs, table.get(other, {}))
-    return paired(_column(runs, "mAP"), _column(theirs, "mAP"), lower_is_better=False, digits=2)
+    return paired(column(runs, "mAP"), column(theirs, "mAP"), lower_is_better=False, digits=2)
 
 
-def compared_text(grouped: dict[tuple[str, tuple[int, int]], Table]) -> str:
+def compared_text(grouped: dict[Place, Table]) -> str:
     """Paired differences of mAP between methods, where both have rows."""
-    lines = ["## One method beside another", "", "| data set | methods | mAP |", "|---|---|---|"]
-    for (dataset, edition), table in sorted(grouped.items()):
-        for method, other in COMPARED:
-            if pair := _pair(table, method, other):
-                title = f"{TITLES.get(dataset, dataset)} {_edition(*edition)}"
-                lines.append(f"| {title} | `{method}` − `{other}` | {pair} |")
-    return "\n".join(lines) if len(lines) > 4 else ""
+    lines = [
+        [f"{TITLES.get(dataset, dataset)} {_edition(*edition)}", f"`{method}` − `{other}`", pair]
+        for (dataset, edition), table in grouped.items()
+        for method, other in COMPARED
+        if (pair := _pair(table, method, other))
+    ]
+    head = ["data set", "methods", "mAP"]
+    return "## One method beside another\n\n" + markdown(head, lines) if lines else ""
 
 
 def facts_text(table: Table) -> str:
@@ -165,8 +189,7 @@ def facts_text(table: Table) -> str:
         "angle between entries, °": lambda f: f.get("step"),
     }
     head = ["method", "memory", *columns, "L_batch", "eta L_memory", "gradient ratio", "cosine"]
-    lines = ["What the memories hold after the last iteration:", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for method, runs in table.items():
         kinds = dict.fromkeys(kind for row in runs.values() for kind in row.get("memory", {}))
         for number, kind in enumerate(kinds):
@@ -176,8 +199,8 @@ def facts_text(table: Table) -> str:
             pulls = [row["pull"] for row in runs.values() if "pull" in row and number == 0]
             names = ("loss_batch", "loss_memory", "gradient_ratio", "gradient_cosine")
             values += [_mean([p[name] for p in pulls], 2) for name in names]
-            lines.append("| " + " | ".join([f"`{method}`", kind, *values]) + " |")
-    return "\n".join(lines)
+            lines.append([f"`{method}`", kind, *values])
+    return "What the memories hold after the last iteration:\n\n" + markdown(head, lines)
 
 
 def _mean(values: list[float | None], digits: int) -> str:
@@ -185,67 +208,25 @@ def _mean(values: list[float | None], digits: int) -> str:
     return f"{statistics.mean(there):.{digits}f}" if there else ""
 
 
-def ablation_text(grouped: dict[tuple[str, tuple[int, int]], Table], classification: Path) -> str:
-    """The paper's Fig. 4: features, prototypes or both, on both tasks."""
-    lines = ["## What is remembered (Fig. 4)", "", "| task | " + " | ".join(ABLATION) + " |", "|---|---|---|---|---|"]
-    rows = results.read_rows(classification, ("dataset", "imbalance_ratio", "protocol", "method", "error"))
-    for protocol in sorted({row["protocol"] for row in rows}):
-        cells = [
-            [r["error"] for r in rows if (r["dataset"], r["imbalance_ratio"], r["protocol"], r["method"]) == key]
-            for key in (("cifar10_lt", 100, protocol, method) for method in ABLATION.values())
-        ]
-        lines.append(f"| CIFAR-10-LT, rho 100, protocol `{protocol}`: error | {_cells(cells)} |")
-    for (dataset, (num_head, tail_size)), table in sorted(grouped.items()):
-        if not dataset.endswith("_val"):
-            cells = [list(_column(table.get(m, {}), "mAP").values()) for m in RETRIEVAL_ARMS.values()]
-            lines.append(f"| {TITLES.get(dataset, dataset)} {_edition(num_head, tail_size)}: mAP | {_cells(cells)} |")
-    return "\n".join(lines)
-
-
-def _cells(cells: list[list[float]]) -> str:
-    return " | ".join(f"{spread(values)} (n = {len(values)})" if values else "missing" for values in cells)
-
-
 def methods_text(settings: Settings) -> str:
     """What each name means."""
-    lines = ["## What the retrieval names mean", "", "| method | in MODEL |", "|---|---|"]
+    lines = []
     for name, nodes in settings.methods.items():
         words = [f"{node}.{key} {value}" for node, values in nodes.items() for key, value in values.items()]
-        lines.append(f"| `{name}` | {', '.join(words) or 'the recipe, without MBJ'} |")
-    return "\n".join(lines)
+        lines.append([f"`{name}`", ", ".join(words) or "the recipe, without MBJ"])
+    return "## What the names mean\n\n" + markdown(["method", "in MODEL"], lines)
 
 
-def missing_text(settings: Settings, path: str | Path) -> str:
-    """Cells of the named groups without a row, and the commands that remain."""
-    finished = finished_cells(path)
-    missing = {name: [c for c in settings.group(name) if c not in finished] for name in settings.groups}
-    missing = {name: cells for name, cells in missing.items() if cells}
-    if not missing:
-        return ""
-    lines = ["## What is missing in retrieval", ""]
-    for name, cells in missing.items():
-        lines.append(f"- group `{name}`: {len(cells)} of {len(settings.group(name))} cells have no row")
-    lines += ["", "Commands that run what is left (finished cells are skipped):", "", "```sh"]
-    lines += [f"python tools/reproduce_retrieval.py --data datasets --group {name}" for name in missing]
-    return "\n".join([*lines, "```"])
-
-
-def _preface(path: str | Path) -> str:
-    name = Path(path).name
+def _preface(results: str | Path) -> str:
+    name = Path(results).name
     return (
-        f"Made by `python tools/reproduce_retrieval.py --report` from [{name}](results/{name}); do not edit. mAP, "
-        "Rank-1 and mINP in percent, by fast-reid's own evaluation of the model of the last epoch. ± after a mean is "
-        "the standard deviation over seeds; ± after a difference is the standard error of the mean of the paired "
-        "differences (same seed = same initial weights, same batches, same crops), and (k/n) says in how many of n "
-        "pairs mAP is higher. Training accuracy and loss are fast-reid's, over the last epoch, on augmented images; "
-        "the loss is the total, where there is MBJ with eta L_memory."
+        f"Made by `python tools/reproduce_retrieval.py --report` from [{name}]({name}); do not edit. mAP, Rank-1 and "
+        f"mINP in percent, by fast-reid's own evaluation of the model of the last epoch. {PAIRS} Training accuracy and "
+        "loss are fast-reid's, over the last epoch, on augmented images; the loss is the total, where there is MBJ "
+        "with eta L_memory."
     )
 
 
-def _versions(rows: list[dict[str, Any]]) -> str:
-    stacks = {(row["device"], *(f"{k} {v}" for k, v in sorted(row["versions"].items()))) for row in rows}
+def _editions(rows: list[dict[str, Any]]) -> list[str]:
     sets = {(r["dataset"], r["num_head"], r["tail_size"], r["identities"], r["images"], r["iterations"]) for r in rows}
-    lines = ["## Versions and data of retrieval", ""]
-    lines += [f"- {', '.join(stack)}" for stack in sorted(stacks)]
-    lines += [f"- {d} <H{h},S{s}>: {c} identities, {n} images, {i} iterations" for d, h, s, c, n, i in sorted(sets)]
-    return "\n".join(lines)
+    return [f"{d} <H{h},S{s}>: {c} identities, {n} images, {i} iterations" for d, h, s, c, n, i in sorted(sets)]

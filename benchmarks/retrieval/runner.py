@@ -16,9 +16,10 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.engine import DefaultTrainer
 from fastreid.utils.env import seed_all_rng
 
-from benchmarks import cells as results
-from benchmarks.retrieval.facts import memory_facts, pull
-from benchmarks.retrieval.settings import KEYS, Cell, Settings, load_settings
+from benchmarks.cells import Job as BaseJob
+from benchmarks.cells import append_row, check_rows, claimed, finished_cells, run_in_processes
+from benchmarks.retrieval.memory_facts import memory_facts, pull
+from benchmarks.retrieval.settings import Cell, Settings, load_settings
 from mbj_plugin import __version__
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts
@@ -26,45 +27,15 @@ from mbj_plugin.fastreid.demo import quiet_fastreid
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What every worker of a call shares.
+class Job(BaseJob):
+    """What every worker of a call shares: see :class:`benchmarks.cells.Job`. ``data`` is what FASTREID_DATASETS names
+    elsewhere; in ``state_dir`` are fast-reid's output folders.
 
     Args:
-        data: folder of the data sets; what FASTREID_DATASETS names elsewhere.
-        results: JSON lines, one per finished cell.
-        state_dir: fast-reid's output folders, one per cell, and the locks.
-        settings_file: None = the shipped one.
-        processes: side by side.
-        threads: of torch on the CPU, per process.
         options: config options for all cells, such as ("MODEL.DEVICE", "cuda"), which do not change the result.
     """
 
-    data: str
-    results: str
-    state_dir: str
-    settings_file: str | None = None
-    processes: int = 1
-    threads: int = 1
     options: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("processes", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a results file, [] where there is none."""
-    return results.read_rows(path, (*KEYS, "settings"))
-
-
-def finished_cells(path: str | Path) -> set[Cell]:
-    return {results.cell_of(row, Cell) for row in read_rows(path)}
-
-
-def check_rows(cells: list[Cell], settings: Settings, path: str | Path) -> None:
-    """See :func:`benchmarks.cells.check_rows`."""
-    results.check_rows(read_rows(path), cells, settings, path)
 
 
 def run_cells(cells: list[Cell], job: Job) -> int:
@@ -79,17 +50,10 @@ def run_cells(cells: list[Cell], job: Job) -> int:
         ValueError: for a row that was made with other settings, or a cell that cannot be.
     """
     settings = load_settings(job.settings_file)
-    check_rows(cells, settings, job.results)
+    check_rows(job.results, cells, settings)
     for names in {settings.config(cell, job.options).DATASETS.NAMES for cell in cells}:
         DATASET_REGISTRY.get(names[0])(root=job.data)  # images that are missing are an error now, not in a worker
-    Path(job.state_dir).mkdir(parents=True, exist_ok=True)
-    Path(job.results).parent.mkdir(parents=True, exist_ok=True)
-    if job.processes == 1:
-        _work(0, cells, job)
-    else:
-        mp.spawn(_work, (cells, job), nprocs=job.processes)
-    finished = finished_cells(job.results)
-    return sum(cell not in finished for cell in cells)
+    return run_in_processes(cells, job, _work)
 
 
 def _work(rank: int, cells: list[Cell], job: Job) -> None:
@@ -102,17 +66,17 @@ def _work(rank: int, cells: list[Cell], job: Job) -> None:
     quiet_fastreid()
     settings = load_settings(job.settings_file)
     for cell in cells:
-        if cell in finished_cells(job.results):
+        if cell in finished_cells(job.results, Cell):
             continue
-        with results.claimed(Path(job.state_dir) / f"{cell.file_name}.lock") as mine:
-            if mine and cell not in finished_cells(job.results):
+        with claimed(Path(job.state_dir) / f"{cell.file_name}.lock") as mine:
+            if mine and cell not in finished_cells(job.results, Cell):
                 try:
                     row = run_cell(cell, settings, job)
                 except FloatingPointError as error:  # fast-reid's, for a loss that is not finite
                     print(f"{cell}: no row, {error}", flush=True)
                     continue
-                results.append_row(job.results, row)
-                done = len(finished_cells(job.results))
+                append_row(job.results, row)
+                done = len(finished_cells(job.results, Cell))
                 print(
                     f"{cell}: mAP {row['mAP']:.2f}, Rank-1 {row['rank1']:.2f}, training accuracy "
                     f"{row['train_accuracy']:.1f}, {row['seconds']:.0f} s [{done} rows, {len(cells)} cells asked for]",

@@ -18,7 +18,6 @@ from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
 from mbj_plugin.fastreid.train import find_config
 from mbj_plugin.names import check_known
 
-KEYS = ("dataset", "num_head", "tail_size", "method", "seed")
 #: The parts of a config that a row carries: what makes the run, without paths and logging.
 RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")
 #: What makes no difference to a row, so that it can be given as an option: where and in what batches the model runs.

@@ -1,23 +1,58 @@
-"""Rows, locks, spreads and pairs, sections of a page."""
+"""Rows and locks."""
 
+import dataclasses
 import multiprocessing
 
 import pytest
 
-from benchmarks.cells import append_row, claimed, paired, read_rows, spread, write_section
+from benchmarks.cells import append_row, check_rows, claimed, finished_cells, read_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    seed: int
+
+
+class Settings:
+    groups = ("all",)
+
+    def group(self, name):
+        return [Cell(0), Cell(1), Cell(2)]
+
+    def of(self, cell):
+        return {"epochs": 3}
+
+
+def row(seed, **more):
+    return {"seed": seed, "settings": {"epochs": 3}, **more}
 
 
 def test_rows_come_back(tmp_path):
     path = tmp_path / "rows.jsonl"
-    assert read_rows(path, ["seed"]) == []
-    append_row(path, {"seed": 0, "error": 1.5})
-    append_row(path, {"seed": 1, "error": 2.5})
-    assert read_rows(path, ["seed"]) == [{"seed": 0, "error": 1.5}, {"seed": 1, "error": 2.5}]
-    with pytest.raises(ValueError, match=r"line 1 .*lacks \['dataset'\]"):
-        read_rows(path, ["dataset"])
-    path.write_text('{"seed": 0}\n{"seed"')
+    assert read_rows(path, Cell) == []
+    append_row(path, row(0, error=1.5))
+    append_row(path, row(1, error=2.5))
+    assert read_rows(path, Cell) == [row(0, error=1.5), row(1, error=2.5)]
+    assert finished_cells(path, Cell) == {Cell(0), Cell(1)}
+    path.write_text('{"seed": 0, "settings": {}}\n{"seed"')
     with pytest.raises(ValueError, match="line 2 is no row"):
-        read_rows(path, ["seed"])
+        read_rows(path, Cell)
+    path.write_text('{"error": 1.5}\n')
+    with pytest.raises(ValueError, match=r"line 1 .*lacks \['seed', 'settings'\]"):
+        read_rows(path, Cell)
+
+
+def test_rows_must_be_of_the_settings_of_today_and_there_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, row(0))
+    append_row(path, row(1, settings={"epochs": 4}))
+    check_rows(path, [Cell(0), Cell(2)], Settings())
+    check_rows(path, [], Settings())
+    with pytest.raises(ValueError, match="Cell\\(seed=1\\) with other settings"):
+        check_rows(path, [Cell(1)], Settings())
+    append_row(path, row(0))
+    with pytest.raises(ValueError, match="Cell\\(seed=0\\) twice"):
+        check_rows(path, [Cell(0)], Settings())
 
 
 def _hold(path, ready, done):
@@ -38,29 +73,3 @@ def test_one_worker_holds_a_lock_and_a_dead_one_none(tmp_path):
     worker.join()
     with claimed(tmp_path / "lock") as mine:
         assert mine
-
-
-def test_spread():
-    assert spread([1.0, 3.0]) == "2.0 ± 1.4" and spread([1.0]) == "1.0"
-
-
-def test_differences_are_paired_by_seed():
-    ours, theirs = {0: 50.0, 1: 51.0, 2: 58.0}, {0: 60.0, 1: 62.0, 5: 0.0}
-    assert paired(ours, theirs, lower_is_better=True) == "−10.5 ± 0.5 (2/2)"
-    assert paired(ours, theirs, lower_is_better=False) == "−10.5 ± 0.5 (0/2)"
-    assert paired({1: 3.0}, {1: 2.0}, lower_is_better=False) == "+1.0 (1/1)"
-    assert paired({1: 3.0, 2: 3.5}, {1: 2.0, 2: 2.4}, False, digits=2) == "+1.05 ± 0.05 (2/2)"
-    assert paired({1: 3.0}, {2: 2.0}, lower_is_better=False) == ""
-
-
-def test_sections_of_a_page_leave_each_other_alone(tmp_path):
-    page = tmp_path / "page.md"
-    write_section(page, "one", "# One\n\nold")
-    write_section(page, "two", "# Two")
-    write_section(page, "one", "# One\n\nnew")
-    assert page.read_text() == (
-        "<!-- begin one -->\n# One\n\nnew\n<!-- end one -->\n\n<!-- begin two -->\n# Two\n<!-- end two -->\n"
-    )
-    page.write_text("<!-- begin one -->\n")
-    with pytest.raises(ValueError, match="only one of"):
-        write_section(page, "one", "text")

@@ -12,11 +12,11 @@ import torchvision
 from drawn_images import drawn
 from PIL import Image
 
-from benchmarks import cells as results
+from benchmarks.cells import claimed, finished_cells, read_rows
 from benchmarks.classification import runner
 from benchmarks.classification.command import main
 from benchmarks.classification.data import load_images
-from benchmarks.classification.settings import load_settings
+from benchmarks.classification.settings import Cell, load_settings
 from mbj_plugin import exponential_subset
 
 KEYS = {"dataset", "imbalance_ratio", "protocol", "method", "seed", "error", "head", "medium", "tail"}
@@ -75,12 +75,12 @@ def job(folder, settings_file, **kwargs):
 def test_cells_run_once(npz, settings_file, workers, capfd):
     cells = load_settings(settings_file).group("all")
     assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
-    rows = runner.read_rows(npz / "rows.jsonl")
-    assert len(rows) == 6 and runner.finished_cells(npz / "rows.jsonl") == set(cells)
+    rows = read_rows(npz / "rows.jsonl", Cell)
+    assert len(rows) == 6 and finished_cells(npz / "rows.jsonl", Cell) == set(cells)
     assert all(set(row) >= KEYS for row in rows)
     assert capfd.readouterr().out.count(": error ") == 6
     assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
-    assert runner.read_rows(npz / "rows.jsonl") == rows
+    assert read_rows(npz / "rows.jsonl", Cell) == rows
     # A run whose features others have used stays, for passengers to come; any other leaves nothing.
     assert sorted(path.name.split("-")[3] for path in (npz / "state").glob("*.pt")) == ["ce", "ce"]
 
@@ -90,7 +90,7 @@ def test_rows_do_not_depend_on_the_workers(npz, settings_file):
     for name, workers in (("a", {}), ("b", {"streams": 3})):
         one = dataclasses.replace(job(npz, settings_file, **workers), results=str(npz / name))
         runner.run_cells(cells, one)
-        errors.append({(row["method"], row["seed"]): row["per_class_error"] for row in runner.read_rows(npz / name)})
+        errors.append({(row["method"], row["seed"]): row["per_class_error"] for row in read_rows(npz / name, Cell)})
     assert errors[0] == errors[1]
 
 
@@ -103,18 +103,18 @@ def test_out_of_time_leaves_the_cells_and_goes_on_later(npz, settings_file):
 def test_a_passenger_of_a_finished_run_does_not_train_it_again(npz, settings_file, monkeypatch):
     cells = load_settings(settings_file).group("all")[:2]
     runner.run_cells(cells, job(npz, settings_file))
-    together = runner.read_rows(npz / "rows.jsonl")
+    together = read_rows(npz / "rows.jsonl", Cell)
     monkeypatch.setattr(runner.CellRun, "_train_epoch", lambda self: pytest.fail("it trains again"))
     (npz / "rows.jsonl").write_text("")
     runner.run_cells(cells[1:], job(npz, settings_file))
-    again = runner.read_rows(npz / "rows.jsonl")
+    again = read_rows(npz / "rows.jsonl", Cell)
     assert [row | {"seconds": 0} for row in again] == [together[1] | {"seconds": 0}]
 
 
 def test_a_cell_that_another_worker_holds_is_left_alone(npz, settings_file):
     cells = load_settings(settings_file).group("all")[:1]
     (npz / "state").mkdir()
-    with results.claimed(npz / "state" / f"{cells[0].file_name}.lock") as mine:
+    with claimed(npz / "state" / f"{cells[0].file_name}.lock") as mine:
         assert mine
         assert runner.run_cells(cells, job(npz, settings_file)) == 1
     assert runner.run_cells(cells, job(npz, settings_file)) == 0
@@ -206,4 +206,4 @@ def test_mistakes_in_the_settings(settings_file, old, new, message):
 def test_a_damaged_results_file_is_a_clear_error(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"dataset": "cifar10_lt"}\n')
     with pytest.raises(ValueError, match="line 1 is no row"):
-        runner.read_rows(tmp_path / "rows.jsonl")
+        read_rows(tmp_path / "rows.jsonl", Cell)

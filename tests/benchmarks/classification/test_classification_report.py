@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.classification.report import paper_error, tables, write_report
-from benchmarks.classification.runner import check_rows, read_rows
+from benchmarks.cells import check_rows, read_rows
+from benchmarks.classification.report import page_text, paper_error, tables, write_page
 from benchmarks.classification.settings import Cell, load_settings
 
 SETTINGS = load_settings()
@@ -55,11 +55,8 @@ ROWS = [
 
 @pytest.fixture
 def written(tmp_path):
-    results = tmp_path / "results" / "rows.jsonl"
-    results.parent.mkdir()
-    results.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
-    (tmp_path / "results" / "reading.md").write_text("## What we read\n\nSomething.\n")
-    write_report(results, tmp_path / "results.md", SETTINGS)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    write_page(tmp_path / "rows.jsonl", tmp_path / "page.md", SETTINGS)
     return tmp_path
 
 
@@ -73,41 +70,40 @@ def test_tables_keep_the_order_of_the_settings():
 
 
 def test_the_page(written):
-    page = (written / "results.md").read_text()
+    page = (written / "page.md").read_text()
     assert "| `ce` | 2 | 61.0 ± 1.4 | 41.0 ± 1.4 |" in page
     # Differences are paired by seed.
     assert "−10.5 ± 0.5 (2/2) |" in page and "−0.2 ± 0.8 (1/2) |" in page
     assert "the paper's recipe (ResNet-32, 200 epochs, full resolution), fp32" in page
     assert "**50.3 ± 1.8**" in page
-    assert "| `ce` | 1 | **29.0** | 9.0 | 29.0 | 37.0 | 90.0 |  |  | 29.64 |" in page
-    assert "## What we read" in page and "torch 2.0" in page and "Protocol `cpu`: ResNet-" in page
-    # What is missing stands beside the paper's number, with the command; what is there does not.
-    assert "| CIFAR-10-LT | 100 | paper, bf16 | `ce` | 0, 1, 2 | 29.64 | missing |" in page
-    assert "--group paper_cifar100 --device cuda" in page
+    assert "| `ce` | 1 | **29.0** | 9.0 | 29.0 | 37.0 | 90.0 |  |  |  | 29.64 |" in page
+    assert "torch 2.0" in page and "Protocol `cpu`: ResNet-" in page
+    assert "| CIFAR-10-LT | `mbj` | 18.76 | 13.31 | 11.96 | 7.55 / 27.50 / 19.58 |" in page
+    assert "--group paper_cifar100 --device cuda" in page and "--data data --group cpu_main\n" in page
     assert "long_gone" not in page
 
 
 def test_figures_are_the_same_for_the_same_rows(written):
-    figures = sorted((written / "results").glob("*.svg"))
+    figures = sorted(written.glob("*.svg"))
     assert [f.name for f in figures] == [
         f"{protocol}-cifar10_lt-100-{kind}.svg" for protocol in ("cpu", "paper") for kind in ("curves", "errors")
     ]
     before = [f.read_text() for f in figures]
     for figure in figures:
         ET.parse(figure)
-    write_report(written / "results" / "rows.jsonl", written / "results.md", SETTINGS)
+    write_page(written / "rows.jsonl", written / "page.md", SETTINGS)
     assert [f.read_text() for f in figures] == before
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row("ce", 0, 60.0, settings={"loss": "another"})) + "\n")
     with pytest.raises(ValueError, match="cifar10_lt rho 100 cpu ce seed 0 with other settings"):
-        write_report(tmp_path / "rows.jsonl", tmp_path / "results.md", SETTINGS)
+        write_page(tmp_path / "rows.jsonl", tmp_path / "page.md", SETTINGS)
 
 
 def test_no_rows_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="no rows in"):
-        write_report(tmp_path / "none.jsonl", tmp_path / "results.md", SETTINGS)
+        write_page(tmp_path / "none.jsonl", tmp_path / "page.md", SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +125,17 @@ def test_numbers_of_the_paper(cell, expected):
     assert paper_error(*cell, SETTINGS.methods[cell[-1]]) == expected
 
 
-def test_committed_rows_are_of_the_shipped_settings(request):
-    results = request.config.rootpath / "docs" / "results" / "classification.jsonl"
-    rows = read_rows(results)
-    if not rows:
-        pytest.skip("no rows are committed")
-    for name in SETTINGS.groups:
-        check_rows(SETTINGS.group(name), SETTINGS, results)
+def test_methods_that_are_no_baselines_are_compared_where_both_have_rows(tmp_path):
+    rows = [row("mbj_wf", 0, 50.0), row("mbj_sum", 0, 51.0), row("mbj_sum", 1, 55.0)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = page_text(tmp_path / "rows.jsonl", SETTINGS)
+    assert "| `mbj_wf` − `mbj_sum` | −1.0 (1/1) |" in text and "`mbj_wf` − `mbj_wf_memory`" not in text
+
+
+def test_the_committed_page_is_made_from_the_committed_rows(request):
+    folder = request.config.rootpath / "docs" / "results"
+    check_rows(folder / "classification.jsonl", [c for g in SETTINGS.groups for c in SETTINGS.group(g)], SETTINGS)
+    rows = read_rows(folder / "classification.jsonl", Cell)
     assert all(r["method"] in SETTINGS.methods and r["protocol"] in SETTINGS.protocols for r in rows)
+    made = page_text(folder / "classification.jsonl", SETTINGS)
+    assert made == (folder / "classification.md").read_text(), "run `python tools/reproduce.py --report`"

@@ -1,0 +1,106 @@
+"""Pages that are made from rows: what the reports of all tasks share."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import cell_of, check_rows, finished_cells, read_rows
+
+#: A method's rows by seed, and those of methods.
+Runs = dict[int, dict[str, Any]]
+Table = dict[str, Runs]
+
+PAIRS = (
+    "± after a mean is the standard deviation over seeds; ± after a difference is the standard error of the mean of "
+    "the paired differences (same seed = same initial weights, same batches, same crops), and (k/n) says in how many "
+    "of n pairs the first is better."
+)
+
+
+def known_rows(path: str | Path, kind: type, settings: Any, known: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """The rows of a results file that the settings know.
+
+    Raises:
+        ValueError: where there are none, or one was made with other settings.
+    """
+    rows = [row for row in read_rows(path, kind) if known(cell_of(row, kind))]
+    if not rows:
+        raise ValueError(f"there are no rows in {path}: run some cells first")
+    check_rows(path, [cell_of(row, kind) for row in rows], settings)
+    return rows
+
+
+def by_method(rows: Iterable[dict[str, Any]], methods: Iterable[str]) -> Table:
+    """Rows by method in the order of the settings, then seed."""
+    rows = sorted(rows, key=lambda row: row["seed"])
+    table = {method: {row["seed"]: row for row in rows if row["method"] == method} for method in methods}
+    return {method: runs for method, runs in table.items() if runs}
+
+
+def column(runs: Runs, name: str) -> dict[int, float]:
+    """One number of a method's rows, by seed."""
+    return {seed: row[name] for seed, row in runs.items()}
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    texts = ["| " + " | ".join(map(str, line)) + " |" for line in (head, *lines)]
+    return "\n".join([texts[0], "|" + "---|" * len(head), *texts[1:]])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; the mean alone for one value."""
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_better: bool, digits: int = 1) -> str:
+    """Mean of ours - theirs over the seeds that both have ± its standard error, and in how many ours is better.
+
+    Args:
+        ours: seed to value.
+        theirs: seed to value.
+        lower_is_better: for errors; False for scores.
+        digits: behind the point.
+
+    Returns:
+        As ``−1.2 ± 0.3 (4/5)``; empty without a common seed.
+    """
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if not differences:
+        return ""
+    text = f"{statistics.mean(differences):+.{digits}f}".replace("-", "−")
+    if len(differences) > 1:
+        text += f" ± {statistics.stdev(differences) / len(differences) ** 0.5:.{digits}f}"
+    better = sum(d < 0 if lower_is_better else d > 0 for d in differences)
+    return f"{text} ({better}/{len(differences)})"
+
+
+def missing_text(settings: Any, results: str | Path, kind: type, command: Callable[[str], str]) -> str:
+    """The groups of the settings that have cells without a row, and the commands that remain.
+
+    Args:
+        settings: with ``groups`` and ``group(name)``.
+        results: file of rows.
+        kind: dataclass of the cells.
+        command: of the name of a group, what runs it.
+    """
+    finished, lines, commands = finished_cells(results, kind), [], []
+    for name in settings.groups:
+        cells = settings.group(name)
+        if missing := sum(cell not in finished for cell in cells):
+            lines.append(f"- group `{name}`: {missing} of {len(cells)} cells have no row")
+            commands.append(command(name))
+    if not lines:
+        return "## What is missing\n\nNothing: every cell of the named groups has a row."
+    says = "Commands that run what is left (finished cells are skipped):"
+    return "\n".join(["## What is missing", "", *lines, "", says, "", "```sh", *commands, "```"])
+
+
+def versions_text(rows: Iterable[dict[str, Any]], data: Iterable[str]) -> str:
+    """Where the rows were made, and a line for each set of images."""
+    stacks = {", ".join([row["device"], *(f"{k} {v}" for k, v in sorted(row["versions"].items()))]) for row in rows}
+    return "\n".join(["## Versions and data", "", *(f"- {line}" for line in [*sorted(stacks), *data])])
