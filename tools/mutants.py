@@ -2,13 +2,17 @@
 
     python tools/mutants.py                               every module that pyproject.toml lists
     python tools/mutants.py mbj_plugin/sampling.py ...    these ones
+    python tools/mutants.py --every 3 ...                 the first mutant of each three
 
 The changes are cosmic-ray's, and statements that go. Each is made in a copy of the tree and tried in a fork of a
-process that has imported torch and timm already, ten times as fast as a new one; hence not on Windows.
+process that has imported torch, timm and what fast-reid imports already, ten times as fast as a new one; hence not on
+Windows. Survivors are printed as they come.
 """
 
+import argparse
 import difflib
 import gc
+import importlib
 import os
 import re
 import shutil
@@ -22,7 +26,6 @@ from pathlib import Path
 
 import parso
 import pytest
-import timm  # noqa: F401  imported once, and not in every fork
 import toml  # comes with cosmic-ray
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -30,6 +33,8 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parents[1]
+# Imported once, and not in every fork. Not fast-reid itself, which the plugin must come before.
+PRELOADED = ("timm.data", "timm.task", "sklearn.datasets", "sklearn.metrics", "torch.utils.tensorboard", "yacs.config")
 # One other operator for each, and one other bound: the dozen that cosmic-ray has say little more, at a dozen times the
 # cost. A "|" is mostly of an annotation.
 BINARY = "Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Div|Mod_Mul|Pow_Mul|BitAnd_BitOr|BitXor_BitAnd|[LR]Shift_[LR]Shift"
@@ -82,42 +87,47 @@ def passes(tree: Path, tests: list[str], seconds: int) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def mutate(module: str, tests: list[str], tree: Path) -> tuple[int, list[str]]:
-    """Number of mutants of a module, and the differences that no test noticed."""
+def mutate(module: str, tests: list[str], tree: Path, every: int) -> None:
+    """Print the differences that no test noticed, and how many were."""
     path, source = tree / module, (ROOT / module).read_text()
     path.write_text(source)
     started = time.monotonic()
     if not passes(tree, tests, 3600):
         sys.exit(f"mutants: {' '.join(tests)} fail without any change")
     seconds = 20 + 10 * round(time.monotonic() - started)  # a loop without an end is noticed
-    count, survivors = 0, []
-    for changed in dict.fromkeys(mutants(source)):
+    tried, noticed = list(dict.fromkeys(mutants(source)))[::every], 0
+    for changed in tried:
         path.write_text(changed)
-        count += 1
-        if passes(tree, tests, seconds):
-            lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), module, module, n=1, lineterm="")
-            survivors.append("\n".join(lines))
+        if not passes(tree, tests, seconds):
+            noticed += 1
+            continue
+        lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), module, module, n=1, lineterm="")
+        print(*lines, sep="\n", flush=True)
     path.write_text(source)
-    return count, survivors
+    print(f"{module}: {noticed} of {len(tried)} mutants noticed", flush=True)
 
 
 def main() -> None:
     listed = toml.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutants"]
-    modules = sys.argv[1:] or list(listed)
-    if unknown := [module for module in modules if module not in listed]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("modules", nargs="*", default=list(listed))
+    parser.add_argument("--every", type=int, default=1)
+    args = parser.parse_args()
+    if unknown := [module for module in args.modules if module not in listed]:
         sys.exit(f"mutants: pyproject.toml lists no tests for {unknown[0]}: add it to [tool.mutants]")
     # A compiled file is told from a newer source by its second and size, and mutants differ by less.
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    for name in PRELOADED:
+        importlib.import_module(name)
     gc.freeze()  # or each fork would copy all of torch where it collects garbage
     with tempfile.TemporaryDirectory() as folder:
         files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in files.splitlines():
             (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, Path(folder) / name)
-        for module in modules:
-            count, survivors = mutate(module, listed[module], Path(folder))
-            print(f"{module}: {count - len(survivors)} of {count} mutants noticed", *survivors, sep="\n", flush=True)
+        for module in args.modules:
+            mutate(module, listed[module], Path(folder), args.every)
 
 
 if __name__ == "__main__":

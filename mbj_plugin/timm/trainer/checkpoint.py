@@ -18,6 +18,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from mbj_plugin.diagnostics.monitor import Monitor
+from mbj_plugin.losses import rank_and_world
 from mbj_plugin.timm.task import MBJTask
 
 
@@ -55,8 +56,9 @@ class _ExactResume:
     def remember_rng(self) -> None:
         """Call on every rank, at the end of an epoch, before the checkpoint is written."""
         self.rng_states = [_rng_state()]
-        if dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
+        _, ranks = rank_and_world()
+        if ranks > 1:
+            gathered: list[Any] = [None] * ranks
             dist.all_gather_object(gathered, self.rng_states[0])
             self.rng_states = gathered
 
