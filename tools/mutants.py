@@ -34,7 +34,10 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parents[1]
 # Imported once, and not in every fork. Not fast-reid itself, which the plugin must come before.
-PRELOADED = ("timm.data", "timm.task", "sklearn.datasets", "sklearn.metrics", "torch.utils.tensorboard", "yacs.config")
+PRELOADED = (
+    *("timm.data", "timm.loss", "timm.optim", "timm.scheduler", "timm.task", "yacs.config"),
+    *("sklearn.datasets", "sklearn.metrics", "torch.utils.tensorboard"),
+)
 # One other operator for each, and one other bound: the dozen that cosmic-ray has say little more, at a dozen times the
 # cost. A "|" is mostly of an annotation.
 BINARY = "Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Div|Mod_Mul|Pow_Mul|BitAnd_BitOr|BitXor_BitAnd|[LR]Shift_[LR]Shift"

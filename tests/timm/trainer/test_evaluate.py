@@ -49,6 +49,11 @@ def test_table_of_several_seeds():
     assert lines[0] == f"{'error, % (mean ± standard deviation of 3 seeds)':<62}{'baseline':>16}{'mbj':>16}"
     assert lines[1] == f"{'all':<62}{'6.00 ± 2.00':>16}{'5.33 ± 2.08':>16}"
     assert lines[-1] == "mbj has the lower error with 2 of 3 seeds"
+    two = error_table({name: each[:2] for name, each in runs.items()}).split("\n")
+    assert two[0].startswith("error, % (mean ± standard deviation of 2 seeds)")
+    assert two[-1] == "mbj has the lower error with 2 of 2 seeds"
+    with pytest.raises(ValueError, match="shorter"):  # seeds that cannot be compared
+        error_table({"baseline": runs["baseline"], "mbj": runs["mbj"][:2]})
     # One seed, or other methods: nothing is won or lost.
     assert "lower error" not in error_table({name: each[:1] for name, each in runs.items()})
     assert "lower error" not in error_table({"baseline": runs["baseline"], "other": runs["mbj"]})
@@ -99,7 +104,8 @@ class Table(torch.nn.Module):
         self.logits, self.dtype, self.asked = logits, dtype, []
 
     def forward(self, images):
-        self.asked.append((self.training, images.is_contiguous(memory_format=torch.channels_last)))
+        last = images.is_contiguous(memory_format=torch.channels_last)
+        self.asked.append((self.training, torch.is_inference_mode_enabled(), last))
         return self.logits[images[:, 0, 0, 0].long()].to(self.dtype)
 
 
@@ -142,7 +148,7 @@ def test_validate_is_the_mean_over_images():
     metrics = validate(model, loader, 7, torch.device("cpu"), nullcontext)
     assert_metrics(metrics, by_hand(logits, labels, 7))
     assert metrics["top1"] < metrics["top5"] < 100
-    assert model.asked == [(False, False)] * 4
+    assert model.asked == [(False, True, False)] * 4
 
 
 def test_validate_runs_the_model_under_autocast_and_measures_in_fp32():
@@ -158,7 +164,7 @@ def test_validate_runs_the_model_under_autocast_and_measures_in_fp32():
     loader = torch.utils.data.DataLoader(numbered(labels, 13), 13)
     metrics = validate(model, loader, 7, torch.device("cpu"), autocast, channels_last=True)
     assert_metrics(metrics, by_hand((1e4 * logits).bfloat16(), labels, 7))
-    assert inside == [True] and model.asked == [(False, True)]
+    assert inside == [True] and model.asked == [(False, True, True)]
 
 
 def shards(labels, ranks):

@@ -1,0 +1,377 @@
+"""Class counts, starts and seeds of a training set, and which checkpoints fit which memories, by value."""
+
+import hashlib
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
+from fastreid.modeling.heads import build_heads
+from fastreid.utils.checkpoint import Checkpointer
+from test_fastreid_head_values import COUNTS, Model, batch, make_cfg, make_head
+from torch import nn
+from torch.utils.data import ConcatDataset, Subset
+
+from mbj_plugin.fastreid import checkpoint, counts
+from mbj_plugin.fastreid.checkpoint import keep_memories, memory_mismatch
+from mbj_plugin.fastreid.counts import class_counts, labels_of, prepare
+from mbj_plugin.fastreid.feature_cloud import FeatureCloud
+from mbj_plugin.fastreid.smoothing import SmoothFromStart
+
+
+def labelled(**attributes):
+    return SimpleNamespace(**attributes)
+
+
+def items(*names):
+    """As CommDataset's: path, person, camera."""
+    return [("path", name, 0) for name in names]
+
+
+def people(images=tuple(COUNTS)):
+    """A data set of as many images of each class."""
+    return labelled(targets=[label for label, count in enumerate(images) for _ in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels"),
+    [
+        (labelled(img_items=items("b", "a", "b"), pid_dict={"a": 0, "b": 1}), [1, 0, 1]),
+        (labelled(img_items=items("b", "a"), class_to_idx={"a": 0, "b": 1}), [1, 0]),
+        (labelled(img_items=items(2, 0, 1)), [2, 0, 1]),
+        (labelled(targets=[3, 0]), [3, 0]),
+        (labelled(labels=torch.tensor([3, 0], dtype=torch.int32)), [3, 0]),
+        (Subset(labelled(targets=[5, 6, 7]), [2, 0]), [7, 5]),
+        (ConcatDataset([Subset(labelled(targets=[5, 6]), [0, 1]), Subset(labelled(targets=[7]), [0])]), [5, 6, 7]),
+    ],
+    ids=str,
+)
+def test_labels_of_every_kind_of_data_set(dataset, labels):
+    found = labels_of(dataset)
+    assert found.dtype == torch.long and found.tolist() == labels
+
+
+@pytest.mark.parametrize("given", [None, [[1, 2]], [0.5, 1.0], ["a", "b"], [[1], [2, 3]], 3], ids=str)
+def test_labels_that_are_not_one_integer_an_image(given):
+    with pytest.raises(ValueError, match="^SimpleNamespace does not say the label of each image: give it fast-reid's"):
+        labels_of(labelled(targets=given))
+
+
+def test_counts_of_classes():
+    counted = class_counts(labelled(targets=[2, 0, 2, -1, 1, -1]), 5)
+    assert counted.tolist() == [1, 1, 2, 0, 0] and counted.dtype == torch.long
+    assert class_counts(labelled(targets=[2, 0]), 3).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="^MODEL.HEADS.NUM_CLASSES is 2, .* labels up to 2: set it to 3, or to 0 to"):
+        class_counts(labelled(targets=[2, 0]), 2)
+    with pytest.raises(ValueError, match="^the training set has no images: check DATASETS.NAMES"):
+        class_counts(labelled(targets=torch.zeros(0, dtype=torch.long)), 2)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Lines of the plugin's logger, by level."""
+    lines = {"info": [], "warning": []}
+    for level, each in lines.items():
+        monkeypatch.setattr(counts.logger, level, lambda text, *values, each=each: each.append(text % values))
+    return lines
+
+
+def loader(**attributes):
+    return SimpleNamespace(dataset=labelled(**attributes) if attributes else people())
+
+
+def test_what_every_head_is_told(said):
+    heads = [make_head(START=0.5), make_head(START=0.5)]
+    for head in heads:
+        head.set_data(torch.ones(5), 1)
+    prepare(Model(*heads), loader())
+    for head in heads:  # 22 images in batches of 4 are 5 iterations an epoch, of which there are ten
+        assert head.start == 25
+        for memory in head.memories.values():
+            assert memory.start == 25 and memory.class_counts.tolist() == COUNTS
+    line = "MBJ: both memory of 11; 5 classes of 1 to 9 images; its loss counts from iteration 25"
+    assert said == {"info": [line], "warning": []}
+
+
+def test_classes_without_images_are_not_among_those_that_are_said(said):
+    prepare(Model(make_head()), loader(targets=[0, 0, 0, 2, 2, 2, 2]))
+    assert "; 2 classes of 3 to 4 images; its loss counts from iteration 0" in said["info"][0]
+
+
+def test_a_late_start_is_said_once(said):
+    heads = [make_head(START=50), make_head(START=50), make_head(START=49)]
+    prepare(Model(*heads), loader())
+    assert len(said["warning"]) == 1
+    assert "MODEL.MBJ.START is iteration 50, but the run has only 50" in said["warning"][0]
+
+
+def test_fewer_images_than_a_batch():
+    with pytest.raises(ValueError, match="^the training set has 3 images, fewer than SOLVER.IMS_PER_BATCH 4: an epoch"):
+        prepare(Model(make_head()), loader(targets=[0, 1, 2]))
+    prepare(Model(make_head()), loader(targets=[0, 1, 2, 3]))  # one iteration an epoch
+
+
+def test_where_there_is_no_memory_nothing_is_counted():
+    prepare(Model(make_head(ETA=0)), None)
+
+
+def test_a_head_of_features_where_classes_are_evaluated():
+    data = {"class_to_idx": {"a": 0, "b": 4}, "img_items": items("a", "b", "a", "a")}
+    with pytest.raises(ValueError, match="HEADS.NAME is MBJHead, which returns features"):
+        prepare(Model(make_head()), loader(**data))
+    prepare(Model(make_head()), loader(**data, pid_dict={"a": 0, "b": 4}))
+
+
+def test_clouds_are_told_too():
+    model = Model(build_heads(make_cfg("MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.CLS_LAYER", "FeatureCloud")))
+    prepare(model, loader())
+    cloud = model.heads[0].cls_layer
+    assert cloud.is_head.tolist() == [True, True, False, False, False] and cloud.seed != 0
+
+
+def seed_of(run, name):
+    return int.from_bytes(hashlib.blake2b(f"{run} {name}".encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def test_seeds_are_of_the_run_the_number_in_the_model_and_the_kind(monkeypatch):
+    """The first rank's seed, on every rank; and none that is drawn, so that the run draws what it would have drawn."""
+    monkeypatch.setattr(counts.comm, "all_gather", lambda mine: [mine + 100, mine])
+    heads, clouds = [make_head(), make_head(MEMORY="feature")], [FeatureCloud(5, 16.0, 0.2), FeatureCloud(5, 16.0, 0.2)]
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    counts.seed_draws(heads, clouds)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert heads[0].memories["prototype"].seed == seed_of(111, "0 prototype")
+    assert heads[0].memories["feature"].seed == seed_of(111, "0 feature")
+    assert heads[1].memories["feature"].seed == seed_of(111, "1 feature")
+    assert [int(cloud.seed) for cloud in clouds] == [seed_of(111, "0 cloud"), seed_of(111, "1 cloud")]
+    clouds[1].step.fill_(1)  # goes on
+    torch.manual_seed(12)
+    counts.seed_draws(heads, clouds)
+    assert [int(cloud.seed) for cloud in clouds] == [seed_of(112, "0 cloud"), seed_of(111, "1 cloud")]
+    counts.seed_draws([], [])
+
+
+class Trainer(TrainerBase):
+    """Has nothing to do."""
+
+    def run_step(self):
+        pass
+
+
+def start_of(model, start_epoch, inner):
+    """Starts of the hooks that smooth from there."""
+    trainer = Trainer()
+    if inner:
+        trainer._trainer = SimpleNamespace(model=model)
+    else:
+        trainer.model = model
+    trainer.train(start_epoch, start_epoch + 1, 5)
+    return [hook.start for hook in trainer._hooks if isinstance(hook, SmoothFromStart)]
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_training_says_where_it_begins(inner):
+    head = make_head(START=30)
+    assert start_of(Model(head), 4, inner) == [30]
+    assert head.memories["prototype"].start == 10  # iteration 30 of the run, of which 20 are past
+    assert start_of(Model(make_head(ETA=0)), 0, inner) == []
+    assert start_of(None, 0, inner) == []
+
+
+def test_only_the_first_rank_writes(monkeypatch):
+    monkeypatch.setattr(counts.comm, "is_main_process", lambda: False)
+    head = make_head(START=30)
+    assert start_of(Model(head), 4, True) == [] and head.memories["prototype"].start == 10
+
+
+def test_trainers_are_watched_once_and_prepare_before_they_begin(said):
+    init, train = SimpleTrainer.__init__, TrainerBase.train
+    counts.watch_trainers()
+    assert SimpleTrainer.__init__ is init and TrainerBase.train is train and init.prepares_mbj
+    head = build_heads(make_cfg(MOMENTUM=0.0))
+
+    class Loader(list):
+        dataset = people()
+
+    trainer = SimpleTrainer(Model(head), Loader([1]), "optimizer", "wrapper")
+    assert (trainer.optimizer, trainer.param_wrapper) == ("optimizer", "wrapper") and len(said["info"]) == 1
+    assert head.memories["feature"].class_counts.tolist() == COUNTS
+
+
+# Checkpoints.
+
+
+def trained(**mbj):
+    model = Model(make_head(**mbj))
+    model.heads[0].collecting = True
+    for step in range(3):
+        model(*batch(step))
+    return model
+
+
+def memory_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items() if ".memories." in name}
+
+
+def wrapped(model, prefix):
+    return {prefix + name: value for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_memories_that_fit_and_that_do_not(prefix):
+    model = trained()
+    assert memory_mismatch(model, wrapped(trained(), prefix)) == ""
+    assert memory_mismatch(model, wrapped(trained(ETA=0), prefix)) == ""  # none was saved
+    assert memory_mismatch(trained(ETA=0), wrapped(model, prefix)) == ""  # none is there
+    said = memory_mismatch(model, wrapped(trained(SIZE=5), prefix))
+    rows = next(name for name in memory_of(model) if memory_of(model)[name].shape[:1] == (12,))
+    assert said == f"{rows} has shape {tuple(trained(SIZE=5).state_dict()[rows].shape)} in the checkpoint and " + (
+        f"{tuple(model.state_dict()[rows].shape)} in the model"
+    )
+    name = "heads.0.memories.feature.bank.calls"
+    only = wrapped(trained(MEMORY="prototype"), prefix)
+    assert memory_mismatch(model, only) == f"{name} is only in the model: MEMORY or MOMENTUM has changed"
+    said = memory_mismatch(trained(MEMORY="prototype"), wrapped(model, prefix))
+    assert said == f"{name} is only in the checkpoint: MEMORY or MOMENTUM has changed"
+
+
+def test_with_another_classifier_labels_mean_others():
+    saved = trained(MEMORY="feature").state_dict()
+    saved["heads.0.weight"] = torch.zeros(7, 3)
+    said = "heads.0.weight has shape (7, 3) in the checkpoint and (5, 3) in the model"
+    assert memory_mismatch(trained(MEMORY="feature"), saved) == said
+    del saved["heads.0.weight"]
+    assert memory_mismatch(trained(MEMORY="feature"), saved) == ""
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_model_s_memories_take_the_place_of_the_saved(prefix):
+    model, other = trained(), Model(make_head(SIZE=5))
+    saved, mine = wrapped(model, prefix), memory_of(other)
+    assert keep_memories(other, saved)
+    kept = {name.removeprefix(prefix): value for name, value in saved.items() if ".memories." in name}
+    assert kept.keys() == mine.keys() and all(torch.equal(kept[name], mine[name]) for name in mine)
+    assert torch.equal(saved[f"{prefix}heads.0.weight"], model.heads[0].weight)
+    saved = wrapped(model, prefix)
+    assert keep_memories(Model(make_head(ETA=0)), saved) and saved.keys() == wrapped(model, prefix).keys()
+    saved = wrapped(Model(make_head(ETA=0)), prefix)
+    assert not keep_memories(model, saved) and saved.keys() == wrapped(Model(make_head(ETA=0)), prefix).keys()
+
+
+def test_names_that_only_look_like_memories():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memories = nn.ModuleDict({"feature": nn.Linear(1, 1)})
+
+    model = Model(make_head())
+    model.other = Other()
+    assert not any(name.startswith("other") for name in checkpoint._memory_keys(model))
+    plain = Model(make_head(ETA=0))
+    assert checkpoint._memory_keys(plain) == [] and checkpoint._weight_keys(plain) == []
+    assert checkpoint._weight_keys(model) == ["heads.0.weight"]
+
+
+class Counter:
+    """Something besides the model that goes into a checkpoint."""
+
+    def __init__(self, value=0):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Folder of a run's checkpoint, and its memory."""
+    model = trained()
+    Checkpointer(model, str(tmp_path), counter=Counter(3)).save("last", epoch=6)
+    return tmp_path, memory_of(model)
+
+
+def is_empty(model):
+    return all(head.memories[kind].bank.filled == 0 for head in model.heads for kind in head.memories)
+
+
+def same_memory(model, memory):
+    return all(torch.equal(value, memory[name]) for name, value in memory_of(model).items())
+
+
+def test_a_run_that_goes_on_has_its_memory(saved):
+    folder, memory = saved
+    model, counter = Model(make_head()), Counter()
+    checkpointer = Checkpointer(model, str(folder), counter=counter)
+    assert checkpointer.resume_or_load("", resume=True)["epoch"] == 6
+    assert same_memory(model, memory) and counter.value == 3
+    assert not hasattr(checkpointer, "resumes_mbj")
+    with pytest.raises(ValueError, match="^cannot resume: heads.0.memories.* has shape .* Set MODEL.MBJ .SIZE, MEMORY"):
+        Checkpointer(Model(make_head(SIZE=5)), str(folder)).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_begins_from_weights_has_none(saved, tmp_path_factory, monkeypatch, resume):
+    folder, _ = saved
+    lines, model, counter = [], Model(make_head(SIZE=5)), Counter()
+    monkeypatch.setattr(checkpoint.logger, "info", lines.append)
+    # Where nothing is to be resumed, fast-reid loads the weights, whatever is asked for.
+    place = tmp_path_factory.mktemp("new") if resume else folder
+    checkpointer = Checkpointer(model, str(place), counter=counter)
+    checkpointer.resume_or_load(str(folder / "last.pth"), resume=resume)
+    assert is_empty(model) and counter.value == 0 and not hasattr(checkpointer, "resumes_mbj")
+    assert model.heads[0].memories["feature"].step == 0
+    assert lines == ["A new run: the memory of MODEL.WEIGHTS is left out, this one starts empty"]
+
+
+@pytest.mark.parametrize(
+    ("has_more", "wanted", "goes_on"),
+    [(True, None, True), (True, [], False), (True, ["counter"], True), (False, None, False), (False, [], False)],
+)
+def test_who_loads_more_than_the_model_goes_on(saved, monkeypatch, has_more, wanted, goes_on):
+    folder, memory = saved
+    lines, model = [], Model(make_head())
+    monkeypatch.setattr(checkpoint.logger, "info", lines.append)
+    checkpointer = Checkpointer(model, **({"counter": Counter()} if has_more else {}))
+    checkpointer.load(str(folder / "last.pth"), wanted)
+    assert same_memory(model, memory) if goes_on else is_empty(model)
+    assert not hasattr(checkpointer, "resumes_mbj")
+    # Who evaluates has nothing besides the model, and hears nothing.
+    assert len(lines) == (has_more and not goes_on)
+
+
+@pytest.mark.parametrize(("has_more", "goes_on"), [(True, True), (False, False)])
+def test_an_own_way_of_loading(saved, has_more, goes_on):
+    """Who calls _load_model, as fast-reid's load does."""
+    folder, memory = saved
+    model = Model(make_head())
+    checkpointer = Checkpointer(model, **({"counter": Counter()} if has_more else {}))
+    checkpointer._load_model(torch.load(folder / "last.pth"))
+    assert same_memory(model, memory) if goes_on else is_empty(model)
+
+
+def test_a_failed_load_leaves_the_checkpointer_as_it_was(saved):
+    folder, _ = saved
+    checkpointer = Checkpointer(Model(make_head(SIZE=5)), str(folder), counter=Counter())
+    for load in (lambda: checkpointer.resume_or_load(""), lambda: checkpointer.load(str(folder / "last.pth"))):
+        with pytest.raises(ValueError, match="cannot resume"):
+            load()
+        assert not hasattr(checkpointer, "resumes_mbj")
+
+
+def test_nobody_hears_of_a_memory_where_there_is_none(saved, monkeypatch):
+    lines = []
+    monkeypatch.setattr(checkpoint.logger, "info", lines.append)
+    Checkpointer(Model(make_head(ETA=0)), counter=Counter()).load(str(saved[0] / "last.pth"), [])
+    assert not lines
+
+
+def test_checkpoints_are_watched_once():
+    before = Checkpointer.load, Checkpointer._load_model, Checkpointer.resume_or_load
+    checkpoint.watch_checkpoints()
+    assert (Checkpointer.load, Checkpointer._load_model, Checkpointer.resume_or_load) == before
+    assert logging.getLogger("fastreid.mbj_plugin") is checkpoint.logger is counts.logger

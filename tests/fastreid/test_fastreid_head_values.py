@@ -1,0 +1,330 @@
+"""MBJHead and the model that collects its losses, by value, on heads of five classes that nothing else surrounds."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastreid.config import get_cfg
+from fastreid.modeling.heads import build_heads
+from fastreid.modeling.meta_arch import build as meta_arch_build
+from torch import nn
+from torch.nn import functional as F
+
+from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss
+from mbj_plugin.diagnostics.step_meter import StepMeter
+from mbj_plugin.fastreid import collect
+from mbj_plugin.fastreid import head as head_module
+from mbj_plugin.fastreid.collect import collect_losses, mbj_heads
+
+COUNTS, DIM = [9, 6, 4, 2, 1], 3
+# Each value its own, so that none can stand for another.
+MBJ = {
+    **{"MEMORY": "both", "SIZE": 11, "ETA": 0.7, "BETA": 0.4, "NORM": "max", "START": 0, "INTERVAL": 2},
+    **{"MOMENTUM": 0.3, "SCALE": 5.0, "MARGIN": 0.15},
+}
+
+
+def make_cfg(*opts, **mbj):
+    cfg = get_cfg()
+    cfg.merge_from_list(
+        [
+            *("MODEL.DEVICE", "cpu", "MODEL.HEADS.NAME", "MBJHead", "MODEL.HEADS.NUM_CLASSES", 5),
+            *("MODEL.BACKBONE.FEAT_DIM", DIM, "MODEL.HEADS.WITH_BNNECK", False, "SOLVER.IMS_PER_BATCH", 4),
+            *("SOLVER.MAX_EPOCH", 10, "SOLVER.STEPS", [6], "SOLVER.WARMUP_ITERS", 0),
+            *[each for key, value in {**MBJ, **mbj}.items() for each in (f"MODEL.MBJ.{key}", value)],
+            *opts,
+        ]
+    )
+    return cfg
+
+
+def make_head(*opts, **mbj):
+    torch.manual_seed(1)
+    head = build_heads(make_cfg(*opts, **mbj)).train()
+    nn.init.normal_(head.weight)
+    if head.memories:
+        head.set_data(torch.tensor(COUNTS), 5)
+    return head
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(4, DIM, 1, 1, generator=generator), torch.randint(0, 5, (4,), generator=generator)
+
+
+def core_losses():
+    """What MODEL.MBJ above says."""
+    return {
+        "prototype": PrototypeMemoryLoss(
+            COUNTS, DIM, 11, 0.7, 0.4, "max", scale=5.0, margin=0.15, momentum=0.3, interval=2
+        ),
+        "feature": FeatureMemoryLoss(COUNTS, DIM, 11, 0.7, 0.4, "max"),
+    }
+
+
+@pytest.mark.parametrize("memory", ["prototype", "feature", "both"])
+@pytest.mark.parametrize("layer", ["Linear", "CosSoftmax"])
+def test_the_head_s_memories_are_those_of_the_core(memory, layer):
+    """Six steps beside the core's losses: the same losses, gradients and memories."""
+    head, core = make_head("MODEL.HEADS.CLS_LAYER", layer, "MODEL.HEADS.SCALE", 6, MEMORY=memory), core_losses()
+    kinds = ["prototype", "feature"] if memory == "both" else [memory]
+    assert list(head.memories) == kinds
+    for step in range(6):
+        features, targets = batch(step)
+        mine, theirs = (features.clone().requires_grad_() for _ in range(2))
+        outputs = head(mine, targets)
+        assert set(outputs) == {"cls_outputs", "pred_class_logits", "features"}
+        weight = head.weight.detach().clone().requires_grad_()
+        losses = []
+        for kind in kinds:
+            neck = theirs[..., 0, 0]
+            if kind == "prototype":
+                losses.append(core[kind](neck, targets, weight))
+            elif layer == "Linear":
+                losses.append(core[kind](neck.detach(), targets, 6 * weight))
+            else:
+                losses.append(core[kind](F.normalize(neck.detach()), targets, 6 * F.normalize(weight)))
+        (loss,), head.pending = head.pending, []
+        torch.testing.assert_close(loss, sum(losses))
+        gradients = torch.autograd.grad(loss, [mine, head.weight], allow_unused=True)
+        wanted = torch.autograd.grad(sum(losses), [theirs, weight], allow_unused=True)
+        for found, value in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(found, value)
+    assert loss > 0
+    for kind in kinds:
+        for name, value in core[kind].state_dict().items():
+            assert torch.equal(head.memories[kind].state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_the_memory_is_of_the_feature_behind_the_bottleneck(where):
+    options = ("MODEL.HEADS.EMBEDDING_DIM", 2, "MODEL.HEADS.NECK_FEAT", where, "MODEL.HEADS.CLS_LAYER", "Linear")
+    head = make_head(*options, MEMORY="feature", BETA=0.0)
+    features, targets = batch(0)
+    head(features, targets)
+    bank = head.memories["feature"].bank
+    assert bank.dim == 2 and bank.labels.tolist() == [*targets.tolist(), *[-1] * 7]
+    torch.testing.assert_close(bank.rows[:4], head.bottleneck(features)[..., 0, 0])
+    assert head._neck is not None
+    head._neck = None
+    head.eval()(features)
+    assert head._neck is None  # evaluation leaves nothing behind
+
+
+def test_half_precision_is_normalised_in_fp32():
+    head = make_head("MODEL.HEADS.CLS_LAYER", "CosSoftmax", MEMORY="feature")
+    features = batch(0)[0].half()
+    rows, weight = head._classifier(features[..., 0, 0])
+    torch.testing.assert_close(rows, F.normalize(features[..., 0, 0].float()), rtol=0, atol=1e-6)
+    assert rows.dtype == weight.dtype == torch.float32
+
+
+def test_in_evaluation_or_without_grad_nothing_is_remembered():
+    head = make_head()
+    with torch.no_grad():
+        assert set(head(*batch(0))) == {"cls_outputs", "pred_class_logits", "features"}
+    head.eval()
+    assert torch.equal(head(batch(0)[0]), batch(0)[0][..., 0, 0])
+    assert not head.pending and head.memories["prototype"].step == head.memories["feature"].step == 0
+    assert make_head(ETA=0).bottleneck._forward_hooks == {} and not make_head(ETA=0).pending
+
+
+@pytest.mark.parametrize(("targets", "got"), [(None, "None"), (torch.zeros(4, 5), r"\(4, 5\)")])
+def test_what_targets_must_be(targets, got):
+    with pytest.raises(ValueError, match=rf"targets of shape \(batch,\), got {got}\. For multi-label targets set"):
+        make_head()(batch(0)[0], targets)
+
+
+def test_a_loss_waits_for_one_who_collects_it():
+    head = make_head()
+    head(*batch(0))
+    with pytest.raises(RuntimeError, match="^nobody collected the last memory loss of MBJHead, so it trained nothing"):
+        head(*batch(1))
+    assert len(head.pending) == 1
+    head.collecting = True  # a model may call its head twice
+    head(*batch(2))
+    assert len(head.pending) == 2
+
+
+def test_counts_that_nobody_gave():
+    head = build_heads(make_cfg(MOMENTUM=0.0)).train()
+    with pytest.raises(ValueError, match=r"^MBJHead does not know the class counts .*prepare\(model, data_loader\)"):
+        head(*batch(0))
+
+
+@pytest.mark.parametrize(("start", "iteration"), [(7, 7), (0.5, 25), ("auto", 30)])
+def test_the_start_of_every_memory(start, iteration):
+    head = make_head(START=start)  # ten epochs of five iterations, decay after six
+    assert head.start == iteration
+    for memory in head.memories.values():
+        assert memory.start == iteration and torch.equal(memory.class_counts, torch.tensor(COUNTS).float())
+    # A run that goes on at an iteration, with a memory that has seen as many steps, more, fewer or none.
+    for at, step, first in ((0, 0, iteration), (3, 3, iteration), (3, 5, iteration + 2), (2, 0, iteration - 2)):
+        for memory in head.memories.values():
+            memory.step.fill_(step)
+        head.begin_at(at)
+        assert {memory.start for memory in head.memories.values()} == {first}
+    head.begin_at(100)
+    assert {(memory.start, int(memory.step)) for memory in head.memories.values()} == {(0, 0)}
+
+
+def test_a_new_head_starts_at_once():
+    assert build_heads(make_cfg()).start == 0
+
+
+def test_the_meter_sees_the_targets_before_the_step_remembers_them():
+    head, seen = make_head(), []
+    head.meter = SimpleNamespace(see=lambda labels, banks: seen.append((labels, [bank.filled for bank in banks])))
+    head.collecting = True
+    for step in range(2):
+        head(*batch(step))
+    (first, empty), (second, filled) = seen
+    assert torch.equal(first, batch(0)[1]) and torch.equal(second, batch(1)[1])
+    assert empty == [0, 0] and all(filled)
+    assert make_head().meter is None
+
+
+def test_a_memory_that_is_too_large(monkeypatch):
+    def allocate(*arguments):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(head_module, "_allocate", allocate)
+    with pytest.raises(ValueError, match="^MODEL.MBJ.SIZE 100000000 with 3 numbers a slot takes 1 GB, which are not"):
+        make_head(SIZE=10**8)
+
+
+class Model(nn.Module):
+    """Two heads on the same features, and the losses it is told to return."""
+
+    def __init__(self, *heads, losses=None):
+        super().__init__()
+        self.heads, self.returned = nn.ModuleList(heads), losses
+        self.fails = False
+
+    def forward(self, features, targets=None):
+        for head in self.heads:
+            head(features, targets)
+        if self.fails:
+            raise KeyError("the model itself")
+        return {"loss_a": features.sum(), "loss_b": features[:, 0]} if self.returned is None else self.returned
+
+
+def two_heads(losses=None):
+    model = Model(make_head(), make_head(SCALE=9.0), nn.Identity(), losses=losses)
+    model.heads[2].forward = lambda features, targets: None
+    collect_losses(model)
+    return model.train()
+
+
+def test_the_model_returns_the_mean_over_its_heads():
+    model, alone = two_heads(), [make_head(), make_head(SCALE=9.0)]
+    assert mbj_heads(model) == list(model.heads[:2])
+    for head in model.heads[:2]:
+        head.meter = StepMeter(5)
+    for step in range(4):
+        losses = model(*batch(step))
+        each = []
+        for head in alone:
+            head(*batch(step))
+            each += head.pending
+            head.pending = []
+        assert list(losses) == ["loss_a", "loss_b", "loss_mbj"]
+        assert losses["loss_mbj"].item() == pytest.approx((each[0].item() + each[1].item()) / 2)
+        assert not any(head.pending or head.collecting for head in model.heads[:2])
+    assert each[0] != each[1]
+    for head in model.heads[:2]:
+        memory_loss, batch_loss = head.meter._losses[-2:]
+        assert memory_loss == losses["loss_mbj"] and not memory_loss.requires_grad
+        total = losses["loss_a"] + losses["loss_b"].sum()  # loss_b has one number an image
+        assert batch_loss.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_collecting_twice_changes_nothing():
+    model = two_heads()
+    collect_losses(model)
+    assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1
+    plain = Model()
+    collect_losses(plain)
+    assert list(plain(*batch(0))) == ["loss_a", "loss_b"]
+
+
+def test_without_memories_there_is_nothing_to_collect():
+    assert mbj_heads(Model(make_head(ETA=0), build_heads(make_cfg("MODEL.HEADS.NAME", "EmbeddingHead")))) == []
+
+
+def test_a_step_that_failed_leaves_its_loss_behind():
+    model, again = two_heads(), two_heads()
+    model.fails = True
+    with pytest.raises(KeyError):
+        model(*batch(0))
+    model.fails = False
+    again(*batch(0))
+    assert torch.equal(model(*batch(1))["loss_mbj"], again(*batch(1))["loss_mbj"])
+
+
+def test_what_a_model_returns_beside_no_loss_is_left_alone():
+    for returned in ("features", torch.ones(2), {}):
+        model = two_heads(returned)
+        model.eval()
+        assert model(batch(0)[0]) is returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "said"),
+    [
+        (torch.ones(2), TypeError, "^Model returns Tensor in training, not a dict of losses: the memory loss cannot"),
+        ({}, ValueError, "^Model returns no batch loss, so the memory loss would train alone: name one in"),
+    ],
+)
+def test_a_model_whose_losses_cannot_be_added_to(returned, error, said):
+    with pytest.raises(error, match=said):
+        two_heads(returned)(*batch(0))
+
+
+def checked(head, *opts, names=("CrossEntropyLoss",), model=None):
+    cfg = make_cfg("MODEL.HEADS.NAME", head, *opts)
+    cfg.MODEL.LOSSES.NAME = names
+    collect._check_heads(model or Model(build_heads(cfg)), cfg)
+
+
+def test_losses_and_heads_that_go_together():
+    for names in (("CrossEntropyLoss",), ("CrossEntropyLoss", "MBJLoss"), "CrossEntropyLoss", ()):
+        checked("MBJHead", names=names)
+    checked("EmbeddingHead")
+    checked("EmbeddingHead", names=())
+
+
+@pytest.mark.parametrize("names", ["MBJLoss", ("MBJLoss",), ("MBJLoss", "MBJLoss")])
+def test_losses_and_heads_that_do_not(names):
+    with pytest.raises(ValueError, match=r"^MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train"):
+        checked("MBJHead", names=names)
+    with pytest.raises(ValueError, match="asks for MBJLoss, but MODEL.HEADS.NAME is EmbeddingHead: set it to MBJHead$"):
+        checked("EmbeddingHead", names=names)
+
+
+def test_heads_that_were_not_built():
+    with pytest.raises(ValueError, match="^MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE Baseline builds"):
+        checked("MBJHead", model=Model())
+
+
+def test_what_the_checks_of_a_model_say_is_heard(monkeypatch):
+    heard = []
+    monkeypatch.setattr(collect, "check_loss_names", lambda model: heard.append("names"))
+    monkeypatch.setattr(collect, "check_head_outputs", lambda model: heard.append("outputs"))
+    checked("EmbeddingHead")
+    checked("MBJHead")
+    assert heard == ["names", "names", "outputs"]
+
+
+def test_build_model_collects_and_is_watched_once(monkeypatch):
+    build = meta_arch_build.build_model
+    collect.watch_build_model()
+    assert meta_arch_build.build_model is build
+    replaced = []
+    for head, collects in ((make_head(), True), (nn.Identity(), False)):
+        monkeypatch.setattr(meta_arch_build, "build_model", lambda cfg, head=head: Model(head))
+        monkeypatch.setattr(collect, "_check_heads", lambda model, cfg: replaced.append(cfg))
+        monkeypatch.setattr(collect, "rebind", lambda old, new: replaced.append(new))
+        collect.watch_build_model()
+        assert getattr(replaced[-1]("cfg"), "collects_mbj", False) == collects
+        assert replaced[-1] == "cfg" and replaced[-2].collects_mbj
