@@ -169,9 +169,24 @@ def test_every_shipped_method_trains(name):
     if method.after is not None or method.classifier_loss is not None:
         pytest.skip("is no run by itself")
     one = dataclasses.replace(TINY, epochs=2, milestones=(1,))
-    result = run(method, one).result()
-    assert 0 <= result["error"] <= 100 and not result["diverged"]
+    cell, images = run(method, one), drawn()
+    result, (mean, std) = cell.result(), STATISTICS[10]
+
+    def answers(pixels):
+        x = (torch.from_numpy(pixels) / 255 - torch.tensor(mean)) / torch.tensor(std)
+        with torch.no_grad():
+            return cell.model.eval()(x.permute(0, 3, 1, 2)).argmax(1).numpy()
+
+    # The errors are those of the model in the end, class by class.
+    wrong = answers(images.test) != images.test_labels
+    assert result["train_accuracy"] == pytest.approx(
+        100 * (answers(images.train) == images.train_labels).mean(), abs=1e-3
+    )
+    per_class = [100 * wrong[images.test_labels == label].mean() for label in range(10)]
+    assert result["per_class_error"] == pytest.approx(per_class, abs=1e-3)
+    assert result["error"] == pytest.approx(np.mean(per_class), abs=1e-3) and not result["diverged"]
     assert [point["epoch"] for point in result["curve"]] == [1, 2]
+    assert result["curve"][-1]["error"] == result["error"]
 
 
 def test_a_run_that_diverges_has_a_row(tmp_path):

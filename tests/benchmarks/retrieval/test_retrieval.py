@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,60 @@ def call(settings_file, data_root, tmp_path):
     return run
 
 
-def test_cells_run_once_and_make_a_section(call, tmp_path, capsys):
+RUNS = []
+
+
+class Recorded(runner.DefaultTrainer):
+    """fast-reid's trainer, with the total loss and the accuracy of every step written down beside it."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        losses, right = [], []
+
+        def head(module, inputs, outputs):
+            right.append((outputs["pred_class_logits"].argmax(1) == inputs[1]).float().mean().item())
+
+        def model(module, inputs, outputs):
+            losses.append(sum(loss.item() for loss in outputs.values()))
+
+        self.model.heads.register_forward_hook(lambda *call: head(*call) if call[0].training else None)
+        self.model.register_forward_hook(lambda *call: model(*call) if call[0].training else None)
+        RUNS.append((self, losses, right))
+
+
+def search(model, cfg):
+    """mAP, Rank-1 and mINP in percent: each query against the gallery, without the images of its own camera."""
+    loader, num_query = runner.DefaultTrainer.build_test_loader(cfg, "Market1501")
+    with torch.no_grad():
+        rows = [F.normalize(model.eval()(batch)).numpy() for batch in loader]
+    rows = np.concatenate(rows)
+    people, cameras = (np.array([item[i] for item in loader.dataset.img_items]) for i in (1, 2))
+    precisions, firsts, penalties = [], [], []
+    for query in range(num_query):
+        others = np.arange(num_query, len(rows))
+        others = others[(people[others] != people[query]) | (cameras[others] != cameras[query])]
+        right = people[others][np.argsort(-rows[others] @ rows[query], kind="stable")] == people[query]
+        places = np.flatnonzero(right) + 1
+        precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
+        firsts.append(places[0] == 1)
+        penalties.append(len(places) / places[-1])
+    return [100 * np.mean(each) for each in (precisions, firsts, penalties)]
+
+
+def test_cells_run_once_and_make_a_section(call, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "DefaultTrainer", Recorded)
+    RUNS.clear()
     rows = call("--group", "all")
     assert [row["method"] for row in rows] == ["baseline", "mbj_wf"]
-    for row in rows:
+    for row, (trainer, losses, right) in zip(rows, RUNS, strict=True):
+        steps = slice(trainer.iters_per_epoch, 2 * trainer.iters_per_epoch)  # of the second epoch of two
+        assert row["iterations"] == steps.stop
+        assert row["train_accuracy"] == pytest.approx(100 * np.mean(right[steps]), abs=1e-3)
+        assert row["train_loss"] == pytest.approx(np.mean(losses[steps]), rel=1e-5)
+        final = torch.load(f"{trainer.cfg.OUTPUT_DIR}/model_final.pth")["model"]
+        trainer.model.load_state_dict(final, strict=False)
+        assert [row["mAP"], row["rank1"], row["mINP"]] == pytest.approx(search(trainer.model, trainer.cfg), abs=1e-3)
         assert row["dataset"] == "market1501" and (row["num_head"], row["tail_size"], row["seed"]) == (20, 5, 0)
-        assert all(0 <= row[name] <= 100 for name in ("mAP", "rank1", "mINP", "train_accuracy"))
         assert row["identities"] == 24 and row["images"] == 4 * 8 + 20 * 2
     assert "MBJ" not in rows[0]["settings"]["MODEL"] and rows[1]["settings"]["MODEL"]["MBJ"]["MEMORY"] == "both"
     assert rows[1]["memory"].keys() == {"prototype", "feature"} and rows[1]["pull"]["gradient_ratio"] > 0

@@ -51,6 +51,7 @@ def test_table_of_several_seeds():
     assert lines[-1] == "mbj has the lower error with 2 of 3 seeds"
     two = error_table({name: each[:2] for name, each in runs.items()}).split("\n")
     assert two[0].startswith("error, % (mean ± standard deviation of 2 seeds)")
+    assert two[1] == f"{'all':<62}{'6.00 ± 2.83':>16}{'5.00 ± 2.83':>16}"
     assert two[-1] == "mbj has the lower error with 2 of 2 seeds"
     with pytest.raises(ValueError, match="shorter"):  # seeds that cannot be compared
         error_table({"baseline": runs["baseline"], "mbj": runs["mbj"][:2]})

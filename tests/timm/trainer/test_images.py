@@ -4,6 +4,8 @@ import logging
 import shutil
 
 import pytest
+import torch
+from plain_loop import MEAN, STD, new_model, normalised, read_images
 from test_train import fails, folder_flags, run
 from timm.data import create_dataset
 
@@ -77,8 +79,19 @@ def test_a_class_whose_only_image_is_broken_is_refused(images):
 
 def test_a_run_with_some_broken_images_reports_the_others(images, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
+    broken = sorted((images / "validation" / "class0").glob("*.png"))[:2]
     break_(images / "validation" / "class0", 2)
     break_(images / "train" / "class0", 3, "text")
-    result, _ = run(tmp_path, *folder_flags(images), "--epochs", "1")
-    assert 0 <= result["errors"]["error"] <= 100
+    flags = ["--mean", *[str(MEAN)] * 3, "--std", *[str(STD)] * 3, "--crop-pct", "1"]
+    result, checkpoint = run(tmp_path, *folder_flags(images), *flags, "--epochs", "1")
+    model = new_model().eval()
+    model.load_state_dict(checkpoint["state_dict"])
+    for path in broken:
+        path.unlink()
+    pixels, labels = read_images(images / "validation")
+    with torch.no_grad():
+        wrong = model(normalised(pixels)).argmax(1) != labels
+    assert len(labels) == 16 and result["errors"]["error"] == pytest.approx(100 * wrong.float().mean().item())
+    per_class = [100 * wrong[labels == label].float().mean().item() for label in range(3)]
+    assert result["per_class_error"] == pytest.approx(per_class)
     assert caplog.text.count("it is left out") == 2 and caplog.text.count("another of its class is taken") == 3

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import time
 from argparse import Namespace
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -300,7 +301,7 @@ def epochs(monkeypatch, tmp_path):
     monkeypatch.setattr(trainer, "make_saver", lambda run, folder: saver)
     monkeypatch.setattr(trainer, "wandb_run", wandb)
     monkeypatch.setattr(trainer, "log_epoch", say("log"))
-    monkeypatch.setattr(trainer, "result", lambda *arguments: {"result": [str(each) for each in arguments[1:4]]})
+    monkeypatch.setattr(trainer, "result", lambda *arguments: {"result": [*map(str, arguments[1:4]), arguments[4]]})
 
     def run_epochs(first, last, folder=tmp_path, monitor=None, scheduled=True):
         run = make_run(batches(2))
@@ -309,7 +310,9 @@ def epochs(monkeypatch, tmp_path):
         run.task.monitor = monitor
         run.task.remember_rng = lambda: happened.append(("remember",))
         run.scheduler = SimpleNamespace(step=say("schedule")) if scheduled else None
-        return trainer._epochs(run, folder, 0.0), happened
+        results = trainer._epochs(run, folder, time.time() - 100)
+        assert 100 <= results["result"][3] < 200  # seconds
+        return results, happened
 
     return run_epochs
 
@@ -327,7 +330,7 @@ def test_what_an_epoch_does_and_in_which_order(epochs, tmp_path, caplog):
 
     start = [("diagnostics", "monitor", tmp_path, 1, 2), ("wandb",)]
     assert happened == [*start, *epoch(1), *epoch(2), ("close",)]
-    assert results == {"result": ["facts", str(metrics), "(60.0, 2)"]}
+    assert results["result"][:3] == ["facts", str(metrics), "(60.0, 2)"]
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert (tmp_path / "results.json").read_text().startswith('{\n "result"')
     assert f"Written to {tmp_path}: results.json, " in caplog.text
