@@ -84,7 +84,7 @@ def loader(**attributes):
 def test_what_every_head_is_told(said):
     heads = [make_head(START=0.5), make_head(START=0.5)]
     for head in heads:
-        head.set_data(torch.ones(5), 1)
+        head.describe_training_set(torch.ones(5), 1)
     prepare(Model(*heads), loader())
     for head in heads:  # 22 images in batches of 4 are 5 iterations an epoch, of which there are ten
         assert head.start == 25

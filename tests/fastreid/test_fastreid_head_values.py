@@ -43,7 +43,7 @@ def make_head(*opts, **mbj):
     head = build_heads(make_cfg(*opts, **mbj)).train()
     nn.init.normal_(head.weight)
     if head.memories:
-        head.set_data(torch.tensor(COUNTS), 5)
+        head.describe_training_set(torch.tensor(COUNTS), 5)
     return head
 
 
@@ -174,7 +174,9 @@ def test_a_new_head_starts_at_once():
 
 def test_the_meter_sees_the_targets_before_the_step_remembers_them():
     head, seen = make_head(), []
-    head.meter = SimpleNamespace(see=lambda labels, banks: seen.append((labels, [bank.filled for bank in banks])))
+    head.meter = SimpleNamespace(
+        count_positives=lambda labels, banks: seen.append((labels, [bank.filled for bank in banks]))
+    )
     head.collecting = True
     for step in range(2):
         head(*batch(step))
