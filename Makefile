@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+ENVIRONMENT ?= oldest middle fastreid newest
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/train_timm.py --mbj --compare
@@ -22,6 +23,27 @@ mutants: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -e '.[mutants]'
 	$(BIN)/python tools/mutants.py $(MODULES)
 
+# Each command block of README and docs: it parses, and what it names is there.
+docs-check: $(VENV)/.installed
+	$(BIN)/python tools/check_docs.py
+
+# docs/matrix.md anew, one environment after the other: hours, and some GB at a time.
+matrix:
+	$(PYTHON) -m venv $(VENV)-tox
+	$(VENV)-tox/bin/python -m pip install -q tox
+	failed=0; for name in $(ENVIRONMENT); do $(VENV)-tox/bin/tox -e $$name || failed=1; rm -rf .tox/$$name; done; exit $$failed
+
+# What is uploaded, in dist/: built, checked, and tested as it is unpacked. `TAG=v1.2.3` must be the version.
+release: $(VENV)/.installed
+	[ -z "$(TAG)" ] || [ "$(TAG)" = "v$$($(BIN)/python -c 'import mbj_plugin; print(mbj_plugin.__version__)')" ]
+	$(BIN)/python -m pip install -q -e '.[release]'
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	mkdir -p build/sdist && tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
+	cd build/sdist && $(abspath $(BIN))/python -m pytest
+
 # fastreid's own pins cannot be met on current Python, so it comes without its dependencies.
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,4 +51,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install -q --no-deps fastreid==1.4.0
 	touch $@
 
-.PHONY: demo test docs mutants
+.PHONY: demo test docs mutants docs-check matrix release
