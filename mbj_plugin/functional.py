@@ -28,6 +28,10 @@ def counts_tensor(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> T
 
     Raises:
         ValueError: for None, and for keys that are no class indices from 0 on.
+
+    Example:
+        >>> counts_tensor({0: 30, 2: 5})
+        tensor([30,  0,  5])
     """
     if class_counts is None:
         raise ValueError("class_counts is None: give the number of training images of each class")
@@ -57,6 +61,12 @@ def sampling_probs(
 
     Raises:
         ValueError: for counts that are empty, negative, not finite or all zero, for beta < 0, for an unknown norm.
+
+    Example:
+        >>> sampling_probs([100, 25, 4], beta=1.0)
+        tensor([0.0333, 0.1333, 0.8333])
+        >>> sampling_probs([100, 25, 4], beta=1.0, norm="max")
+        tensor([0.0400, 0.1600, 1.0000])
     """
     counts = counts_tensor(class_counts)
     dtype = counts.dtype if counts.is_floating_point() else torch.get_default_dtype()
@@ -90,6 +100,11 @@ def memory_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias:
 
     Returns:
         Scalar, the mean over the filled rows; 0 (with a zero gradient) where none is filled.
+
+    Example:
+        >>> features, weight = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2)
+        >>> memory_cross_entropy(features, torch.tensor([0, -1]), weight)  # the second slot is empty
+        tensor(0.1269)
     """
     features = torch.where((labels >= 0)[:, None], features.detach(), 0.0)
     return finite_cross_entropy(features, labels, weight, bias)
@@ -155,6 +170,11 @@ def cosface_loss(cosine: Tensor, labels: Tensor, scale: float = 16.0, margin: fl
 
     Returns:
         Scalar, the mean over the labelled rows; 0 where none is labelled.
+
+    Example:
+        >>> cosine = torch.tensor([[0.9, 0.6]])
+        >>> cosface_loss(cosine, torch.tensor([0]), margin=0.0), cosface_loss(cosine, torch.tensor([0]))
+        (tensor(0.0082), tensor(0.1839))
     """
     labels = torch.where(labels >= 0, labels, -1).long()
     cosine = torch.where(labels[:, None] >= 0, cosine, 0.0).to(_loss_dtype(cosine))
@@ -180,6 +200,13 @@ def multi_prototype_loss(
 
     Returns:
         Scalar, the mean over the labelled samples; 0 where none is labelled.
+
+    Example:
+        >>> similarity, labels = torch.tensor([[0.9, 0.6, 0.5]]), torch.tensor([0])
+        >>> multi_prototype_loss(similarity, labels, torch.tensor([0, 1, 2]))
+        tensor(0.2173)
+        >>> multi_prototype_loss(similarity, labels, torch.tensor([1, 1, -1]))  # no positive in memory
+        tensor(0.)
     """
     labelled = labels >= 0
     similarity = torch.where(labelled[:, None], similarity, 0.0).to(_loss_dtype(similarity))

@@ -18,6 +18,10 @@ def class_counts(labels: ArrayLike, num_classes: int | None = None) -> np.ndarra
 
     Raises:
         ValueError: for a label of num_classes or above.
+
+    Example:
+        >>> class_counts([0, 0, 2, -1])
+        array([2, 0, 1])
     """
     labels = np.asarray(labels, dtype=np.int64)
     labels = labels[labels >= 0]
@@ -41,6 +45,10 @@ def exponential_counts(num_classes: int, max_count: int, imbalance_ratio: float)
 
     Raises:
         ValueError: for a value out of range, or where the smallest class would be left without an image.
+
+    Example:
+        >>> exponential_counts(10, 5000, 100)
+        array([5000, 2997, 1796, 1077,  645,  387,  232,  139,   83,   50])
     """
     if num_classes < 1 or max_count < 1:
         raise ValueError(f"num_classes and max_count must be >= 1, got {num_classes} and {max_count}")
@@ -69,6 +77,10 @@ def largest_exponential_counts(available: ArrayLike, imbalance_ratio: float) -> 
 
     Raises:
         ValueError: for a ratio below 1, or one that would leave a class without an image.
+
+    Example:
+        >>> largest_exponential_counts([100, 100, 8], 10)
+        array([89, 28,  8])
     """
     available = np.asarray(available, dtype=np.int64)
     high = int(available.max())
@@ -98,6 +110,10 @@ def images_of_classes(labels: ArrayLike, num_classes: int) -> list[np.ndarray]:
     Args:
         labels: one integer class per image; negative ones are left out.
         num_classes: C, above every label.
+
+    Example:
+        >>> images_of_classes([1, 0, 1, -1], 2)
+        [array([1]), array([0, 2])]
     """
     labels = np.asarray(labels, dtype=np.int64)
     order = np.argsort(labels, kind="stable")
@@ -121,6 +137,10 @@ def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0)
 
     Raises:
         ValueError: for a ratio below 1, a class without an image, or a ratio that would leave one without.
+
+    Example:
+        >>> exponential_subset([0, 0, 0, 0, 1, 1, 1, 1], 4)
+        array([0, 1, 2, 3, 7])
     """
     labels = np.asarray(labels, dtype=np.int64)
     available = class_counts(labels)
@@ -153,6 +173,10 @@ def head_tail_subset(identities: Sequence[Hashable], num_head: int, tail_size: i
 
     Raises:
         ValueError: for num_head < 0, num_head above the number of identities, or tail_size < 1.
+
+    Example:
+        >>> head_tail_subset(["a"] * 4 + ["b"] * 3 + ["c"] * 2, num_head=1, tail_size=1)
+        array([0, 1, 2, 3, 5, 8])
     """
     names = np.asarray([str(identity) for identity in identities])
     unique, inverse, counts = np.unique(names, return_inverse=True, return_counts=True)
@@ -184,6 +208,10 @@ def class_groups(class_counts: ArrayLike) -> dict[str, np.ndarray]:
 
     Returns:
         Group name to sorted int64 class indices; a group can be empty.
+
+    Example:
+        >>> {name: classes.tolist() for name, classes in class_groups([500, 90, 40, 12, 5]).items()}
+        {'head': [0], 'medium': [1], 'tail': [2, 3, 4], 'many_shot': [0], 'medium_shot': [1, 2], 'few_shot': [3, 4]}
     """
     counts = np.asarray(class_counts)
     if counts.ndim != 1 or counts.size == 0:

@@ -126,6 +126,16 @@ class FeatureMemoryLoss(_MemoryLoss):
 
     Raises:
         ValueError: for a value out of range.
+
+    Example:
+        >>> memory = FeatureMemoryLoss([100, 10], dim=2, size=4, norm="max")
+        >>> features, labels, weight = torch.eye(2), torch.tensor([0, 1]), torch.zeros(2, 2)
+        >>> memory(features, labels, weight)  # nothing is remembered yet
+        tensor(0.)
+        >>> memory(features, labels, weight)  # 15 log(2): the rare class is, and the classifier knows nothing
+        tensor(10.3972)
+        >>> memory.bank.labels
+        tensor([ 1,  1, -1, -1])
     """
 
     def __init__(
@@ -234,6 +244,14 @@ class PrototypeMemoryLoss(_MemoryLoss):
 
     Raises:
         ValueError: for a value out of range.
+
+    Example:
+        >>> memory = PrototypeMemoryLoss([100, 10], dim=2, size=4, eta=3, beta=0, norm="max", scale=4.0, margin=0.5)
+        >>> features, labels, weight = torch.eye(2), torch.tensor([0, 1]), torch.eye(2)
+        >>> memory(features, labels, weight), memory(features, labels, weight)
+        (tensor(0.), tensor(0.3808))
+        >>> memory.bank.labels
+        tensor([0, 1, 0, 1])
     """
 
     momentum_weight: Tensor

@@ -27,6 +27,13 @@ class MemoryBank(nn.Module):
 
     Raises:
         ValueError: for a size or dim below 1.
+
+    Example:
+        >>> bank = MemoryBank(size=3, dim=2)
+        >>> bank.enqueue(torch.ones(2, 2), torch.tensor([0, 1]))
+        >>> bank.enqueue(torch.zeros(2, 2), torch.tensor([2, 3]))  # of four rows the oldest gives way
+        >>> bank.labels, bank.ages
+        (tensor([3, 1, 2]), tensor([0, 1, 0]))
     """
 
     slot_rows: Tensor

@@ -20,6 +20,13 @@ def counter_uniform(seed: Tensor, step: Tensor, count: int, stream: int = 0) -> 
 
     Returns:
         (count,) fp32 tensor on the device of ``step``, multiples of 2^-24.
+
+    Example:
+        >>> seed, step = torch.tensor(0), torch.tensor(7)
+        >>> counter_uniform(seed, step, 3)
+        tensor([0.2665, 0.8288, 0.4128])
+        >>> torch.equal(counter_uniform(seed, step, 3), counter_uniform(seed, step, 5)[:3])
+        True
     """
     position = torch.arange(count, device=step.device)
     bits = _mix(_mix(_mix(_mix(seed) + stream) + step) + position)
@@ -44,6 +51,10 @@ def hard_labels(labels: Tensor, uniform: Tensor) -> Tensor:
 
     Returns:
         (B,) int64 classes.
+
+    Example:
+        >>> hard_labels(torch.tensor([[0.3, 0.7], [0.3, 0.7], [0.0, 0.0]]), torch.tensor([0.2, 0.4, 0.5]))
+        tensor([ 0,  1, -1])
     """
     if labels.ndim == 1:
         return labels.long()
@@ -63,5 +74,9 @@ def sample_slots(filled: Tensor, uniform: Tensor, count: int) -> Tensor:
 
     Returns:
         (K,) int64 slots, the same on every device.
+
+    Example:
+        >>> sample_slots(torch.tensor([True, False, True, True]), torch.tensor([0.9, 0.1, 0.2, 0.5]), 2)
+        tensor([2, 3])
     """
     return torch.where(filled, uniform, 1.0).argsort(stable=True)[:count]

@@ -60,6 +60,16 @@ class MBJLoss(nn.Module):
 
     Raises:
         ValueError: for a value out of range.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("resnet32_cifar", num_classes=3, depth=8, width=4)
+        >>> criterion = MBJLoss([90, 30, 10], norm="max", start=1000).bind(model)
+        >>> images, target = torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 2])
+        >>> loss = criterion(model(images), target)
+        >>> loss.backward()  # both rows of the rarest class are remembered
+        >>> {kind: int(memory.bank.filled) for kind, memory in criterion.memories.items()}
+        {'feature': 2}
     """
 
     def __init__(

@@ -155,6 +155,14 @@ def attach_head(model: Any, own_classifier: bool = False) -> Heads:
 
     Raises:
         ValueError: where the model has no classifier, or one that is no linear layer.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("resnet32_cifar", num_classes=3, depth=8, width=4)
+        >>> layers, keys = attach_head(model, own_classifier=True), list(model.state_dict())
+        >>> detach_head(model)
+        >>> keys == list(model.state_dict())  # the second classifier is in none of them
+        True
     """
     layers: list[Any] = classifier_layers(model)
     for layer in layers:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,23 @@ def image_folder(tmp_path_factory):
                 pixels = rng.normal(60 + 60 * label, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def digit_runs(tmp_path_factory):
+    """Folder of a baseline and an MBJ run on the digits, long enough to tell classes apart; not to be changed."""
+    from mbj_plugin.timm.trainer import train
+
+    root = tmp_path_factory.mktemp("runs")
+    flags = ["--epochs", "6", "--decay-milestones", "4", "--warmup-epochs", "0", "--no-progress"]
+    train.main(["--mbj", "--compare", "--output", str(root), "--experiment", "x", *flags])
+    return root / "x"
+
+
+@pytest.fixture
+def mbj_run(digit_runs, tmp_path):
+    """A copy of the MBJ run, to be written to or broken."""
+    return shutil.copytree(digit_runs / "mbj", tmp_path / "mbj")
 
 
 @pytest.fixture

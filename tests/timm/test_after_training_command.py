@@ -1,7 +1,6 @@
 """The command on real runs of train_timm: what it prints is true, and what it writes loads in stock timm."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +15,6 @@ from mbj_plugin.longtail import class_groups
 from mbj_plugin.timm.after_training import METHODS, FinishedRun, Images, _best, main, parser
 from mbj_plugin.timm.finished_run import saved_args
 from mbj_plugin.timm.trainer import build, train
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Folder of a baseline and an MBJ run on the digits, long enough to tell classes apart."""
-    root = tmp_path_factory.mktemp("runs")
-    flags = ["--epochs", "6", "--decay-milestones", "4", "--warmup-epochs", "0", "--no-progress"]
-    train.main(["--mbj", "--compare", "--output", str(root), "--experiment", "x", *flags])
-    return root / "x"
-
-
-@pytest.fixture
-def folder(runs, tmp_path):
-    """A copy of the MBJ run, to be written to or broken."""
-    return shutil.copytree(runs / "mbj", tmp_path / "mbj")
 
 
 def printed(capsys, *argv):
@@ -63,34 +47,34 @@ def stock_errors(folder, checkpoint):
     ]
 
 
-def test_all_of_them_side_by_side(runs, capsys):
-    rows, _ = printed(capsys, runs / "mbj")
+def test_all_of_them_side_by_side(digit_runs, capsys):
+    rows, _ = printed(capsys, digit_runs / "mbj")
     assert tuple(rows) == METHODS
-    results = json.loads((runs / "mbj" / "results.json").read_text())["errors"]
+    results = json.loads((digit_runs / "mbj" / "results.json").read_text())["errors"]
     names = ("error", "head", "medium", "tail", "many_shot", "medium_shot", "few_shot")
     assert rows["as-trained"][1] == pytest.approx([results[name] for name in names], abs=0.005)
     assert [row[0] for row in rows.values()] == [None, 1, 0.2, 1, None, None]
     assert len({tuple(row[1]) for row in rows.values()}) > 3  # they are not one classifier under six names
 
 
-def test_several_runs_have_a_mean_and_a_spread(runs, capsys):
-    first, second = (printed(capsys, runs / name)[0] for name in ("mbj", "baseline"))
-    main([str(runs / "mbj"), str(runs / "baseline")])
+def test_several_runs_have_a_mean_and_a_spread(digit_runs, capsys):
+    first, second = (printed(capsys, digit_runs / name)[0] for name in ("mbj", "baseline"))
+    main([str(digit_runs / "mbj"), str(digit_runs / "baseline")])
     lines = capsys.readouterr().out.splitlines()
     cells = next(line for line in lines if line.startswith("all ")).split()
     means = [np.mean([rows[name][1][0] for rows in (first, second)]) for name in METHODS[:-1]]
     assert [float(cell) for cell in cells[1:16:3]] == pytest.approx(means, abs=0.01)
     with pytest.raises(SystemExit, match="the checkpoint of one run, got 2"):
-        main([str(runs / "mbj"), str(runs / "baseline"), "--write", "tau-norm"])
+        main([str(digit_runs / "mbj"), str(digit_runs / "baseline"), "--write", "tau-norm"])
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
-def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(folder, capsys, method):
-    rows, lines = printed(capsys, folder, "--write", method)
-    written = folder / f"{method}.pth.tar"
+def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(mbj_run, capsys, method):
+    rows, lines = printed(capsys, mbj_run, "--write", method)
+    written = mbj_run / f"{method}.pth.tar"
     assert lines[-1] == f"Written: {written}"
-    assert stock_errors(folder, written) == pytest.approx(rows[method][1][:4], abs=0.005)
-    old = torch.load(folder / "last.pth.tar", weights_only=False)["state_dict"]
+    assert stock_errors(mbj_run, written) == pytest.approx(rows[method][1][:4], abs=0.005)
+    old = torch.load(mbj_run / "last.pth.tar", weights_only=False)["state_dict"]
     new = torch.load(written, weights_only=True)["state_dict"]
     assert {key for key in old if not torch.equal(old[key], new[key])} <= {
         "fc.weight",
@@ -98,8 +82,8 @@ def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(folder
     } and old.keys() == new.keys()
 
 
-def test_the_features_are_those_of_images_without_augmentation(folder):
-    args = parser().parse_args([str(folder)])
+def test_the_features_are_those_of_images_without_augmentation(mbj_run):
+    args = parser().parse_args([str(mbj_run)])
     run = FinishedRun(Path(args.run[0]), args)
     run.read_images(None)
     train_set, _ = datasets = build.make_datasets(run.args)
@@ -115,13 +99,13 @@ def test_the_features_are_those_of_images_without_augmentation(folder):
             assert run.train.labels[i] == label
 
 
-def test_each_classifier_is_its_formula_on_this_run(folder):
-    args = parser().parse_args([str(folder), "--tau", "1.5", "--gamma", "0.1"])
+def test_each_classifier_is_its_formula_on_this_run(mbj_run):
+    args = parser().parse_args([str(mbj_run), "--tau", "1.5", "--gamma", "0.1"])
     run = FinishedRun(Path(args.run[0]), args)
     run.read_images(None)
-    saved = torch.load(folder / "last.pth.tar", weights_only=False)
+    saved = torch.load(mbj_run / "last.pth.tar", weights_only=False)
     weight, bias = saved["state_dict"]["fc.weight"], saved["state_dict"]["fc.bias"]
-    counts = json.loads((folder / "results.json").read_text())["class_counts"]
+    counts = json.loads((mbj_run / "results.json").read_text())["class_counts"]
     memory = saved["task_state"]["mbj"]
     rows, labels = memory["feature.bank.slot_rows"][:-1], memory["feature.bank.slot_labels"][:-1]
     expected = {
@@ -138,9 +122,9 @@ def test_each_classifier_is_its_formula_on_this_run(folder):
         torch.testing.assert_close(new_bias, b, rtol=1e-4, atol=1e-4)
 
 
-def test_tau_is_chosen_by_the_mean_error_of_the_classes_of_the_split(folder, capsys):
-    rows, _ = printed(capsys, folder, "--choose-on", "validation")
-    args = parser().parse_args([str(folder)])
+def test_tau_is_chosen_by_the_mean_error_of_the_classes_of_the_split(mbj_run, capsys):
+    rows, _ = printed(capsys, mbj_run, "--choose-on", "validation")
+    args = parser().parse_args([str(mbj_run)])
     run = FinishedRun(Path(args.run[0]), args)
     run.read_images("validation")
     features, labels = run.validation.features, run.validation.labels
@@ -157,36 +141,36 @@ def test_tau_is_chosen_by_the_mean_error_of_the_classes_of_the_split(folder, cap
     assert rows["class-mean"][0] is None
 
 
-def test_a_run_without_a_memory_has_no_retrained_line(runs, capsys):
-    rows, lines = printed(capsys, runs / "baseline")
+def test_a_run_without_a_memory_has_no_retrained_line(digit_runs, capsys):
+    rows, lines = printed(capsys, digit_runs / "baseline")
     assert tuple(rows) == METHODS[:-1]
     assert "retrained is left out: the checkpoint holds no memory of features (--mbj writes one)" in lines
 
 
-def test_retraining_needs_no_image(folder, capsys):
-    settings = yaml.safe_load((folder / "args.yaml").read_text())
-    (folder / "args.yaml").write_text(yaml.safe_dump(settings | {"dataset": "", "data_dir": "nowhere"}))
-    rows, lines = printed(capsys, folder, "--no-images", "--write", "retrained", "--output", folder / "new.pth.tar")
-    assert not rows and lines == [f"Written: {folder / 'new.pth.tar'}"]
-    (folder / "args.yaml").write_text(yaml.safe_dump(settings))
-    rows, _ = printed(capsys, folder)
-    assert stock_errors(folder, folder / "new.pth.tar") == pytest.approx(rows["retrained"][1][:4], abs=0.005)
+def test_retraining_needs_no_image(mbj_run, capsys):
+    settings = yaml.safe_load((mbj_run / "args.yaml").read_text())
+    (mbj_run / "args.yaml").write_text(yaml.safe_dump(settings | {"dataset": "", "data_dir": "nowhere"}))
+    rows, lines = printed(capsys, mbj_run, "--no-images", "--write", "retrained", "--output", mbj_run / "new.pth.tar")
+    assert not rows and lines == [f"Written: {mbj_run / 'new.pth.tar'}"]
+    (mbj_run / "args.yaml").write_text(yaml.safe_dump(settings))
+    rows, _ = printed(capsys, mbj_run)
+    assert stock_errors(mbj_run, mbj_run / "new.pth.tar") == pytest.approx(rows["retrained"][1][:4], abs=0.005)
 
 
-def test_averaged_weights_are_the_ones_that_are_read(folder):
-    checkpoint = torch.load(folder / "last.pth.tar", weights_only=False)
+def test_averaged_weights_are_the_ones_that_are_read(mbj_run):
+    checkpoint = torch.load(mbj_run / "last.pth.tar", weights_only=False)
     average = {key: value.clone() for key, value in checkpoint["state_dict"].items()}
     average["fc.bias"] += 3
-    torch.save(checkpoint | {"state_dict_ema": average}, folder / "last.pth.tar")
-    assert torch.equal(FinishedRun(folder, parser().parse_args([str(folder)])).bias, average["fc.bias"])
+    torch.save(checkpoint | {"state_dict_ema": average}, mbj_run / "last.pth.tar")
+    assert torch.equal(FinishedRun(mbj_run, parser().parse_args([str(mbj_run)])).bias, average["fc.bias"])
 
 
-def test_two_heads_are_written_as_the_one_that_they_average_to(folder):
-    run = FinishedRun(folder, parser().parse_args([str(folder)]))
+def test_two_heads_are_written_as_the_one_that_they_average_to(mbj_run):
+    run = FinishedRun(mbj_run, parser().parse_args([str(mbj_run)]))
     run.layers = [torch.nn.Linear(3, 10), torch.nn.Linear(2, 10)]
     run.model = torch.nn.ModuleList(run.layers)
     weight, bias, x = torch.randn(10, 5), torch.randn(10), torch.randn(4, 5)
-    run.write((weight, bias), folder / "two.pth.tar")
+    run.write((weight, bias), mbj_run / "two.pth.tar")
     averaged = (run.layers[0](x[:, :3]) + run.layers[1](x[:, 3:])) / 2
     torch.testing.assert_close(averaged, F.linear(x, weight, bias))
 
@@ -206,23 +190,23 @@ def test_two_heads_are_written_as_the_one_that_they_average_to(folder):
         (["--write", "tau-norm", "--output", "nowhere/x.pth"], "cannot write nowhere/x.pth"),
     ],
 )
-def test_a_wrong_value_is_one_line(runs, argv, said):
+def test_a_wrong_value_is_one_line(digit_runs, argv, said):
     with pytest.raises(SystemExit) as stopped:
-        main([str(runs / "mbj"), *argv])
+        main([str(digit_runs / "mbj"), *argv])
     assert said in str(stopped.value) and "\n" not in str(stopped.value)
     assert str(stopped.value).startswith("after_training: error: ")
 
 
-def test_a_folder_that_is_no_run_is_one_line(runs, folder, tmp_path):
+def test_a_folder_that_is_no_run_is_one_line(digit_runs, mbj_run, tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(SystemExit, match="there is no"):
             main([str(path)])
     with pytest.raises(SystemExit, match="no memory of features"):
-        main([str(runs / "baseline"), "--write", "retrained"])
+        main([str(digit_runs / "baseline"), "--write", "retrained"])
     for name in ("last.pth.tar", "model_best.pth.tar"):
-        (folder / name).write_bytes(b"cut")
+        (mbj_run / name).write_bytes(b"cut")
     with pytest.raises(SystemExit, match="cannot read a checkpoint"):
-        main([str(folder)])
+        main([str(mbj_run)])
 
 
 def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
@@ -232,8 +216,8 @@ def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
         main([str(tmp_path / "run")])
 
 
-def test_logits_that_are_no_plain_product_are_one_line(folder):
-    run = FinishedRun(folder, parser().parse_args([str(folder)]))
+def test_logits_that_are_no_plain_product_are_one_line(mbj_run):
+    run = FinishedRun(mbj_run, parser().parse_args([str(mbj_run)]))
     run.model.register_forward_hook(lambda module, args, logits: 2 * logits)
     with pytest.raises(ValueError, match="are not what its classifier computes"):
         run.read_images(None)

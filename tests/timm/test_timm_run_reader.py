@@ -18,34 +18,19 @@ from mbj_plugin.timm.run_reader import read_run
 from mbj_plugin.timm.trainer import train
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Folder of a baseline and an MBJ run on the digits."""
-    root = tmp_path_factory.mktemp("runs")
-    flags = ["--epochs", "2", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
-    train.main(["--mbj", "--compare", "--output", str(root), "--experiment", "x", *flags])
-    return root / "x"
-
-
-@pytest.fixture
-def folder(runs, tmp_path):
-    """A copy of the MBJ run, to be broken."""
-    return shutil.copytree(runs / "mbj", tmp_path / "mbj")
-
-
 def read(folder, use_model=True, data=None):
     return read_run(folder, "run", "cpu", data, 5, use_model)
 
 
-def test_a_whole_run_is_read_whole(runs):
-    run = read(runs / "mbj")
-    results = json.loads((runs / "mbj" / "results.json").read_text())
+def test_a_whole_run_is_read_whole(digit_runs):
+    run = read(digit_runs / "mbj")
+    results = json.loads((digit_runs / "mbj" / "results.json").read_text())
     assert [line for line in run.missing if "diagnostics.jsonl" not in line] == []
     # The model, run again, makes the errors that training reported.
     matrix = confusion_matrix(run.truth, run.predicted, 10)
     wrong = 100 * (1 - np.diag(matrix) / matrix.sum(1))
     np.testing.assert_allclose(wrong, results["per_class_error"], atol=1e-6)
-    saved = torch.load(runs / "mbj" / "last.pth.tar", weights_only=False)["task_state"]["mbj"]
+    saved = torch.load(digit_runs / "mbj" / "last.pth.tar", weights_only=False)["task_state"]["mbj"]
     (memory,) = run.memories
     assert memory.kind == "feature" and len(memory.labels) == (saved["feature.bank.slot_labels"] >= 0).sum() > 0
     assert memory.ages.min() >= 0
@@ -56,9 +41,9 @@ def test_a_whole_run_is_read_whole(runs):
     assert run.class_name(3) == "digit 3"
 
 
-def test_a_baseline_has_no_memory_and_a_page_beside_mbj(runs, tmp_path):
-    assert read(runs / "baseline", use_model=False).memories == []
-    main([str(runs), "--no-model", "--output", str(tmp_path)])
+def test_a_baseline_has_no_memory_and_a_page_beside_mbj(digit_runs, tmp_path):
+    assert read(digit_runs / "baseline", use_model=False).memories == []
+    main([str(digit_runs), "--no-model", "--output", str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
     assert "Training report: baseline and mbj" in text and "mbj − baseline" in text
     assert "Confusion" not in text
@@ -78,41 +63,41 @@ def truncate(path):
     ],
 )
 @pytest.mark.parametrize("how", ["truncated", "missing"])
-def test_a_broken_part_costs_that_part_and_a_line(folder, broken, said, still_there, how):
+def test_a_broken_part_costs_that_part_and_a_line(mbj_run, broken, said, still_there, how):
     if how == "missing":
-        (folder / broken).unlink()
+        (mbj_run / broken).unlink()
         if broken == "last.pth.tar":
-            (folder / "model_best.pth.tar").unlink()
+            (mbj_run / "model_best.pth.tar").unlink()
             said = "checkpoint: there is no last.pth.tar"
     elif broken in ("summary.csv", "args.yaml"):
-        (folder / broken).write_bytes(b"\xff\xfe: [")
+        (mbj_run / broken).write_bytes(b"\xff\xfe: [")
     else:
-        truncate(folder / broken)
-    run = read(folder)
+        truncate(mbj_run / broken)
+    run = read(mbj_run)
     assert [line for line in run.missing if said in line], run.missing
     for part in still_there:
         assert len(getattr(run, part)), part
 
 
-def test_a_folder_of_timm_s_train_py_is_read_with_timm_s_defaults(folder):
-    args = yaml.safe_load((folder / "args.yaml").read_text())
+def test_a_folder_of_timm_s_train_py_is_read_with_timm_s_defaults(mbj_run):
+    args = yaml.safe_load((mbj_run / "args.yaml").read_text())
     ours = {"imbalance_ratio", "subset_seed", "crop_pad", "loss", "config", "mbj_class_counts", "data"}
-    (folder / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in args.items() if k not in ours}))
-    (folder / "results.json").unlink()
-    assert read(folder).class_counts.min() > 100  # of the whole training part, nothing cut
+    (mbj_run / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in args.items() if k not in ours}))
+    (mbj_run / "results.json").unlink()
+    assert read(mbj_run).class_counts.min() > 100  # of the whole training part, nothing cut
 
 
-def test_without_results_the_errors_come_from_the_model(folder):
-    expected = read(folder).errors
-    (folder / "results.json").unlink()
-    assert read(folder).errors == pytest.approx(expected)
+def test_without_results_the_errors_come_from_the_model(mbj_run):
+    expected = read(mbj_run).errors
+    (mbj_run / "results.json").unlink()
+    assert read(mbj_run).errors == pytest.approx(expected)
 
 
-def test_a_model_that_does_not_make_the_reported_error_is_told(folder):
-    results = json.loads((folder / "results.json").read_text())
+def test_a_model_that_does_not_make_the_reported_error_is_told(mbj_run):
+    results = json.loads((mbj_run / "results.json").read_text())
     results["errors"]["error"] += 3
-    (folder / "results.json").write_text(json.dumps(results))
-    assert "the checkpoint is of another epoch" in " ".join(read(folder).missing)
+    (mbj_run / "results.json").write_text(json.dumps(results))
+    assert "the checkpoint is of another epoch" in " ".join(read(mbj_run).missing)
 
 
 def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_path):
@@ -150,26 +135,26 @@ def test_a_classifier_of_cosines_is_shown_too(tmp_path, caplog):
     assert len(run.truth) == len(run.predicted) > 0 and len(run.train_features.rows) > 0 and not run.missing
 
 
-def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(folder, monkeypatch):
+def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(mbj_run, monkeypatch):
     def none(_):
         raise ValueError("cannot find the classifier")
 
     monkeypatch.setattr("mbj_plugin.timm.run_reader.input_layers", none)
-    run = read(folder)
+    run = read(mbj_run)
     assert len(run.truth) == len(run.predicted) > 0 and run.test_features is None and run.train_features is None
     assert any(line.startswith("embedding: cannot find the classifier") for line in run.missing), run.missing
 
 
-def test_training_images_of_shown_classes_alone_are_run(folder, monkeypatch):
+def test_training_images_of_shown_classes_alone_are_run(mbj_run, monkeypatch):
     monkeypatch.setattr("mbj_plugin.report.embedding.ALL_CLASSES", 9)
-    run = read(folder)
+    run = read(mbj_run)
     shown = shown_classes(run.class_counts, run.memories)
     assert len(shown) < 10 and set(run.train_features.labels) == set(shown)
 
 
-def test_the_best_checkpoint_stands_in_for_a_broken_last_one(folder):
-    truncate(folder / "last.pth.tar")
-    run = read(folder)
+def test_the_best_checkpoint_stands_in_for_a_broken_last_one(mbj_run):
+    truncate(mbj_run / "last.pth.tar")
+    run = read(mbj_run)
     assert run.facts["checkpoint"].startswith("model_best.pth.tar") and run.truth is not None
 
 
@@ -182,7 +167,7 @@ def test_the_best_checkpoint_stands_in_for_a_broken_last_one(folder):
     ],
     ids=str,
 )
-def test_a_report_downloads_nothing(folder, monkeypatch, setting, said):
+def test_a_report_downloads_nothing(mbj_run, monkeypatch, setting, said):
     def connect(*_):
         asked.append(1)
         raise OSError("no network in tests")
@@ -191,8 +176,8 @@ def test_a_report_downloads_nothing(folder, monkeypatch, setting, said):
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(f"socket.socket.{name}", connect)
     monkeypatch.setattr("socket.getaddrinfo", connect)
-    args = yaml.safe_load((folder / "args.yaml").read_text())
-    (folder / "args.yaml").write_text(yaml.safe_dump(args | {"data_dir": str(folder)} | setting))
-    run = read(folder)
+    args = yaml.safe_load((mbj_run / "args.yaml").read_text())
+    (mbj_run / "args.yaml").write_text(yaml.safe_dump(args | {"data_dir": str(mbj_run)} | setting))
+    run = read(mbj_run)
     assert not asked and run.truth is None and run.errors
     assert [line for line in run.missing if re.search(said, line)], run.missing
