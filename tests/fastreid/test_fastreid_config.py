@@ -5,11 +5,11 @@ import re
 
 import pytest
 import torch
-from fastreid.config import get_cfg
+from fastreid.config import CfgNode, get_cfg
 
 from benchmarks.retrieval.settings import load_settings
 from mbj_plugin.fastreid import head
-from mbj_plugin.fastreid.config import DEFAULTS, HIGHEST, read_settings
+from mbj_plugin.fastreid.config import DEFAULTS, HIGHEST, checked, read_settings, register_config
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.fastreid.train import config_folder, find_config
 
@@ -80,6 +80,105 @@ def test_bad_keys_and_values_are_named(key, value):
         read_settings(cfg)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("MEMORY", "weights", "one of prototype, feature, both, got 'weights'"),
+        ("SIZE", 0, "a whole number of slots from 1 to 100000000, got 0"),
+        ("SIZE", 10**8 + 1, "a whole number of slots from 1 to 100000000, got 100000001"),
+        ("INTERVAL", 0, "a whole number of iterations from 1 to 1000000000000, got 0"),
+        ("ETA", -1, "a number from 0 (which turns MBJ off) to 1e+06, got -1"),
+        ("ETA", 1000001, "a number from 0 (which turns MBJ off) to 1e+06, got 1000001"),
+        ("BETA", 100.5, "a number from 0 to 100, got 100.5"),
+        ("NORM", "mean", "one of sum, max, got 'mean'"),
+        ("MOMENTUM", 1, "a number from 0 to below 1, got 1"),
+        ("SCALE", 0, "a number above 0, up to 1e+06, got 0"),
+        ("SCALE", 1000001, "a number above 0, up to 1e+06, got 1000001"),
+        ("MARGIN", 1000001, "a number from 0 to 1e+06, got 1000001"),
+        ("DIAGNOSTICS", 1, "True or False, got 1"),
+        ("DIAGNOSTICS", "yes", "True or False, got 'yes'"),
+    ],
+)
+def test_what_a_value_must_be_is_said_to_the_letter(key, value, said):
+    with pytest.raises(ValueError) as error:
+        checked(key, value)
+    assert str(error.value) == f"MODEL.MBJ.{key} must be {said}"
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        *[("SIZE", (1, 10**8)), ("INTERVAL", (1, 10**12)), ("ETA", (0, 1e6)), ("BETA", (0, 100)), ("MARGIN", (0, 1e6))],
+        *[("MOMENTUM", (0, 1 - 2**-53)), ("SCALE", (5e-324, 1e6)), ("START", (0, 1, 2, 10**12, 1 - 2**-53, 5e-324))],
+        ("DIAGNOSTICS", (True, False)),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(key, values):
+    for value in values:
+        found = checked(key, value)
+        assert found == value
+        assert type(found) is type(value) or key not in ("SIZE", "INTERVAL", "START", "DIAGNOSTICS")
+
+
+def test_values_of_the_command_line_are_text():
+    cfg = merged("MODEL.MBJ.DIAGNOSTICS", "False", "SOLVER.MAX_EPOCH", "7", "MODEL.MBJ.SIZE", "9")
+    assert cfg.MODEL.MBJ.DIAGNOSTICS is False
+    assert (cfg.SOLVER.MAX_EPOCH, cfg.MODEL.MBJ.SIZE) == (7, 9)
+    with pytest.raises(AssertionError, match="odd length"):
+        merged("MODEL.MBJ.SIZE")
+
+
+def test_a_file_whose_mbj_is_no_mapping(tmp_path):
+    (tmp_path / "leaf.yml").write_text("MODEL:\n  MBJ: 3\n")
+    with pytest.raises(ValueError, match=r"^MODEL\.MBJ must hold the keys MEMORY, SIZE, .*DIAGNOSTICS, got 3$"):
+        get_cfg().merge_from_file(str(tmp_path / "leaf.yml"))
+
+
+def test_a_merged_config_is_left_as_it_was():
+    one, other = get_cfg(), merged("MODEL.MBJ.SIZE", 9, "SOLVER.MAX_EPOCH", 7)
+    other.freeze()
+    one.merge_from_other_cfg(other)
+    assert (one.MODEL.MBJ.SIZE, one.SOLVER.MAX_EPOCH) == (9, 7) and not one.is_frozen()
+    assert (other.MODEL.MBJ.SIZE, other.SOLVER.MAX_EPOCH) == (9, 7) and other.is_frozen()
+    plain = CfgNode({"A": CfgNode({"B": 1})})  # of something else than fast-reid
+    plain.merge_from_other_cfg(CfgNode({"A": CfgNode({"B": 2})}))
+    plain.merge_from_list(["A.B", 3])
+    assert plain.A.B == 3
+
+
+@pytest.mark.parametrize(
+    ("memory", "eta", "kinds"),
+    [
+        ("prototype", 1.0, ("prototype",)),
+        ("feature", 1e-9, ("feature",)),
+        ("both", 1.0, ("prototype", "feature")),
+        ("both", 0.0, ()),
+    ],
+)
+def test_memories_in_use(memory, eta, kinds):
+    assert read_settings(merged("MODEL.MBJ.MEMORY", memory, "MODEL.MBJ.ETA", eta)).kinds == kinds
+
+
+def test_a_config_from_before_the_plugin_has_the_defaults():
+    cfg = get_cfg()
+    del cfg.MODEL["MBJ"]
+    assert read_settings(cfg) == read_settings(get_cfg())
+    assert vars(read_settings(cfg)) == {key.lower(): value for key, value in DEFAULTS.items()}
+
+
+def test_registered_once():
+    before = CfgNode.merge_from_other_cfg, CfgNode.merge_from_list
+    register_config()
+    assert (CfgNode.merge_from_other_cfg, CfgNode.merge_from_list) == before
+
+
+def test_the_schedule_of_a_config():
+    solver = {"SCHED": "CosineAnnealingLR", "STEPS": [30, 55], "MAX_EPOCH": 61, "DELAY_EPOCHS": 2}
+    solver |= {"WARMUP_ITERS": 7, "IMS_PER_BATCH": 12}
+    cfg = merged(*[each for key, value in solver.items() for each in (f"SOLVER.{key}", value)])
+    assert Schedule.from_config(cfg) == Schedule("CosineAnnealingLR", (30, 55), 61, 2, 7, 12)
+
+
 def test_a_bad_key_in_a_file_is_named(tmp_path):
     (tmp_path / "leaf.yml").write_text("MODEL:\n  MBJ:\n    SIEZ: 3\n")
     with pytest.raises(ValueError, match=r"MODEL\.MBJ\.SIEZ.*SIZE"):
@@ -127,6 +226,13 @@ def test_frozen_configs_stay_frozen_and_defaults_stay_clean():
         ({"name": "CosineAnnealingLR", "delay_epochs": 19}, "auto", 695),
         ({"steps": ()}, "auto", 600),  # no decay: the middle of the run, with a warning
         ({"max_epoch": 20}, "auto", 100),
+        ({"max_epoch": 40}, "auto", 200),  # a decay at the end of the run comes too late
+        ({"steps": (70, 40)}, "auto", 400),
+        ({"warmup_iters": 10}, "auto", 400),  # the first epoch always advances it
+        ({"warmup_iters": 11}, "auto", 410),
+        ({"name": "CosineAnnealingLR"}, "auto", 600),
+        ({}, 0, 0),
+        ({}, 0.9999, 1199),
     ],
 )
 def test_start(solver, start, iteration):
@@ -148,6 +254,10 @@ def test_a_start_beyond_the_run_is_told(start, late):
         ({"name": "CosineAnnealingLR"}, ""),
         ({"warmup_iters": 40}, ""),
         ({"steps": ()}, "SOLVER.STEPS is empty"),
+        ({"steps": (6,)}, "the first of SOLVER.STEPS [6] is not within SOLVER.MAX_EPOCH 6"),
+        ({"steps": (5,)}, ""),
+        ({"warmup_iters": 50, "delay_epochs": 5}, "but SOLVER.DELAY_EPOCHS 5 puts off SOLVER.STEPS [2] beyond"),
+        ({"warmup_iters": 60, "delay_epochs": 5}, "but SOLVER.WARMUP_ITERS 60, 6 epochs of 10 iterations, puts off"),
         ({"steps": (9, 7)}, "the first of SOLVER.STEPS [9, 7] is not within SOLVER.MAX_EPOCH 6"),
         (
             {"warmup_iters": 41},
