@@ -122,7 +122,7 @@ class MBJHead(EmbeddingHead):
             )
         if kind == "prototype":
             return memory(neck, targets, self.weight)
-        rows, weight = self._classifier(neck.detach())
+        rows, weight = self._classifier(neck)
         return memory(rows, targets, weight)
 
     def _classifier(self, neck: Tensor) -> tuple[Tensor, Tensor]:
