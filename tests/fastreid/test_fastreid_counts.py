@@ -246,9 +246,10 @@ def test_with_another_classifier_labels_mean_others():
     assert memory_mismatch(trained(MEMORY="feature"), saved) == ""
 
 
+@pytest.mark.parametrize("change", [{"SIZE": 5}, {"MEMORY": "feature"}, {"MOMENTUM": 0.0}], ids=str)
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_model_s_memories_take_the_place_of_the_saved(prefix):
-    model, other = trained(), Model(make_head(SIZE=5))
+def test_a_model_s_memories_take_the_place_of_the_saved(prefix, change):
+    model, other = trained(), Model(make_head(**change))
     saved, mine = wrapped(model, prefix), memory_of(other)
     assert keep_memories(other, saved)
     kept = {name.removeprefix(prefix): value for name, value in saved.items() if ".memories." in name}
