@@ -82,7 +82,7 @@ def sampling_probs(
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
     # In logs, so that a large beta can neither overflow nor underflow; log(1/0) would be +inf, hence the mask.
-    log_p = torch.where(counts > 0, -beta * counts.clamp(min=1e-300).log(), -torch.inf)
+    log_p = torch.where(counts > 0, -beta * counts.log(), -torch.inf)
     log_p = log_p - (log_p.logsumexp(0) if norm == "sum" else log_p.amax())
     return log_p.exp().to(dtype)
 
@@ -212,7 +212,8 @@ def multi_prototype_loss(
     similarity = torch.where(labelled[:, None], similarity, 0.0).to(_loss_dtype(similarity))
     filled = (prototype_labels >= 0)[None, :]
     same = labels[:, None] == prototype_labels[None, :]
-    positive = _masked_logsumexp(-scale * similarity, same & filled)
+    # Of a labelled sample, the only ones that count, "same" is of a filled slot already.
+    positive = _masked_logsumexp(-scale * similarity, same)
     negative = _masked_logsumexp(scale * (similarity + margin), ~same & filled)
     loss = torch.logaddexp(positive + negative, torch.zeros_like(positive))
     return torch.where(labelled, loss, 0.0).sum() / labelled.sum().clamp(min=1)

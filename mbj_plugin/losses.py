@@ -81,7 +81,7 @@ class _MemoryLoss(CountedModule):
         step = as_of_now(self.step)
         loss = self.eta * torch.where(step >= self.start, loss, torch.zeros_like(loss))
         if self.ramp:
-            loss = loss * ((step - self.start + 1) / self.ramp).clamp(0, 1)
+            loss = loss * ((step - self.start + 1) / self.ramp).clamp(max=1)
         return loss
 
     def _learning(self) -> bool:

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from mbj_plugin import functional
-from mbj_plugin.functional import cosface_loss, memory_cross_entropy, multi_prototype_loss, sampling_probs
+from mbj_plugin.functional import (
+    backward_reads_features,
+    cosface_loss,
+    memory_cross_entropy,
+    multi_prototype_loss,
+    sampling_probs,
+)
 
 
 def randn(*shape, seed=0):
@@ -38,6 +44,10 @@ class TestSamplingProbs:
     def test_integer_counts_give_the_default_dtype(self):
         assert sampling_probs([3, 1]).dtype == torch.float32
         assert sampling_probs(torch.tensor([3, 1])).dtype == torch.float32
+
+    def test_counts_below_one(self):
+        probs = sampling_probs(torch.tensor([0.25, 1.0], dtype=torch.float64), beta=1.0)
+        assert probs.tolist() == pytest.approx([0.8, 0.2], rel=1e-13)
 
     def test_huge_counts_and_beta_stay_finite(self):
         probs = sampling_probs([10**9, 10**8], beta=300.0)
@@ -71,7 +81,7 @@ def cross_entropy_by_loops(features, labels, weight, bias):
 
 
 class TestMemoryCrossEntropy:
-    labels = torch.tensor([2, -1, 0, 0, -1, 1])
+    labels = torch.tensor([2, -1, 0, 0, -7, 1])  # whatever is below 0 is empty
 
     @pytest.mark.parametrize("chunk", [2**24, 4])
     def test_value_and_gradient(self, monkeypatch, chunk):
@@ -82,6 +92,40 @@ class TestMemoryCrossEntropy:
         expected = cross_entropy_by_loops(features.tolist(), self.labels.tolist(), weight.tolist(), bias.tolist())
         assert loss.item() == pytest.approx(expected, rel=1e-13)
         assert torch.autograd.gradcheck(lambda w, b: memory_cross_entropy(features, self.labels, w, b), (weight, bias))
+
+    def test_one_row_of_many_is_the_mean_of_one(self):
+        features, weight, bias, labels = randn(5, 4), randn(3, 4, seed=1), randn(3, seed=2), [-1, -1, 2, -1, -1]
+        expected = cross_entropy_by_loops(features.tolist(), labels, weight.tolist(), bias.tolist())
+        value = memory_cross_entropy(features, torch.tensor(labels), weight, bias)
+        assert value.item() == pytest.approx(expected, rel=1e-13)
+
+    def test_half_precision_is_computed_in_fp32(self):
+        args = [randn(6, 4).bfloat16(), self.labels, randn(3, 4, seed=1).bfloat16(), randn(3, seed=2).bfloat16()]
+        expected = memory_cross_entropy(args[0].float(), self.labels.int(), args[2].float(), args[3].float())
+        assert torch.equal(memory_cross_entropy(*args), expected)
+        # Each of the three may be in full precision alone.
+        for i in (0, 2, 3):
+            mixed = [arg.float() if i == j else arg for j, arg in enumerate(args)]
+            assert torch.equal(memory_cross_entropy(*mixed), expected)
+
+    @pytest.mark.parametrize(("limit", "rows"), [(18, 6), (20, 6), (17, 5), (2, 1), (0, 1)])
+    def test_rows_that_are_computed_at_once(self, monkeypatch, limit, rows):
+        assert functional.CHUNK_LOGITS * 4 == 64 * 2**20  # bytes in fp32, as it says there
+
+        def chunked(*args, **kwargs):
+            raise AssertionError("chunked")
+
+        monkeypatch.setattr(functional, "CHUNK_LOGITS", limit)
+        monkeypatch.setattr(functional, "checkpoint", chunked)
+        args = torch.zeros(rows, 4), torch.zeros(rows, dtype=torch.long), torch.zeros(3, 4)
+        more = torch.zeros(rows + 1, 4), torch.zeros(rows + 1, dtype=torch.long), torch.zeros(3, 4)
+        monkeypatch.setattr(functional, "TORCH_CHUNKS", True)
+        assert backward_reads_features(rows, 3) and not backward_reads_features(rows + 1, 3)
+        monkeypatch.setattr(functional, "TORCH_CHUNKS", False)
+        assert backward_reads_features(rows, 3) and backward_reads_features(rows + 1, 3)
+        assert memory_cross_entropy(*args).item() == pytest.approx(math.log(3))
+        with pytest.raises(AssertionError, match="chunked"):
+            memory_cross_entropy(*more)
 
     def test_no_gradient_reaches_the_features(self):
         features, weight = randn(6, 4).requires_grad_(), randn(3, 4).requires_grad_()
@@ -120,7 +164,8 @@ class TestMemoryCrossEntropy:
         features, weight = randn(6, 4).float(), randn(3, 4).float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = memory_cross_entropy(features, self.labels, weight)
-        assert torch.equal(loss, memory_cross_entropy(features, self.labels, weight))
+        exact = memory_cross_entropy(features.double(), self.labels, weight.double())
+        assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 def cosface_by_loops(cosine, labels, scale, margin):
@@ -134,10 +179,20 @@ def cosface_by_loops(cosine, labels, scale, margin):
 
 class TestCosFace:
     def test_value_and_gradient(self):
-        cosine, labels = randn(5, 4).tanh().requires_grad_(), torch.tensor([0, 3, -1, 1, 1])
+        cosine, labels = randn(5, 4).tanh().requires_grad_(), torch.tensor([0, 3, -4, 1, 1])
         expected = cosface_by_loops(cosine.tolist(), labels.tolist(), 16.0, 0.2)
         assert cosface_loss(cosine, labels).item() == pytest.approx(expected, rel=1e-13)
         assert torch.autograd.gradcheck(lambda c: cosface_loss(c, labels), (cosine,))
+
+    def test_other_scale_and_margin_of_one_labelled_row(self):
+        cosine, labels = randn(3, 4).tanh(), torch.tensor([-1, 2, -1])
+        expected = cosface_by_loops(cosine.tolist(), labels.tolist(), 5.0, 0.35)
+        assert cosface_loss(cosine, labels, 5.0, 0.35).item() == pytest.approx(expected, rel=1e-13)
+        assert cosface_loss(cosine, labels, margin=0.35, scale=5.0).item() == pytest.approx(expected, rel=1e-13)
+
+    def test_half_precision_is_computed_in_fp32(self):
+        cosine, labels = randn(5, 4).tanh().bfloat16(), torch.tensor([0, 3, -1, 1, 1])
+        assert torch.equal(cosface_loss(cosine, labels), cosface_loss(cosine.float(), labels.int()))
 
     def test_what_an_unlabelled_row_holds_does_not_matter(self):
         cosine = torch.tensor([[0.1, 0.5], [float("nan"), 0.0]], requires_grad=True)
@@ -160,15 +215,21 @@ def multi_prototype_by_loops(similarity, labels, prototype_labels, scale, margin
 
 
 class TestMultiPrototype:
-    labels = torch.tensor([0, 2, 1, -1, 3])
-    prototype_labels = torch.tensor([0, 0, 1, -1, 3, 1, -1])
+    labels = torch.tensor([0, 2, 1, -1, 3, -5])
+    prototype_labels = torch.tensor([0, 0, 1, -1, 3, 1, -2])
 
     def test_value_and_gradient(self):
-        similarity = randn(5, 7).tanh().requires_grad_()
+        similarity = randn(6, 7).tanh().requires_grad_()
         args = (self.labels, self.prototype_labels)
         expected = multi_prototype_by_loops(similarity.tolist(), *(a.tolist() for a in args), 16.0, 0.2)
         assert multi_prototype_loss(similarity, *args).item() == pytest.approx(expected, rel=1e-13)
         assert torch.autograd.gradcheck(lambda s: multi_prototype_loss(s, *args), (similarity,))
+
+    def test_other_scale_and_margin_of_one_labelled_sample(self):
+        similarity, labels = randn(3, 7).tanh(), torch.tensor([-1, 1, -1])
+        lists = similarity.tolist(), labels.tolist(), self.prototype_labels.tolist()
+        value = multi_prototype_loss(similarity, labels, self.prototype_labels, 5.0, 0.35)
+        assert value.item() == pytest.approx(multi_prototype_by_loops(*lists, 5.0, 0.35), rel=1e-13)
 
     @pytest.mark.parametrize("prototype_labels", [[-1, -1, -1], [1, 1, -1], [0, 0, -1]])
     def test_no_positive_or_no_negative_is_exactly_zero(self, prototype_labels):
@@ -191,7 +252,7 @@ class TestMultiPrototype:
         assert similarity.grad.tolist() == [[-1000.0, 1000.0]]
 
     def test_half_precision_is_computed_in_fp32(self):
-        similarity = randn(5, 7).tanh().bfloat16()
+        similarity = randn(6, 7).tanh().bfloat16()
         loss = multi_prototype_loss(similarity, self.labels, self.prototype_labels)
         assert torch.equal(loss, multi_prototype_loss(similarity.float(), self.labels, self.prototype_labels))
 
@@ -203,6 +264,7 @@ def test_counts_by_class():
     for wrong, message in (
         (None, "is None"),
         ({"cat": 3}, "got \\['cat'\\]"),
+        ({"a": 1, "b": 1, "c": 1, "d": 1, 0: 1}, "got \\['a', 'b', 'c'\\]"),
         ({-1: 3, 0: 2}, "got \\[-1\\]"),
         ({}, "keys"),
     ):

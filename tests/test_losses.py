@@ -1,6 +1,7 @@
 """The two losses: bank + draw + equation, in the order loss first, memory after."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -9,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, memory_cross_entropy, multi_prototype_loss
-from mbj_plugin.sampling import counter_uniform
+from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, losses, memory_cross_entropy, multi_prototype_loss
+from mbj_plugin.sampling import counter_uniform, hard_labels, sample_slots
 
 COUNTS = [100, 10, 2]
 # Every row enters: the draws are someone else's test.
@@ -105,6 +106,64 @@ class TestFeatureMemoryLoss:
             values = [loss(*batch(step), weight) for loss in (plain, corrected)]
             torch.testing.assert_close(*values)
 
+    def test_prior_correction_and_a_bias_add_up(self, weight):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, eta=1.0, norm="max", prior_correction=True)
+        loss.bank.enqueue(*batch(0))
+        bias = torch.tensor([1.0, -2.0, 0.5])
+        both = bias + (torch.tensor(COUNTS) * loss.probs).log()
+        torch.testing.assert_close(loss(*batch(1), weight, bias), memory_cross_entropy(*batch(0), weight, both))
+
+    @pytest.mark.parametrize("soft", [False, True])
+    def test_the_draw_is_frozen(self, weight, soft):
+        """The same seed gives the same run, in the next version too."""
+        loss = FeatureMemoryLoss(COUNTS, dim=4, size=5, norm="max", seed=3)
+        torch.manual_seed(0)
+        x, y = torch.randn(400, 4), torch.randint(0, 3, (400,)).where(torch.rand(400) > 0.1, torch.tensor(-100))
+        given = torch.rand(400, 3) if soft else y.int()
+        loss(x, given, weight)
+        seed, step = torch.tensor(3), torch.tensor(0)
+        drawn = hard_labels(given, counter_uniform(seed, step, 400, stream=1))
+        enters = (counter_uniform(seed, step, 400, stream=0) < loss.probs[drawn.clamp(min=0)]) & (drawn >= 0)
+        assert torch.equal(loss.bank.rows.sort(0).values, x[enters][-5:].sort(0).values)
+        assert sorted(loss.bank.labels.tolist()) == sorted(drawn[enters][-5:].tolist())
+        # Of the memory too.
+        whole = copy.deepcopy(loss)
+        loss.sample = 2
+        slots = sample_slots(whole.bank.labels >= 0, counter_uniform(seed, step + 1, 5, stream=-1), 2)
+        expected = 15.0 * memory_cross_entropy(whole.bank.rows[slots], whole.bank.labels[slots], weight)
+        assert torch.equal(loss(x, given, weight), expected)
+
+    @pytest.mark.parametrize("filled", [0, 1, 5, 7])
+    @pytest.mark.parametrize("sample", [0, 4])
+    def test_the_mean_of_the_ranks_is_the_whole(self, weight, filled, sample):
+        loss = FeatureMemoryLoss(COUNTS, dim=4, size=7, sample=sample)
+        loss.bank.enqueue(*batch(0, rows=filled))
+        whole = loss._memory_loss(weight, None, 0, 1)
+        parts = [loss._memory_loss(weight, None, rank, 3) for rank in range(3)]
+        gradients = [torch.autograd.grad(value, weight)[0] for value in (whole, sum(parts) / 3)]
+        torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(sum(parts) / 3, whole)
+        assert (whole > 0) == (filled > 0)
+
+    def test_rows_of_all_ranks_enter_in_their_order(self, weight, monkeypatch):
+        (x0, y0), (x1, y1) = batch(0), batch(1)
+
+        def all_gather(parts, mine):
+            other = y0 if mine.ndim == 1 else x0
+            assert mine.dtype == other.dtype and not mine.requires_grad
+            for part, rows in zip(parts, (other, mine), strict=True):
+                part.copy_(rows)
+
+        monkeypatch.setattr(losses, "rank_and_world", lambda: (1, 2))
+        monkeypatch.setattr(losses.dist, "all_gather", all_gather)
+        loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, **ALWAYS)
+        loss(x1.requires_grad_(), y1, weight)
+        assert torch.equal(loss.bank.rows[:12], torch.cat([x0, x1])) and loss.bank.filled == 12
+        assert torch.equal(loss.bank.labels[:12], torch.cat([y0, y1]))
+        # Out of training nothing is shared: each rank may see other batches.
+        monkeypatch.setattr(losses.dist, "all_gather", None)
+        torch.testing.assert_close(loss.eval()(x1, y1, weight), loss._memory_loss(weight, None, 0, 1))
+
     def test_only_learning_steps_are_remembered(self, weight):
         loss = FeatureMemoryLoss(COUNTS, dim=4, **ALWAYS)
         with torch.no_grad():
@@ -139,11 +198,8 @@ class TestPrototypeMemoryLoss:
         assert x1.grad.abs().sum() > 0
         assert loss.bank.filled == 6
 
-    def test_sum_enters_about_one_prototype_a_step(self, weight):
-        loss = PrototypeMemoryLoss(COUNTS, dim=4, size=5000)
-        for step in range(2000):
-            loss(*batch(step), weight)
-        assert loss.bank.filled.item() == pytest.approx(2000, abs=120)
+    def test_sum_enters_one_prototype_a_step_on_average(self):
+        assert PrototypeMemoryLoss(COUNTS, dim=4).probs.sum().item() == pytest.approx(1.0)
 
     def test_momentum_remembers_a_moving_average(self, weight):
         loss = PrototypeMemoryLoss(COUNTS, dim=4, momentum=0.9, **ALWAYS)
@@ -166,6 +222,49 @@ class TestPrototypeMemoryLoss:
         assert loss.bank.filled == 9
         torch.testing.assert_close(loss.bank.rows[:9], torch.cat(expected))
 
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_the_draw_is_frozen(self, weight, rank, monkeypatch):
+        """Prototypes by seed and step alone; the class of a mixed image on each rank anew."""
+        monkeypatch.setattr(losses, "rank_and_world", lambda: (rank, 2))
+        loss = PrototypeMemoryLoss(range(1, 41), dim=4, size=99, beta=0.5, norm="max", seed=3, eta=1.0)
+        torch.manual_seed(0)
+        weight, seed, held, total = torch.randn(40, 4), torch.tensor(3), [], 0.0
+        for step in range(6):
+            x, soft = torch.randn(9, 4), torch.rand(9, 40)
+            rows, labels = loss.bank.rows.clone(), loss.bank.labels.clone()
+            value = loss(x, soft, weight)
+            drawn = hard_labels(soft, counter_uniform(seed, torch.tensor(step), 9, stream=1 + rank))
+            similarity = F.normalize(x, dim=1) @ F.normalize(rows, dim=1).T
+            torch.testing.assert_close(value, multi_prototype_loss(similarity, drawn, labels))
+            held += (counter_uniform(seed, torch.tensor(step), 40, stream=0) < loss.probs).nonzero()[:, 0].tolist()
+            assert loss.bank.labels[: len(held)].tolist() == held and loss.bank.filled == len(held)
+            total += value
+        assert total > 0
+
+    def test_scale_and_margin_are_equation_4_s(self, weight):
+        loss = PrototypeMemoryLoss(COUNTS, dim=4, eta=1.0, scale=5.0, margin=0.35, **ALWAYS)
+        loss(*batch(0), weight)
+        x, y = batch(1)
+        similarity = F.normalize(x, dim=1) @ F.normalize(weight, dim=1).T
+        expected = multi_prototype_loss(similarity, y, torch.arange(3), 5.0, 0.35)
+        torch.testing.assert_close(loss(x, y, weight), expected)
+
+    def test_half_precision_is_computed_in_fp32(self, weight):
+        half, full = (PrototypeMemoryLoss(COUNTS, dim=4, momentum=0.5, **ALWAYS) for _ in range(2))
+        half.to(torch.bfloat16)
+        for step in range(3):
+            (x, y), w = batch(step), weight.detach() + step
+            x, w = x.bfloat16(), w.bfloat16()
+            value = half(x, y, w)
+            assert value.dtype == torch.float32 and half.bank.rows.dtype == torch.float32
+            torch.testing.assert_close(value, full(x.float(), y, w.float()), rtol=0.02, atol=0)
+
+    def test_momentum_without_counts(self):
+        loss = PrototypeMemoryLoss(None, dim=4, momentum=0.5, num_classes=3)
+        assert loss.momentum_weight.shape == (3, 4)
+        assert PrototypeMemoryLoss(COUNTS, 4, momentum=0.5, num_classes=7).momentum_weight.eq(torch.zeros(3, 4)).all()
+        assert "momentum_weight" not in PrototypeMemoryLoss(COUNTS, dim=4).state_dict()
+
     def test_soft_labels_draw_one_class(self, weight):
         loss = PrototypeMemoryLoss(COUNTS, dim=4, **ALWAYS)
         loss(*batch(0), weight)
@@ -176,9 +275,11 @@ class TestPrototypeMemoryLoss:
     def test_autocast_computes_in_fp32(self, weight):
         loss = PrototypeMemoryLoss(COUNTS, dim=4, **ALWAYS)
         loss(*batch(0), weight)
+        x, y = batch(1)
+        similarity = F.normalize(x.double(), dim=1) @ F.normalize(weight.double(), dim=1).T
+        exact = multi_prototype_loss(similarity, y, torch.arange(3)) / 7
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = copy.deepcopy(loss)(*batch(1), weight)
-        assert torch.equal(value, loss(*batch(1), weight))
+            assert loss(x, y, weight).item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [FeatureMemoryLoss, PrototypeMemoryLoss])
@@ -189,6 +290,28 @@ class TestBoth:
         assert pairs[:2] == [(0, 0)] * 2
         for (whole, part), share in zip(pairs[2:], [0.25, 0.5, 0.75, 1, 1, 1], strict=True):
             assert part == pytest.approx(share * whole, rel=1e-6)
+
+    def test_defaults_are_the_papers_and_off(self, kind):
+        shared = {"beta": 1.5, "norm": "sum", "start": 0, "seed": 0, "ramp": 0, "sample": 0}
+        own = {"size": 500, "eta": 15.0, "prior_correction": False}
+        if kind is PrototypeMemoryLoss:
+            own = {"size": 3500, "eta": 1 / 7, "scale": 16.0, "margin": 0.2, "momentum": 0.0, "interval": 1}
+            own["num_classes"] = None
+        given = {name: p.default for name, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
+        assert given == shared | own
+
+    def test_counts_go_where_the_memory_is_in_full_precision(self, kind):
+        loss = kind(None, dim=4).to("meta")
+        loss.set_class_counts(COUNTS)
+        assert loss.probs.device.type == loss.class_counts.device.type == "meta"
+        loss = kind(torch.tensor(COUNTS, dtype=torch.float64), dim=4)
+        assert loss.probs.dtype == loss.class_counts.dtype == torch.float32
+        assert loss.class_counts.tolist() == COUNTS
+
+    def test_half_precision_before_the_start(self, kind, weight):
+        loss = kind(COUNTS, dim=4, start=1)
+        value = loss(torch.ones(2, 4).bfloat16(), torch.tensor([0, 1]), weight.bfloat16())
+        assert value == 0 and value.dtype == torch.float32
 
     def test_eta_zero_is_off_but_remembers(self, kind, weight):
         loss = kind(COUNTS, dim=4, eta=0.0, **ALWAYS)
@@ -240,6 +363,8 @@ class TestBoth:
             ({"size": 0}, "memory size.* 0"),
             ({"eta": -1.0}, "eta.*-1.0"),
             ({"eta": float("nan")}, "eta.*nan"),
+            ({"eta": float("inf")}, "eta.*inf"),
+            ({"ramp": 0.5}, "ramp.*0.5"),
             ({"beta": -1.0}, "beta.*-1.0"),
             ({"norm": "typo"}, "norm.*'typo'"),
             ({"start": -3}, "start.*-3"),
@@ -257,7 +382,11 @@ class TestBoth:
     ("kwargs", "message"),
     [
         ({"scale": 0.0}, "scale.*0.0"),
+        ({"scale": float("inf")}, "scale.*inf"),
         ({"margin": -0.1}, "margin.*-0.1"),
+        ({"margin": float("inf")}, "margin.*inf"),
+        ({"momentum": -0.1}, "momentum.*-0.1"),
+        ({"interval": 0.5}, "interval.*0.5"),
         ({"momentum": 1.0}, "momentum.*1.0"),
         ({"interval": 0}, "interval.*0"),
         ({"class_counts": None, "momentum": 0.5}, "num_classes"),

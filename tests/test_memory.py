@@ -2,10 +2,13 @@
 
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mbj_plugin import MemoryBank
+from mbj_plugin.memory import as_of_now
 
 
 def fill_like_deque(size, dim, batches):
@@ -58,6 +61,16 @@ def test_on_a_host_it_is_the_same_to_the_bit(dtype):
     assert host.rows.max() > 1e38 and not host.rows.requires_grad
 
 
+def test_a_step_on_a_host_writes_the_stored_rows_alone(monkeypatch):
+    def all_rows(*args):
+        raise AssertionError("all rows")
+
+    monkeypatch.setattr(MemoryBank, "_enqueue_on_device", all_rows)
+    MemoryBank(3, 2).enqueue(torch.ones(2, 2), torch.tensor([0, 1]), torch.tensor([True, False]))
+    with FakeTensorMode(), pytest.raises(AssertionError, match="all rows"):  # values that nobody knows, on a CPU
+        MemoryBank(3, 2).enqueue(torch.ones(2, 2), torch.tensor([0, 1]))
+
+
 def test_of_more_rows_than_slots_the_newest_stay():
     bank = MemoryBank(3, 1)
     bank.enqueue(torch.arange(8.0)[:, None], torch.arange(8))
@@ -79,6 +92,7 @@ def test_ages_count_calls():
         bank.enqueue(torch.zeros(1, 1), torch.tensor([label]))
     bank.enqueue(torch.zeros(1, 1), torch.tensor([5]), torch.tensor([False]))
     assert bank.ages.tolist() == [2, 1, -1]
+    assert (bank.filled, bank.cursor, bank.calls) == (2, 2, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -107,8 +121,26 @@ def test_saved_in_mid_wrap_it_goes_on_identically():
         assert torch.equal(value, second.state_dict()[key]), key
 
 
-def test_state_keys_are_frozen():
-    assert list(MemoryBank(2, 2).state_dict()) == ["slot_rows", "slot_labels", "slot_calls", "cursor", "calls"]
+def test_state_is_frozen():
+    state = {key: value.tolist() for key, value in MemoryBank(np.int64(2), np.int64(3)).state_dict().items()}
+    rows = {"slot_rows": [[0.0] * 3] * 3, "slot_labels": [-1] * 3, "slot_calls": [0] * 3}
+    assert state == {**rows, "cursor": 0, "calls": 0}
+    assert list(state) == [*rows, "cursor", "calls"]
+
+
+def test_a_buffer_is_kept_for_the_backward_pass_where_a_compiler_could_read_it_later():
+    graphs, x = [], torch.ones(2)
+
+    def keep_graph(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    compiled = torch.compile(lambda x: as_of_now(x), backend=keep_graph, fullgraph=True)
+    assert torch.equal(compiled(x), x)
+    assert "mbj_plugin.keep" in graphs[0]
+    assert as_of_now(x) is x
+    kept = torch.ops.mbj_plugin.keep(x)
+    assert torch.equal(kept, x) and kept.data_ptr() != x.data_ptr()
 
 
 def test_compiled_as_one_graph_equals_eager():
@@ -149,3 +181,6 @@ def test_bad_rows():
         MemoryBank(3, 2).enqueue(torch.zeros(2, 2), torch.zeros(2), torch.tensor([True]))
     with pytest.raises(ValueError, match="labels"):
         MemoryBank(3, 2).enqueue(torch.zeros(2, 2), torch.zeros(3))
+    for rows, labels in ((torch.zeros(2, 2, 2), torch.zeros(2)), (torch.zeros(2, 2), torch.zeros(2, 1))):
+        with pytest.raises(ValueError, match="rows must be .* and labels"):
+            MemoryBank(3, 2).enqueue(rows, labels)

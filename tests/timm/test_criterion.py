@@ -1,3 +1,4 @@
+import inspect
 import pickle
 
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
 from mbj_plugin import memory_cross_entropy
-from mbj_plugin.timm import MBJLoss
+from mbj_plugin.timm import MBJLoss, criterion
 
 COUNTS = [30, 10, 5]
 ALL = {"beta": 0.0, "norm": "max"}
@@ -20,6 +21,129 @@ def small_model(**kwargs):
 def images(step, n=6):
     g = torch.Generator().manual_seed(step)
     return torch.randn(n, 3, 16, 16, generator=g), torch.randint(0, 3, (n,), generator=g)
+
+
+class Tiny(torch.nn.Module):
+    """All that a model needs to have, and quick."""
+
+    def __init__(self, dim=4):
+        super().__init__()
+        self.fc = torch.nn.Linear(dim, 3)
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class Meter:
+    """Keeps what it is given, and how much was remembered by then."""
+
+    def __init__(self):
+        self.calls = []
+
+    def count_positives(self, target, banks):
+        self.calls.append((target, [int(bank.filled) for bank in banks]))
+
+    def close_step(self, loss_memory, loss_batch):
+        self.calls.append((loss_memory, loss_batch))
+
+
+def test_defaults():
+    given = {name: p.default for name, p in inspect.signature(MBJLoss).parameters.items() if p.default is not p.empty}
+    names = {"base": None, "memory": "feature", "classifier": "own", "classifier_loss": None, "prototypes": "batch"}
+    numbers = {"size": None, "eta": None, "beta": 1.5, "norm": "sum", "start": 0, "momentum": 0.0, "seed": 0, "ramp": 0}
+    assert given == names | numbers | {"prior_correction": False, "sample": 0, "smoothing": 0.0}
+    memories = MBJLoss(COUNTS, memory="both").bind(Tiny()).memories
+    assert [(m.eta, m.bank.size, m.bank.dim) for m in memories.values()] == [(15.0, 500, 4), (1 / 7, 3500, 4)]
+
+
+def test_settings_reach_the_memories():
+    shared = {"size": 9, "eta": 2.5, "beta": 0.7, "norm": "max", "start": 4, "seed": 8, "ramp": 3}
+    loss = MBJLoss(COUNTS, memory="both", momentum=0.5, prior_correction=True, sample=2, **shared).bind(Tiny())
+    for memory in loss.memories.values():
+        values = {name: getattr(memory, name) for name in shared if name != "size"}
+        assert {**values, "size": memory.bank.size} == shared
+        assert memory.class_counts.tolist() == COUNTS
+    feature, prototype = loss.memories["feature"], loss.memories["prototype"]
+    assert (feature.prior_correction, feature.sample, prototype.momentum) == (True, 2, 0.5)
+    assert list(MBJLoss(COUNTS, memory="prototype").bind(Tiny()).memories) == ["prototype"]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [2, -1, 1], [-1, -1, 0], [-1, -1, -1]])
+def test_cross_entropy_of_the_labelled(labels):
+    output, labels = torch.randn(3, 3), torch.tensor(labels)
+    labelled = labels >= 0
+    expected = F.cross_entropy(output[labelled], labels[labelled]) if labelled.any() else torch.zeros(())
+    torch.testing.assert_close(criterion.CrossEntropy()(output, labels), expected)
+
+
+@pytest.mark.parametrize("memory", ["feature", "both"])
+def test_what_the_meter_sees(memory):
+    model = Tiny()
+    loss = MBJLoss(COUNTS, memory=memory, eta=1.0, **ALL).bind(model)
+    loss.meter = meter = Meter()
+    y = torch.tensor([0, 2])
+    for _ in range(2):
+        value = loss(model(torch.ones(2, 4)), y)
+    (seen, before), _, (_, filled), (memory_loss, batch_loss) = meter.calls
+    assert seen is y and before == [0, 0][: len(filled)] and filled == [2, 3][: len(filled)]
+    torch.testing.assert_close(memory_loss + batch_loss, value.detach())
+    torch.testing.assert_close(batch_loss, F.cross_entropy(model.fc(torch.ones(2, 4)), y).detach())
+    assert memory_loss > 0 and not memory_loss.requires_grad and not batch_loss.requires_grad
+    copied = pickle.loads(pickle.dumps(loss))
+    assert copied.heads is None and copied.meter is None and copied.parts == {}
+    assert loss.heads is not None and loss.meter is meter
+
+
+def test_the_memory_gets_soft_targets_without_their_smoothing():
+    model, given = Tiny(), []
+    loss = MBJLoss(COUNTS, SoftTargetCrossEntropy(), smoothing=0.1, **ALL).bind(model)
+    loss.memories["feature"].register_forward_pre_hook(lambda module, args: given.append(args[1]))
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]])
+    loss(model(torch.ones(2, 4)), 0.9 * mixed + 0.1 / 3)
+    torch.testing.assert_close(given[0], mixed)
+    assert (given[0] >= 0).all()
+    hard = torch.tensor([0, 2])
+    loss.base = loss.classifier_loss = torch.nn.CrossEntropyLoss()
+    loss(model(torch.ones(2, 4)), hard)
+    assert given[1] is hard
+
+
+def test_bound_to_another_model():
+    model = Tiny()
+    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss(model(torch.ones(2, 4)), torch.tensor([0, 1]))
+    memory = loss.memories["feature"]
+    other = Tiny()
+    assert loss.bind(other) is loss and loss.memories["feature"] is memory
+    with pytest.raises(ValueError, match="not what its classifier computes"):  # it is looked at anew
+        loss(2 * other(torch.ones(2, 4)) + 1, torch.tensor([0, 1]))
+    assert loss.bind(Tiny(dim=5)).memories["feature"].bank.dim == 5
+    assert loss.bind(Tiny().to("meta")).memories["feature"].bank.rows.is_meta
+
+
+def test_the_model_is_looked_at_once(monkeypatch):
+    model, looked = Tiny(), []
+    monkeypatch.setattr(criterion, "same_map", lambda *args: looked.append(args) or True)
+    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    with torch.no_grad():
+        model.fc.batch_classifier.weight.add_(1.0)
+    for _ in range(2):
+        loss(model(x := torch.ones(2, 4)), torch.tensor([0, 1]))
+    ((weight, bias, features, output),) = looked
+    assert torch.equal(weight, model.fc.batch_classifier.weight) and bias is model.fc.batch_classifier.bias
+    assert torch.equal(features, x) and torch.equal(output, model(x))
+
+
+def test_training_mode_without_grad_is_the_batch_loss_alone():
+    model = Tiny()
+    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    with torch.no_grad():
+        loss(model(torch.ones(2, 4)), torch.tensor([0, 1]))
+    loss.eval()(model(torch.ones(2, 4)), torch.tensor([0, 1]))
+    assert loss.memories["feature"].bank.filled == 0 and loss.parts == {}
 
 
 def test_it_is_the_batch_loss_plus_eta_times_the_memory_loss():
@@ -149,6 +273,12 @@ def test_other_number_of_classes():
         ({"sample": 5, "memory": "prototype"}, "sample is of memorised features"),
         ({"norm": "typo"}, "norm.*'typo'"),
         ({"smoothing": 1.0}, "smoothing.*1.0"),
+        ({"smoothing": -0.1}, "smoothing.*-0.1"),
+        ({"classifier": "typo"}, "classifier.*'typo'"),
+        ({"prototypes": "typo"}, "prototypes.*'typo'"),
+        ({"classifier_loss": F.cross_entropy, "classifier": "shared"}, "classifier_loss trains"),
+        ({"classifier_loss": F.cross_entropy, "memory": "prototype"}, "classifier_loss trains"),
+        ({"prior_correction": True, "memory": "prototype"}, "prior_correction is for memorised features"),
     ],
 )
 def test_bad_values(kwargs, message):

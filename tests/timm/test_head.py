@@ -4,8 +4,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mbj_plugin.timm import attach_head
+from mbj_plugin.timm.head import same_map
 
 # name, image size, layers of the classifier: linear, convolution, two heads that are averaged
 MODELS = [("resnet18", 32, 1), ("dla46_c", 64, 1), ("deit_tiny_distilled_patch16_224", 224, 2)]
@@ -57,3 +59,94 @@ def test_a_recorded_input_is_taken_once_and_the_model_can_be_copied():
 def test_no_classifier(model):
     with pytest.raises(ValueError, match=f"classifier of {type(model).__name__}"):
         attach_head(model)
+
+
+class Model(nn.Module):
+    """Any layers as the classifier of 3 classes, their logits averaged."""
+
+    def __init__(self, *layers, num_classes=3):
+        super().__init__()
+        self.layers, self.num_classes = nn.ModuleList(layers), num_classes
+
+    def get_classifier(self):
+        return self.layers[0] if len(self.layers) == 1 else tuple(self.layers)
+
+    def forward(self, *inputs):
+        return sum(layer(x) for layer, x in zip(self.layers, inputs, strict=True)) / len(self.layers)
+
+
+LAYERS = {
+    "linear": ([nn.Linear(4, 3)], [(5, 4)]),
+    "no bias": ([nn.Linear(4, 3, bias=False)], [(5, 4)]),
+    "convolution": ([nn.Conv2d(4, 3, 1)], [(5, 4, 1, 1)]),
+    "two": ([nn.Linear(4, 3), nn.Linear(6, 3)], [(5, 4), (5, 6)]),
+    "two without bias": ([nn.Linear(4, 3, bias=False), nn.Linear(6, 3, bias=False)], [(5, 4), (5, 6)]),
+}
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_both_classifiers_are_the_maps_that_they_say(kind, own):
+    layers, shapes = LAYERS[kind]
+    model, inputs = copy.deepcopy(Model(*layers)), [torch.randn(shape, requires_grad=True) for shape in shapes]
+    heads = attach_head(model, own)
+    assert (heads.num_classes, heads.dim, heads.device.type) == (3, 10 if len(shapes) == 2 else 4, "cpu")
+    assert len(heads.twins) == (len(list(copy.deepcopy(Model(*layers)).parameters())) if own else 0)
+    with torch.no_grad():
+        for memory, batch in heads.twins:
+            assert torch.equal(memory, batch) and memory is not batch
+            batch.add_(torch.randn_like(batch))
+    output = model(*inputs)
+    features, memory_output = heads.take()
+    assert torch.equal(features, torch.cat([x.flatten(1) for x in inputs], dim=1))
+    torch.testing.assert_close(F.linear(features, *heads.affine(batch=True)), output.flatten(1))
+    if not own:
+        assert memory_output is None
+        return
+    torch.testing.assert_close(memory_output, F.linear(features, *heads.affine()))
+    memory_output.sum().backward()
+    assert all(x.grad is None for x in inputs)  # the features never feel the memory's classifier
+    assert all(memory.grad is not None and batch.grad is None for memory, batch in heads.twins)
+    assert all(layer.recorded is None and layer.memory_output is None for layer in heads.layers)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (2, 1, 4), (2, 4, 2, 2)])
+def test_more_than_one_vector_for_an_image_is_refused(shape):
+    model = Model(nn.Conv2d(4, 3, 1) if len(shape) == 4 else nn.Linear(4, 3))
+    heads = attach_head(model)
+    model(torch.ones(shape))
+    with pytest.raises(ValueError, match="more than one vector per image"):
+        heads.take()
+
+
+def test_which_layer_is_the_classifier():
+    hidden, last = nn.Linear(4, 4), nn.Linear(4, 3)
+    model = Model(nn.Sequential(hidden, nn.Conv2d(3, 3, 3), nn.Conv2d(3, 4, 1), last))
+    assert attach_head(model, True).layers == attach_head(model, True).layers == (last,)
+    convolution = nn.Conv2d(4, 3, (1, 1))
+    assert attach_head(Model(nn.Sequential(nn.Conv2d(4, 3, (1, 3)), convolution))).layers == (convolution,)
+    assert attach_head(Model(only := nn.Linear(4, 9), num_classes=None)).layers == (only,)
+    with pytest.raises(ValueError, match="gives Conv2d"):
+        attach_head(Model(nn.Conv2d(4, 3, 3)))
+
+
+def test_a_hook_of_the_layer_is_called_once():
+    layer, called = nn.Linear(4, 3), []
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        register(lambda *args: called.append(1))
+    for register in (layer.register_full_backward_hook, layer.register_full_backward_pre_hook):
+        register(lambda *args: called.append(1))
+    model = Model(layer)
+    attach_head(model, True)
+    model(torch.ones(2, 4, requires_grad=True)).sum().backward()
+    assert len(called) == 4
+
+
+@pytest.mark.parametrize(("change", "same"), [(1.0, True), (1.04, True), (1.2, False), (0.8, False), (-1.0, False)])
+def test_the_same_map_up_to_half_precision(change, same):
+    weight, bias, x = torch.randn(3, 4), torch.randn(3), torch.randn(5, 4)
+    assert same_map(weight, bias, x, change * F.linear(x, weight, bias)) == same
+    assert same_map(weight.bfloat16(), None, x.bfloat16(), change * F.linear(x, weight)) == same
+    assert not same_map(weight, bias, x, F.linear(x, weight, bias)[:, :2])
+    # A logit near 0 is as wrong as the largest one may be.
+    assert same_map(torch.eye(2), None, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.04]]))

@@ -1,6 +1,6 @@
 import pytest
 
-from mbj_plugin.timm.schedule import learning_rates, parse_start, start_epoch
+from mbj_plugin.timm.schedule import first_decay, learning_rates, parse_start, start_epoch
 from mbj_plugin.timm.trainer.args import make_parser
 
 
@@ -47,3 +47,33 @@ def test_bad_start(start):
 def test_past_the_end(start):
     with pytest.raises(ValueError, match=f"epoch {start}, past the end of the run of 200 epochs"):
         start_epoch(start, arguments(), 7)
+
+
+@pytest.mark.parametrize(
+    ("rates", "stepwise", "epoch"),
+    [
+        ([1.0, 1.0, 0.9, 0.1], True, 2),
+        ([1.0, 1.0, 0.9, 0.1], False, 3),
+        ([1.0, 0.8, 0.5, 0.4], False, 2),  # at most half
+        ([0.1, 0.4, 1.0, 0.9], True, 3),  # a warm-up is no decay
+        ([0.1, 0.4, 1.0, 0.6, 0.3], False, 4),
+        ([1.0, 1.0 - 1e-12, 0.5], True, 2),  # nor is a rounding
+        ([1.0] * 10, True, 6),
+        ([1.0] * 9, False, 5),
+        ([0.1, 0.2, 0.3], False, 2),
+    ],
+)
+def test_first_decay(rates, stepwise, epoch):
+    assert first_decay(rates, stepwise) == epoch
+
+
+def test_numbers_of_a_start():
+    assert [parse_start(start) for start in ("auto", "0", 3, 0.25)] == ["auto", 0.0, 3.0, 0.25]
+    assert start_epoch(0.25, arguments(), 7) == 50 and start_epoch("199.5", arguments(), 7) == 199.5
+
+
+def test_rates_of_an_optimizer_without_one_are_relative():
+    arguments_ = arguments("--sched", "multistep", "--decay-milestones", "120", "--warmup-epochs", "0")
+    arguments_.lr = None
+    rates = learning_rates(arguments_, 7)
+    assert (rates[0], rates[-1]) == pytest.approx((1.0, 0.1))

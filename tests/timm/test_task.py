@@ -1,8 +1,10 @@
 import pytest
 import timm
+import timm.task
 import torch
 
 from mbj_plugin.timm import MBJLoss, MBJTask
+from mbj_plugin.timm.task import checkpoint_classifier
 
 BANK = ["bank.calls", "bank.cursor", "bank.slot_calls", "bank.slot_labels", "bank.slot_rows", "seed", "step"]
 
@@ -36,9 +38,41 @@ def test_the_memory_survives_a_weights_only_checkpoint(tmp_path):
     torch.save(first.get_checkpoint_state(), tmp_path / "c.pt")
     state = torch.load(tmp_path / "c.pt", weights_only=True)
     second.load_checkpoint_state(state["state_dict"], state["task_state"])
-    for key, value in first.get_task_state()["mbj"].items():
-        assert torch.equal(value, second.get_task_state()["mbj"][key])
+    for part in ("mbj", "batch_classifier"):
+        for key, value in first.get_task_state()[part].items():
+            assert torch.equal(value, second.get_task_state()[part][key])
     assert torch.equal(run(first, range(5, 6))["loss"], run(second, range(5, 6))["loss"])
+
+
+def test_a_state_that_was_taken_stays_as_it_was():
+    task = make_task()
+    state = task.get_task_state()
+    run(task, range(1))
+    with torch.no_grad():
+        task.criterion.heads.twins[0][1].zero_()
+    assert state["mbj"]["feature.bank.calls"] == 0 and (state["mbj"]["feature.bank.slot_labels"] < 0).all()
+    assert state["batch_classifier"]["0.weight"].any()
+    task.load_task_state(make_task().get_task_state(), ema=True)  # an average's state has no memory to load
+    assert task.criterion.memories["feature"].bank.calls == 1
+
+
+def test_which_classifier_a_checkpoint_had():
+    own, shared, prototype = (make_task(**kw) for kw in ({}, {"classifier": "shared"}, {"memory": "prototype"}))
+    assert [checkpoint_classifier(t.get_task_state()) for t in (own, shared, prototype)] == ["own", "shared", "own"]
+    assert list(shared.get_task_state()) == list(prototype.get_task_state()) == ["mbj"]
+    for one, other, had in ((own, shared, "shared"), (shared, own, "own")):
+        with pytest.raises(ValueError, match=f"had --mbj-classifier {had}"):
+            one.load_task_state(other.get_task_state())
+
+
+def test_device_ids_are_for_devices(monkeypatch):
+    given = []
+    monkeypatch.setattr(timm.task.ClassificationTask, "prepare_distributed", lambda self, **kw: given.append(kw))
+    task = make_task()
+    task.prepare_distributed(device_ids=[0], find_unused_parameters=True)
+    task.device = torch.device("cuda")
+    task.prepare_distributed(device_ids=[0])
+    assert given == [{"device_ids": None, "find_unused_parameters": True}, {"device_ids": [0]}]
 
 
 def test_an_average_of_the_model_has_no_memory():
