@@ -1,5 +1,5 @@
-"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ, the layer FeatureCloud and the
-long-tailed data sets.
+"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ, the layer FeatureCloud, timm's
+models as backbones and the long-tailed data sets.
 
 Then `MODEL.HEADS.NAME: MBJHead` in any fast-reid config is enough. See docs/fastreid.md.
 """
@@ -17,7 +17,17 @@ def _enable() -> None:
     from mbj_plugin.fastreid import compat, compat_checkout, compat_cpu, compat_messages, compat_samplers  # noqa: F401
 
     compat.apply_all()  # the patches of all five
-    from mbj_plugin.fastreid import checkpoint, checks, collect, config, counts, datasets, diagnostics, feature_cloud
+    from mbj_plugin.fastreid import (
+        checkpoint,
+        checks,
+        collect,
+        config,
+        counts,
+        datasets,
+        diagnostics,
+        feature_cloud,
+        timm_backbone,  # noqa: F401  (registers the backbone)
+    )
 
     config.register_config()
     datasets.register_datasets()

@@ -1,13 +1,14 @@
 """`python -m mbj_plugin.fastreid.export RUN`: a run's config and weights for fast-reid without the plugin.
 
 What MBJ adds is for training: the config loses MODEL.MBJ and names EmbeddingHead, the checkpoint loses the memories.
-The features are the same.
+The features are the same. A backbone of timm's comes with the file that registers it, which needs no plugin.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import yaml
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
-from mbj_plugin.fastreid import demo  # noqa: F401  (registers the demo's backbone)
+from mbj_plugin.fastreid import (
+    demo,  # noqa: F401  (registers the demo's backbone)
+    timm_backbone,
+)
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
 
 CONFIG = "config.yaml"
@@ -96,6 +100,10 @@ def main(argv: list[str] | None = None) -> None:
     config = export(args.run, output, args.weights)
     print(f"{output / CONFIG} and {output / args.weights} need no plugin")
     for name in lacking(config):
+        if name == timm_backbone.build_timm_backbone.__name__:
+            file = shutil.copy(timm_backbone.__file__, output)
+            print(f"{file} registers {name} with timm and fast-reid alone: import it before the model is built")
+            continue
         print(f"except for {name}, which plain fast-reid lacks: register your own, or import mbj_plugin.fastreid there")
 
 

@@ -83,6 +83,24 @@ def test_what_plain_fastreid_lacks_is_said(run, capsys):
     assert "except for build_demo_backbone," in said and "except for Omniglot," in said and "Market1501" not in said
 
 
+def test_a_timm_backbone_comes_with_its_file(command, tiny_opts, tmp_path, capsys):
+    pytest.importorskip("timm", reason="timm is not installed")
+    cfg = get_cfg()
+    backbone = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.BACKBONE.DEPTH", "mobilenetv3_small_050")
+    cfg.merge_from_list([*tiny_opts, *backbone, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
+    export.main([str(tmp_path)])
+    plain = tmp_path / "plain"
+    assert f"{plain}/timm_backbone.py registers build_timm_backbone" in capsys.readouterr().out
+    torch.save(torch.randn(2, 3, 32, 16), tmp_path / "images.pth")
+    script = PLAIN.replace("cfg = get_cfg()", "import timm_backbone\ncfg = get_cfg()")
+    command("-c", script, plain / "config.yaml", cwd=tmp_path, path=plain)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    features = DefaultPredictor(cfg)(torch.load(tmp_path / "images.pth"))
+    assert torch.equal(torch.load(tmp_path / "features.pth"), features)
+
+
 @pytest.mark.parametrize(
     ("break_it", "arguments", "said"),
     [
