@@ -1,14 +1,17 @@
 """Long-tailed editions <H, S> of Market-1501 and DukeMTMC-reID (paper, Section 4.1), and of Omniglot.
 
 The H most frequent identities keep all their training images, the others S. Query and gallery stay whole. Which images
-stay depends on their names alone, not on the folder, the file system or the machine.
+stay depends on their names alone, not on the folder, the file system or the machine. Any H and S go by name:
+``Market1501_LT_H30_S2`` is registered when it is asked for.
 
 DukeMTMC was withdrawn by its authors; its editions are here for those who hold it lawfully, to compare with the paper.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
@@ -20,6 +23,7 @@ from mbj_plugin.longtail import head_tail_subset
 
 HEADS = (100, 50, 20)
 TAIL_SIZE = 5
+EDITION = re.compile(r"(\w+)_LT_H(\d+)_S(\d+)")
 
 
 class _LongTailed(ImageDataset):
@@ -65,8 +69,41 @@ def register_edition(base: type[ImageDataset], num_head: int, tail_size: int = T
     return name
 
 
+def find_edition(name: str) -> type[ImageDataset]:
+    """The edition of a name such as ``Omniglot_LT_H20_S2``, registered where it was not.
+
+    Raises:
+        ValueError: for a name that is no edition's, or of a data set that has none.
+    """
+    match = EDITION.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no edition <H, S>: write DATASET_LT_H20_S5, such as Omniglot_LT_H20_S2")
+    base = DATASET_REGISTRY.get(match[1])
+    reader = getattr(base, "process_dir", None)
+    if reader is None or list(inspect.signature(reader).parameters)[1:] != ["dir_path", "is_train"]:
+        having = ", ".join(kind.__name__ for kind in (Market1501, DukeMTMC, Omniglot, OmniglotVal))
+        raise ValueError(f"{name!r}: {match[1]} has no editions <H, S>; those that have are {having}")
+    return DATASET_REGISTRY.get(register_edition(base, int(match[2]), int(match[3])))
+
+
+def __getattr__(name: str) -> type[ImageDataset]:
+    # A process that was spawned looks the class of a pickled data set up here.
+    if EDITION.fullmatch(name):
+        return find_edition(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def register_datasets() -> None:
-    """Register the paper's editions with fast-reid. Runs once."""
+    """Register the paper's editions with fast-reid, and let it find others by their names. Runs once."""
     for base in (Market1501, DukeMTMC, Omniglot, OmniglotVal):
         for num_head in HEADS:
             register_edition(base, num_head)
+    if "get" in vars(DATASET_REGISTRY):
+        return
+    get = DATASET_REGISTRY.get
+
+    def get_or_register(name: str) -> object:
+        known = name in DATASET_REGISTRY._obj_map or "_LT_" not in str(name)
+        return get(name) if known else find_edition(name)
+
+    DATASET_REGISTRY.get = get_or_register

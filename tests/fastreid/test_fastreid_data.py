@@ -3,7 +3,10 @@
 import collections
 import hashlib
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -133,6 +136,34 @@ def test_any_edition_can_be_registered(data_root):
             register_edition(market, num_head, tail_size)
     with pytest.raises(ValueError, match="Market1501_LT_H20_S5 is an edition of another data set Market1501"):
         register_edition(type("Market1501", (ImageDataset,), {}), 20)
+
+
+def test_any_edition_goes_by_its_name(make_trainer, data_root):
+    trainer = make_trainer("DATASETS.NAMES", ("Market1501_LT_H3_S2",))
+    assert sorted(collections.Counter(item[1] for item in trainer.data_loader.dataset.img_items).values()) == (
+        [2] * 21 + [8] * 3
+    )
+    edition = DATASET_REGISTRY.get("Market1501_LT_H3_S2")
+    assert edition is DATASET_REGISTRY.get("Market1501_LT_H3_S2")
+    there = "import pickle, sys, mbj_plugin.fastreid; print(pickle.loads(sys.stdin.buffer.read()).num_head)"
+    spawned = subprocess.run(
+        [sys.executable, "-c", there], input=pickle.dumps(edition), capture_output=True, check=True
+    )
+    assert spawned.stdout.split()[-1] == b"3"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Market1501_LT_H20S2", "'Market1501_LT_H20S2' is no edition <H, S>: write DATASET_LT_H20_S5"),
+        ("Market1501_LT_H20_S0", "whole numbers H >= 0 and S >= 1, got <20, 0>"),
+        ("Market_LT_H20_S2", "there is no 'Market' in fast-reid's registry DATASET"),
+        ("MSMT17_LT_H20_S2", "MSMT17 has no editions <H, S>; those that have are Market1501, "),
+    ],
+)
+def test_names_of_no_edition(name, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        DATASET_REGISTRY.get(name)
 
 
 @pytest.mark.parametrize("name", ["Market1501_LT_H20_S5", "DukeMTMC_LT_H50_S5"])
