@@ -28,6 +28,10 @@ TITLES = {
     "omniglot_short": "Omniglot, short recipe",
     "omniglot_short_val": "Omniglot, short recipe, validation alphabets",
     "omniglot_r50": "Omniglot, ResNet-50",
+    "omniglot_timm": "Omniglot, pretrained",
+    "omniglot_timm_val": "Omniglot, pretrained, validation alphabets",
+    "omniglot_timm_short": "Omniglot, pretrained, short recipe",
+    "omniglot_timm_short_val": "Omniglot, pretrained, short recipe, validation alphabets",
     "market1501": "Market-1501",
     "dukemtmc": "DukeMTMC-reID",
 }

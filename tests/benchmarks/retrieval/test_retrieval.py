@@ -306,7 +306,7 @@ def test_shipped_cells_have_a_config():
     cells = {cell for name in SHIPPED.groups for cell in SHIPPED.group(name)}
     for cell in {dataclasses.replace(cell, seed=0) for cell in cells}:
         cfg = SHIPPED.config(cell)
-        names = [f"{name}_LT_H{cell.num_head}_S5" for name in cfg.DATASETS.TESTS]
+        names = [f"{name}_LT_H{cell.num_head}_S{cell.tail_size}" for name in cfg.DATASETS.TESTS]
         assert list(cfg.DATASETS.NAMES) == names
         assert cfg.TEST.EVAL_PERIOD == cfg.SOLVER.MAX_EPOCH
     wide = SHIPPED.config(Cell("omniglot", 20, 5, "baseline_margin4", 0))
