@@ -102,6 +102,7 @@ def test_the_memory_is_of_the_feature_behind_the_bottleneck(where):
     head = make_head(*options, MEMORY="feature", BETA=0.0)
     features, targets = batch(0)
     head(features, targets)
+    assert head._neck is None  # nothing is kept from step to step
     bank = head.memories["feature"].bank
     assert bank.dim == 2 and bank.labels.tolist() == [*targets.tolist(), *[-1] * 7]
     torch.testing.assert_close(bank.rows[:4], head.bottleneck(features)[..., 0, 0])

@@ -1,3 +1,4 @@
+import math
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -207,3 +208,11 @@ def test_over_all_ranks_a_stream_counts_what_it_gives(monkeypatch):
     monkeypatch.setattr(evaluate.dist, "all_reduce", lambda tensor: None)
     metrics = validate(Table(logits), loader, 7, torch.device("cpu"), nullcontext)
     assert_metrics(metrics, by_hand(logits, labels, 7))
+
+
+def test_small_losses_count_beside_large_ones():
+    """Sums are of 64 bits: of 32, a loss of one would be lost beside one of 2^25."""
+    logits, labels = torch.tensor([[2.0**25, 0, 0], [0, 0, 0]]), torch.tensor([1, 2])
+    loader = [(logits[:1], labels[:1]), (logits[1:], labels[1:])]
+    metrics = validate(torch.nn.Identity(), loader, 3, torch.device("cpu"), nullcontext)
+    assert 2 * metrics["loss"] - 2**25 == pytest.approx(math.log(3), abs=1e-3)

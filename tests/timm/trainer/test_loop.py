@@ -188,6 +188,13 @@ def test_the_parts_of_the_loss_are_reported_as_means_over_batches():
     assert means["loss_memory"] == pytest.approx(3 * means["loss"])
 
 
+def test_the_mean_of_half_precision_losses_is_no_half_precision_mean():
+    values = iter(torch.tensor([256.0, 1.0, 1.0, 1.0]).bfloat16())  # whose sum bfloat16 rounds to 256
+    run = make_run(batches(4))
+    run.task.forward = lambda images, target: {"loss": next(values).clone().requires_grad_()}
+    assert trainer.train_one_epoch(run, 0) == {"loss": 259 / 4}
+
+
 @pytest.mark.parametrize(("off", "epoch", "switched"), [(0, 0, 0), (0, 3, 0), (2, 1, 0), (2, 2, 1), (2, 3, 1)])
 def test_mixup_ends_with_its_epoch(off, epoch, switched):
     run = make_run(batches(1), mixup_off_epoch=off)
