@@ -192,8 +192,11 @@ def test_a_memory_that_is_too_large(monkeypatch):
         raise RuntimeError("no room")
 
     monkeypatch.setattr(head_module, "_allocate", allocate)
-    with pytest.raises(ValueError, match="^MODEL.MBJ.SIZE 100000000 with 3 numbers a slot takes 1 GB, which are not"):
-        make_head(SIZE=10**8)
+    settings = make_head(ETA=0).settings
+    with pytest.raises(
+        ValueError, match="^MODEL.MBJ.SIZE 11 with 1000000000 numbers a slot takes 44 GB, which are not"
+    ):
+        head_module._memory("feature", settings, 5, 10**9)
 
 
 class Model(nn.Module):
