@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-ENVIRONMENT ?= oldest middle fastreid newest
+ENVIRONMENT ?= oldest-core oldest middle fastreid newest
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/train_timm.py --mbj --compare
