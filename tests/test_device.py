@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from mbj_plugin import FeatureMemoryLoss, MemoryBank, PrototypeMemoryLoss
+from mbj_plugin.diagnostics.step_meter import SEEN_EVERY, SUMMED_EVERY, StepMeter
+from mbj_plugin.timm import MBJLoss
 
 COUNTS = [100, 10, 2]
 LOSSES = [
@@ -34,6 +37,7 @@ def backward(loss: Tensor) -> dict[Tensor, Tensor]:
         for (after, slot), gradient in zip(node.next_functions, results, strict=False):
             if after is None or gradient is None:
                 continue
+            gradient = gradient.sum_to_size(after._input_metadata[slot].shape)  # a bias was expanded: the engine sums
             inputs = pending.setdefault(after, [None] * len(after._input_metadata))
             inputs[slot] = gradient if inputs[slot] is None else inputs[slot] + gradient
     return gradients
@@ -44,6 +48,9 @@ def on_fake_gpu(module: nn.Module) -> nn.Module:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(torch.empty(parameter.shape, device="cuda"))
     return module
 
 
@@ -70,11 +77,11 @@ def test_a_step_on_a_gpu(kind, kwargs, soft):
 
 
 def test_the_backward_pass_by_hand_is_autograds():
-    x, w = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    loss = (x @ w.T).logsumexp(1).sum() + x.square().mean() + w[0].sum()
+    x, w, b = (torch.randn(*shape, requires_grad=True) for shape in ((5, 4), (3, 4), (3,)))
+    loss = nn.functional.linear(x, w, b).logsumexp(1).sum() + x.square().mean() + w[0].sum() + b.exp().sum()
     by_hand = backward(loss)
     loss.backward()
-    for leaf in (x, w):
+    for leaf in (x, w, b):
         torch.testing.assert_close(by_hand[leaf], leaf.grad)
 
 
@@ -126,6 +133,75 @@ def test_a_fault_in_the_enqueue_is_seen(fault, monkeypatch):
     monkeypatch.setattr(MemoryBank, "_enqueue_on_device", lambda self, rows, *args: enqueue(self, plant(rows), *args))
     with pytest.raises(error):
         enqueue_on_fake_gpu()
+
+
+class Model(nn.Module):
+    """What timm's models have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.fc = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.trunk(x))
+
+
+def criterion_on_fake_gpu(soft=False, **kwargs) -> None:
+    model = Model()
+    base = SoftTargetCrossEntropy() if soft else None
+    loss = MBJLoss(COUNTS, base, size=5, smoothing=0.1 * soft, **kwargs).bind(model)
+    loss._checked = True  # the one look at the model's first output, which waits for it
+    loss.meter = StepMeter(3)
+    loss.meter._steps = SUMMED_EVERY - SEEN_EVERY  # so that it sees positives, and sums up in the last step
+    with FakeTensorMode():
+        on_fake_gpu(model), on_fake_gpu(loss.memories)
+        x = torch.empty(6, 4, device="cuda")
+        y = torch.empty(6, 3, device="cuda") if soft else torch.empty(6, dtype=torch.long, device="cuda")
+        for _ in range(SEEN_EVERY):
+            value = loss(model(x), y)
+        gradients = backward(value)
+        assert value.device.type == "cuda" and len(loss.meter._sums) == 1
+        for leaf in model.parameters():
+            assert gradients[leaf].device.type == "cuda" and gradients[leaf].shape == leaf.shape
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"classifier": "shared", "sample": 3},
+        {"memory": "both", "momentum": 0.5, "prior_correction": True},
+        {"memory": "both", "prototypes": "memory", "ramp": 3},
+        {"start": 99},
+    ],
+)
+def test_a_step_of_timms_criterion_on_a_gpu(kwargs, soft):
+    criterion_on_fake_gpu(soft, **kwargs)
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+@pytest.mark.parametrize("classifier", ["own", "shared"])
+def test_a_fault_in_timms_criterion_is_seen(classifier, fault, monkeypatch):
+    (error, plant), memory_loss = PLANTED[fault], MBJLoss._memory_loss
+    monkeypatch.setattr(MBJLoss, "_memory_loss", lambda self, *args: plant(memory_loss(self, *args)))
+    with pytest.raises(error):
+        criterion_on_fake_gpu(classifier=classifier)
+
+
+@pytest.mark.parametrize("fault", [name for name in PLANTED if "backward" not in name])
+def test_a_fault_in_the_meter_is_seen(fault, monkeypatch):
+    (error, plant), close = PLANTED[fault], StepMeter.close_step
+
+    def planted(self, loss_memory, loss_batch):
+        close(self, plant(loss_memory), loss_batch)
+
+    monkeypatch.setattr(StepMeter, "close_step", planted)
+    with pytest.raises(error):
+        criterion_on_fake_gpu()
 
 
 def make_all() -> nn.ModuleList:
