@@ -6,7 +6,6 @@ MBJ-F of the paper is :class:`FeatureMemoryLoss`, MBJ-W is :class:`PrototypeMemo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 import torch.distributed as dist
@@ -23,6 +22,7 @@ from mbj_plugin.functional import (
 )
 from mbj_plugin.memory import MemoryBank, as_of_now
 from mbj_plugin.sampling import counter_uniform, hard_labels, sample_slots
+from mbj_plugin.settings import checked
 
 
 class _MemoryLoss(CountedModule):
@@ -45,12 +45,8 @@ class _MemoryLoss(CountedModule):
         ramp: int,
     ) -> None:
         super().__init__(start)
-        if not 0 <= eta < float("inf"):
-            raise ValueError(f"eta must be a finite number >= 0 (0 turns the memory loss off), got {eta}")
-        # Integral: NumPy's integers too. int is one as well, but type checkers do not know that.
-        if not isinstance(ramp, int | Integral) or ramp < 0:
-            raise ValueError(f"ramp must be a number of steps >= 0, got {ramp!r}")
-        self.eta, self.beta, self.norm, self.ramp = float(eta), beta, norm, int(ramp)
+        self.eta, self.ramp = checked("eta", eta), checked("ramp", ramp)
+        self.beta, self.norm = checked("beta", beta), checked("norm", norm)
         self.bank = MemoryBank(size, dim)
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.long))
         # Not saved: counts belong to the data, and whoever resumes has the data.
@@ -58,8 +54,6 @@ class _MemoryLoss(CountedModule):
         self.register_buffer("class_counts", None, persistent=False)
         if class_counts is not None:
             self.set_class_counts(class_counts)
-        else:
-            sampling_probs([1], beta, norm)  # a wrong beta or norm is an error now, not in the first step
 
     def set_class_counts(self, class_counts: Tensor | Sequence[int]) -> None:
         """Set the (C,) training images per class, where they were not known at construction."""
@@ -154,12 +148,9 @@ class FeatureMemoryLoss(_MemoryLoss):
         sample: int | None = 0,
     ) -> None:
         super().__init__(class_counts, dim, size, eta, beta, norm, start, seed, ramp)
-        sample = 0 if sample is None else sample
-        if not isinstance(sample, int | Integral) or not 0 <= sample <= size:
-            raise ValueError(
-                f"sample must be a number of rows from 1 to the memory's {size}, or 0 for all of them, got {sample!r}"
-            )
-        self.sample = int(sample)
+        self.sample = checked("sample", sample or 0)
+        if self.sample > size:
+            raise ValueError(f"sample must be at most the memory's {size} rows, got {sample}")
         self.prior_correction = prior_correction
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -224,19 +215,15 @@ class PrototypeMemoryLoss(_MemoryLoss):
     Ranks that hold equal weights remember the same without any traffic: the draw depends on seed and step alone.
 
     Args:
-        class_counts: (C,) training images per class; None to give them later with :meth:`set_class_counts`.
+        class_counts, beta, start, seed, ramp: as for :class:`FeatureMemoryLoss`.
         dim: Length D of a feature and of a prototype.
         size: Slots of the memory; the paper uses 3,500 for re-ID.
         eta: Weight of L_memory (Eq. 2), >= 0; 0 turns it off.
-        beta: Re-balancing strength of Eq. 5, >= 0.
         norm: "sum" (the paper's Eq. 5: about one prototype a step) or "max" (the rarest class enters every step).
-        start: Calls before the loss counts. The memory fills from the first call on.
         scale: alpha of Eq. 4, > 0.
         margin: delta of Eq. 4, >= 0.
         momentum: 0 remembers the weights themselves; m > 0 is the paper's MBJ*, which remembers an average that moves
             by (1 - m) a step.
-        seed: of the draws; they use no global generator.
-        ramp: Calls over which eta rises linearly after the start; 0 = at once.
         interval: Not in the paper. Prototypes enter in every ``interval``-th call only, so that a full memory reaches
             further back and its rows differ more.
         num_classes: C, needed only where ``momentum`` > 0 and ``class_counts`` come later.
@@ -281,16 +268,8 @@ class PrototypeMemoryLoss(_MemoryLoss):
                 f"sample {sample!r}: the prototype loss takes its whole memory (sample 0), because a part of the rows "
                 "gives no unbiased estimate of Eq. 4, the logarithm of a product of sums over the memory: lower size"
             )
-        if not isinstance(interval, int | Integral) or interval < 1:
-            raise ValueError(f"interval must be a number of calls >= 1, got {interval!r}")
-        self.interval = int(interval)
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"scale must be a finite number > 0, got {scale}")
-        if not 0 <= margin < float("inf"):
-            raise ValueError(f"margin must be a finite number >= 0, got {margin}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        self.scale, self.margin, self.momentum = float(scale), float(margin), float(momentum)
+        self.interval, self.momentum = checked("interval", interval), checked("momentum", momentum)
+        self.scale, self.margin = checked("scale", scale), checked("margin", margin)
         if self.momentum:
             num_classes = len(class_counts) if class_counts is not None else num_classes
             if num_classes is None:

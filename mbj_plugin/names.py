@@ -15,6 +15,10 @@ def check_known(what: str, name: str, names: Iterable[str]) -> None:
         names: those that there are.
     """
     if name not in (names := sorted(names)):
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {what} {name!r}{hint} There are: {', '.join(names)}")
+        raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, names)} There are: {', '.join(names)}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of a message on a name that is not known; empty where none of ``names`` is near."""
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -12,7 +12,7 @@ import yaml
 
 from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.names import check_known
-from mbj_plugin.timm.criterion import CLASSIFIERS
+from mbj_plugin.settings import CLASSIFIERS
 
 PRECISIONS = ("fp32", "bf16")
 AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")

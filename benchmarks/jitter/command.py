@@ -19,7 +19,7 @@ import mbj_plugin
 from benchmarks.classification.data import Images
 from benchmarks.classification.settings import NUM_CLASSES
 from benchmarks.jitter.study import CONTROLS, PHASES, Study, cut, iterations_of, load_study, train_and_watch
-from mbj_plugin.timm.trainer.run_folder import write
+from mbj_plugin.files import write
 
 Rows = list[dict[str, Any]]
 

@@ -12,7 +12,6 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
-from mbj_plugin.fastreid import demo  # noqa: F401  (registers the small backbone)
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
 from mbj_plugin.fastreid.train import find_config
@@ -24,6 +23,8 @@ RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")
 FREE = ("MODEL.DEVICE", "MODEL.MBJ.DIAGNOSTICS", "TEST.IMS_PER_BATCH")
 #: A row does not carry these: every cell is tested once, after its last epoch, since a test draws random numbers.
 UNRECORDED = (*FREE, "TEST.EVAL_PERIOD")
+#: Keys of MODEL.MBJ that are younger than the first rows, which stand for these values.
+LATER = {"RAMP": 0, "SAMPLE": 0, "PRIOR_CORRECTION": False, "SEED": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,11 @@ class Settings:
         recorded = {name: _difference(cfg[name], default[name], name) for name in RECORDED}
         recorded["MODEL"].pop("MBJ", None)
         if "MBJ" in self.methods[cell.method]:
-            recorded["MODEL"]["MBJ"] = {k: v for k, v in cfg.MODEL.MBJ.items() if f"MODEL.MBJ.{k}" not in UNRECORDED}
+            recorded["MODEL"]["MBJ"] = {
+                key: value
+                for key, value in cfg.MODEL.MBJ.items()
+                if f"MODEL.MBJ.{key}" not in UNRECORDED and (key not in LATER or value != LATER[key])
+            }
         return {name: values for name, values in recorded.items() if values}
 
 

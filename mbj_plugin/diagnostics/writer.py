@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mbj_plugin.report.run import read_jsonl
+from mbj_plugin.files import drop_epochs
 
 _logger = logging.getLogger("mbj_plugin")
 FILE = "diagnostics.jsonl"
@@ -30,7 +29,7 @@ class DiagnosticsWriter:
 
     def __init__(self, folder: Path | str, first_epoch: int, first_step: int, tensorboard: bool = True) -> None:
         self.path = Path(folder) / FILE
-        drop_rows_from(self.path, first_epoch)
+        drop_epochs(self.path, first_epoch)
         self._events = _event_writer(folder, first_step) if tensorboard else None
 
     def write(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
@@ -84,13 +83,3 @@ def _event_writer(folder: Path | str, first_step: int) -> _Events | None:
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         _logger.warning("No TensorBoard events, only %s: %s", FILE, reason)
     return None
-
-
-def drop_rows_from(path: Path, epoch: int) -> None:
-    """Take the rows of ``epoch`` and later out of a ``diagnostics.jsonl``, and lines that are no row of an epoch."""
-    if not path.is_file():
-        return
-    rows, _ = read_jsonl(path, "epoch")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if float(row["epoch"]) < epoch))
-    os.replace(temporary, path)

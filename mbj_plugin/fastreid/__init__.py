@@ -17,26 +17,9 @@ def _enable() -> None:
     from mbj_plugin.fastreid import compat, compat_checkout, compat_cpu, compat_messages, compat_samplers  # noqa: F401
 
     compat.apply_all()  # the patches of all five
-    from mbj_plugin.fastreid import (
-        checkpoint,
-        checks,
-        collect,
-        config,
-        counts,
-        datasets,
-        diagnostics,
-        feature_cloud,
-        timm_backbone,  # noqa: F401  (registers the backbone)
-    )
+    from mbj_plugin.fastreid.install import install
 
-    config.register_config()
-    datasets.register_datasets()
-    feature_cloud.register_feature_cloud()
-    collect.watch_build_model()
-    counts.watch_trainers()
-    checks.watch_runs()
-    diagnostics.watch_training()
-    checkpoint.watch_checkpoints()
+    install()
 
 
 watch_errors()

@@ -7,9 +7,11 @@ takes weights over, by MODEL.WEIGHTS, begins with an empty memory: labels of the
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
@@ -74,48 +76,41 @@ def _head_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if module in heads]
 
 
-def watch_checkpoints() -> None:
-    """Let Checkpointer check memories: an error on resume, an empty memory where only weights are loaded. Runs once."""
-    load_model, resume_or_load = Checkpointer._load_model, Checkpointer.resume_or_load
-    load = Checkpointer.load
-    if getattr(load_model, "checks_mbj", False):
-        return
+def load_model_checked(load_model: Callable, self: Checkpointer, checkpoint: Any) -> Any:
+    """Checkpointer._load_model: an error on resume, an empty memory where only weights are loaded."""
+    saved = checkpoint["model"]
+    if getattr(self, "resumes_mbj", bool(self.checkpointables)):
+        problem = memory_mismatch(self.model, saved)
+        if problem:
+            raise ValueError(
+                f"cannot resume: {problem}. Set MODEL.MBJ (SIZE, MEMORY, MOMENTUM), MODEL.HEADS and the training set "
+                "back to those of the checkpoint, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS."
+            )
+    elif keep_memories(self.model, saved) and self.checkpointables and mbj_heads(self.model):
+        logger.info("A new run: the memory of MODEL.WEIGHTS is left out, this one starts empty")
+    return load_model(self, checkpoint)
 
-    @functools.wraps(load_model)
-    def load_model_checked(self, checkpoint):
-        saved = checkpoint["model"]
-        if getattr(self, "resumes_mbj", bool(self.checkpointables)):
-            problem = memory_mismatch(self.model, saved)
-            if problem:
-                raise ValueError(
-                    f"cannot resume: {problem}. Set MODEL.MBJ (SIZE, MEMORY, MOMENTUM), MODEL.HEADS and the training "
-                    "set back to those of the checkpoint, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS."
-                )
-        elif keep_memories(self.model, saved) and self.checkpointables and mbj_heads(self.model):
-            logger.info("A new run: the memory of MODEL.WEIGHTS is left out, this one starts empty")
-        return load_model(self, checkpoint)
 
-    @functools.wraps(resume_or_load)
-    def resume_or_load_checked(self, path, *, resume=True):
-        self.resumes_mbj = resume and self.has_checkpoint()
-        try:
-            return resume_or_load(self, path, resume=resume)
-        finally:
-            del self.resumes_mbj
+def resume_or_load_checked(resume_or_load: Callable, self: Checkpointer, path: str, *, resume: bool = True) -> Any:
+    """Checkpointer.resume_or_load."""
+    with _going_on(self, resume and self.has_checkpoint()):
+        return resume_or_load(self, path, resume=resume)
 
-    @functools.wraps(load)
-    def load_checked(self, path, checkpointables=None):
-        if hasattr(self, "resumes_mbj"):
-            return load(self, path, checkpointables)
-        # Who loads an optimizer goes on with a run. None is all that the Checkpointer has; [] is fast-reid's own way to
-        # say that only the weights are wanted.
-        self.resumes_mbj = bool(self.checkpointables if checkpointables is None else checkpointables)
-        try:
-            return load(self, path, checkpointables)
-        finally:
-            del self.resumes_mbj
 
-    vars(load_model_checked)["checks_mbj"] = True
-    Checkpointer.load = load_checked
-    Checkpointer._load_model = load_model_checked
-    Checkpointer.resume_or_load = resume_or_load_checked
+def load_checked(load: Callable, self: Checkpointer, path: str, checkpointables: Any = None) -> Any:
+    """Checkpointer.load."""
+    if hasattr(self, "resumes_mbj"):
+        return load(self, path, checkpointables)
+    # Who loads an optimizer goes on with a run. None is all that the Checkpointer has; [] is fast-reid's own way to say
+    # that only the weights are wanted.
+    with _going_on(self, bool(self.checkpointables if checkpointables is None else checkpointables)):
+        return load(self, path, checkpointables)
+
+
+@contextmanager
+def _going_on(checkpointer: Checkpointer, resumes: bool) -> Iterator[None]:
+    checkpointer.resumes_mbj = resumes
+    try:
+        yield
+    finally:
+        del checkpointer.resumes_mbj

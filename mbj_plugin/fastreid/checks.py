@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.engine.defaults import DefaultTrainer
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
-from fastreid.evaluation.clas_evaluator import ClasEvaluator
 from fastreid.modeling.meta_arch import Baseline
 from fastreid.modeling.meta_arch.mgn import MGN
 from fastreid.utils import comm
@@ -183,33 +181,26 @@ def no_match(name: str, cameras: str) -> str:
     )
 
 
-def watch_runs() -> None:
-    """Let trainers check before they train. Runs once."""
-    if getattr(DefaultTrainer.train, "checks_mbj", False):
-        return
-    train, init, clas_init = DefaultTrainer.train, SimpleTrainer.__init__, ClasEvaluator.__init__
+def train_checked(train: Callable, self: DefaultTrainer) -> Any:
+    """DefaultTrainer.train."""
+    check_solver(self.cfg, self.start_epoch)
+    check_evaluation(type(self), self.cfg)
+    return train(self)
 
-    @functools.wraps(train)
-    def train_checked(self):
-        check_solver(self.cfg, self.start_epoch)
-        check_evaluation(type(self), self.cfg)
-        return train(self)
 
-    @functools.wraps(init)
-    def init_checked(self, model, data_loader, optimizer, param_wrapper):
-        if type(self) in (SimpleTrainer, AMPTrainer):  # a project's own trainer may have its loss elsewhere
-            check_a_batch_loss(getattr(model, "module", model))
-        init(self, model, data_loader, optimizer, param_wrapper)
+def init_checked(
+    init: Callable, self: SimpleTrainer, model: nn.Module, data_loader: Any, optimizer: Any, param_wrapper: Any
+) -> None:
+    """SimpleTrainer.__init__."""
+    if type(self) in (SimpleTrainer, AMPTrainer):  # a project's own trainer may have its loss elsewhere
+        check_a_batch_loss(getattr(model, "module", model))
+    init(self, model, data_loader, optimizer, param_wrapper)
 
-    @functools.wraps(clas_init)
-    def clas_init_checked(self, cfg, *arguments, **options):
-        check_class_head(cfg.MODEL.HEADS.NAME)
-        clas_init(self, cfg, *arguments, **options)
 
-    vars(train_checked)["checks_mbj"] = True
-    DefaultTrainer.train = train_checked
-    SimpleTrainer.__init__ = init_checked
-    ClasEvaluator.__init__ = clas_init_checked
+def clas_init_checked(init: Callable, self: Any, cfg: Any, *arguments: Any, **options: Any) -> None:
+    """ClasEvaluator.__init__."""
+    check_class_head(cfg.MODEL.HEADS.NAME)
+    init(self, cfg, *arguments, **options)
 
 
 def check_class_head(name: str) -> None:

@@ -6,15 +6,14 @@ the same for Baseline, MGN with its eight heads, MoCo and Distiller, and inside 
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from fastreid.modeling.meta_arch import build as meta_arch_build
+from fastreid.config import CfgNode
 from torch import Tensor, nn
 
 from mbj_plugin.fastreid.checks import check_head_outputs, check_loss_names
-from mbj_plugin.fastreid.compat import rebind
 from mbj_plugin.fastreid.head import MBJHead
 
 
@@ -73,25 +72,13 @@ def _total(losses: dict[str, Any]) -> Tensor:
     return torch.stack([loss.detach().float().sum() for loss in losses.values()]).sum()
 
 
-def watch_build_model() -> None:
-    """Let fast-reid's build_model return models that collect. Runs once.
-
-    The registry keeps its classes as they are: projects derive from what it hands out.
-    """
-    build = meta_arch_build.build_model
-    if getattr(build, "collects_mbj", False):
-        return
-
-    @functools.wraps(build)
-    def build_collecting(cfg):
-        model = build(cfg)
-        _check_heads(model, cfg)
-        if mbj_heads(model):
-            collect_losses(model)
-        return model
-
-    vars(build_collecting)["collects_mbj"] = True
-    rebind(build, build_collecting)
+def build_collecting(build: Callable, cfg: CfgNode) -> nn.Module:
+    """build_model, whose models collect."""
+    model = build(cfg)
+    _check_heads(model, cfg)
+    if mbj_heads(model):
+        collect_losses(model)
+    return model
 
 
 def _check_heads(model: nn.Module, cfg) -> None:

@@ -6,10 +6,10 @@ they come would be wrong under identity samplers, which draw every class alike.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
@@ -20,8 +20,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from mbj_plugin.fastreid.checks import check_class_head
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.feature_cloud import FeatureCloud
-from mbj_plugin.fastreid.head import MBJHead, MemoryLoss
+from mbj_plugin.fastreid.head import MBJHead
 from mbj_plugin.fastreid.smoothing import SmoothFromStart
+from mbj_plugin.memories import MemoryLoss
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -118,42 +119,36 @@ def prepare(model: nn.Module, data_loader) -> None:
 def seed_draws(heads: Sequence[MBJHead], clouds: Sequence[FeatureCloud]) -> None:
     """Give each memory and each cloud a seed of its own, made of the run's seed, its number in the model and its kind.
 
-    The run's seed is torch's, which fast-reid's ``seed_all_rng`` sets, on the first rank: the same on every rank. No
-    random number is drawn. What has drawn already, because its run goes on, keeps its seed.
+    The run's seed is MODEL.MBJ.SEED, or else torch's, which fast-reid's ``seed_all_rng`` sets, on the first rank: the
+    same on every rank. No random number is drawn. What has drawn already, because its run goes on, keeps its seed.
     """
     draws: list[tuple[str, MemoryLoss | FeatureCloud]] = [
         (f"{number} {kind}", memory) for number, head in enumerate(heads) for kind, memory in head.memories.items()
     ]
     draws += [(f"{number} cloud", cloud) for number, cloud in enumerate(clouds)]
-    run = comm.all_gather(torch.initial_seed())[0] if draws else 0
+    run = heads[0].settings.seed if heads else None
+    if run is None and draws:
+        run = comm.all_gather(torch.initial_seed())[0]
     for name, drawing in draws:
         if drawing.step == 0:
             digest = hashlib.blake2b(f"{run} {name}".encode(), digest_size=8).digest()
             drawing.seed.fill_(int.from_bytes(digest, "big", signed=True))
 
 
-def watch_trainers() -> None:
-    """Let SimpleTrainer, and so every trainer built on it, call :func:`prepare`, and let training tell the heads at
-    which iteration it begins. Runs once."""
-    init, train = SimpleTrainer.__init__, TrainerBase.train
-    if getattr(init, "prepares_mbj", False):
-        return
+def prepare_first(
+    init: Callable, self: SimpleTrainer, model: nn.Module, data_loader: Any, optimizer: Any, param_wrapper: Any
+) -> None:
+    """SimpleTrainer.__init__, and so that of every trainer built on it."""
+    prepare(model, data_loader)
+    init(self, model, data_loader, optimizer, param_wrapper)
 
-    @functools.wraps(init)
-    def init_and_prepare(self, model, data_loader, optimizer, param_wrapper):
-        prepare(model, data_loader)
-        init(self, model, data_loader, optimizer, param_wrapper)
 
-    @functools.wraps(train)
-    def train_from(self, start_epoch, max_epoch, iters_per_epoch):
-        model = getattr(getattr(self, "_trainer", self), "model", None)  # DefaultTrainer holds a SimpleTrainer
-        heads = mbj_heads(model) if model is not None else []
-        for head in heads:
-            head.begin_at(start_epoch * iters_per_epoch)
-        if heads and comm.is_main_process():
-            self.register_hooks([SmoothFromStart(heads[0].start)])
-        return train(self, start_epoch, max_epoch, iters_per_epoch)
-
-    vars(init_and_prepare)["prepares_mbj"] = True
-    SimpleTrainer.__init__ = init_and_prepare
-    TrainerBase.train = train_from
+def train_from(train: Callable, self: TrainerBase, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> Any:
+    """TrainerBase.train: the heads learn at which iteration it begins."""
+    model = getattr(getattr(self, "_trainer", self), "model", None)  # DefaultTrainer holds a SimpleTrainer
+    heads = mbj_heads(model) if model is not None else []
+    for head in heads:
+        head.begin_at(start_epoch * iters_per_epoch)
+    if heads and comm.is_main_process():
+        self.register_hooks([SmoothFromStart(heads[0].start)])
+    return train(self, start_epoch, max_epoch, iters_per_epoch)

@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 from fastreid.config import get_cfg
 from fastreid.engine import DefaultTrainer
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.utils.env import seed_all_rng
-from torch import nn
 
 from mbj_plugin.fastreid.synthetic import FOLDER, Plan, draw_dataset
 from mbj_plugin.fastreid.train import find_config
@@ -20,17 +18,6 @@ from mbj_plugin.fastreid.train import find_config
 ARMS = {"baseline": "EmbeddingHead", "MBJ": "MBJHead"}
 SCORES = ("mAP", "Rank-1")
 CONFIG = "Demo-MBJ.yml"
-
-
-@BACKBONE_REGISTRY.register()
-def build_demo_backbone(cfg) -> nn.Module:
-    """Five convolutions to MODEL.BACKBONE.FEAT_DIM channels at 1/8 of the resolution: what a CPU trains in a minute."""
-    widths, strides = (3, 32, 64, 128, 128, cfg.MODEL.BACKBONE.FEAT_DIM), (2, 2, 2, 1, 1)
-    layers = []
-    for width_in, width_out, stride in zip(widths, widths[1:], strides, strict=False):
-        convolution = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(width_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
 
 
 def quiet_fastreid() -> None:

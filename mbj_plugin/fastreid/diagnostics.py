@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -63,20 +62,11 @@ class DiagnosticsHook(HookBase):
             self.writer.write(done, self.trainer.epoch, scalars)
 
 
-def watch_training() -> None:
-    """Let training begin with the hook, where the model has an MBJHead and MODEL.MBJ.DIAGNOSTICS is on. Runs once."""
-    train = TrainerBase.train
-    if getattr(train, "watches_mbj", False):
-        return
-
-    @functools.wraps(train)
-    def train_watched(self, start_epoch, max_epoch, iters_per_epoch):
-        if comm.is_main_process():
-            add_hook(self, iters_per_epoch, max_epoch * iters_per_epoch)
-        return train(self, start_epoch, max_epoch, iters_per_epoch)
-
-    vars(train_watched)["watches_mbj"] = True
-    TrainerBase.train = train_watched
+def train_watched(train: Callable, self: TrainerBase, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> Any:
+    """TrainerBase.train, with the hook where the model has an MBJHead and MODEL.MBJ.DIAGNOSTICS is on."""
+    if comm.is_main_process():
+        add_hook(self, iters_per_epoch, max_epoch * iters_per_epoch)
+    return train(self, start_epoch, max_epoch, iters_per_epoch)
 
 
 def add_hook(trainer: TrainerBase, iters_per_epoch: int, last_step: int) -> None:

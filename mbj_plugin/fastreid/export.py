@@ -17,11 +17,9 @@ import yaml
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
-from mbj_plugin.fastreid import (
-    demo,  # noqa: F401  (registers the demo's backbone)
-    timm_backbone,
-)
+from mbj_plugin.fastreid import timm_backbone
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
+from mbj_plugin.files import whole, write
 
 CONFIG = "config.yaml"
 CLOUD = re.compile(r"\.cls_layer\.(sums|step|seed)$")
@@ -83,9 +81,9 @@ def export(run: Path, output: Path, weights: str = "model_final.pth") -> dict[st
     output.mkdir(parents=True, exist_ok=True)
     config["MODEL"]["WEIGHTS"] = str(output / weights)
     model = {name: value for name, value in state.items() if not (SAVED_MEMORY.search(name) or CLOUD.search(name))}
-    torch.save({"model": model}, output / (weights + ".part"))
-    (output / (weights + ".part")).replace(output / weights)
-    (output / CONFIG).write_text(yaml.safe_dump(config))
+    with whole(output / weights) as part:
+        torch.save({"model": model}, part)
+    write(output / CONFIG, yaml.safe_dump(config))
     return config
 
 

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from fastreid.layers import any_softmax
 from torch import Tensor
 
-from mbj_plugin.losses import rank_and_world
+from mbj_plugin.clock import rank_and_world
 from mbj_plugin.sampling import counter_uniform
 
 KEPT = 0.9  # of a class's sums, each time that it is seen

@@ -10,11 +10,10 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from torch import Tensor, nn
 
 from mbj_plugin.diagnostics.step_meter import StepMeter
-from mbj_plugin.fastreid.config import Settings, read_settings
+from mbj_plugin.fastreid.config import read_settings
 from mbj_plugin.fastreid.schedule import Schedule
-from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
-
-MemoryLoss = FeatureMemoryLoss | PrototypeMemoryLoss
+from mbj_plugin.memories import Memories, MemoryLoss
+from mbj_plugin.settings import MBJSettings
 
 
 @REID_HEADS_REGISTRY.register()
@@ -41,8 +40,8 @@ class MBJHead(EmbeddingHead):
         self.schedule = Schedule.from_config(cfg)
         num_classes, dim = self.weight.shape
         # Without ETA it stays empty, and the head is EmbeddingHead to the last bit.
-        memories = {kind: _memory(kind, self.settings, num_classes, dim) for kind in self.settings.kinds}
-        self.add_module("memories", nn.ModuleDict(memories))
+        memories = nn.ModuleDict() if self.settings.eta == 0 else _memories(self.settings, num_classes, dim)
+        self.add_module("memories", memories)
         self.start = 0
         self.pending: list[Tensor] = []
         self.collecting = False
@@ -109,21 +108,16 @@ class MBJHead(EmbeddingHead):
                 "nobody collected the last memory loss of MBJHead, so it trained nothing. Build the model with "
                 "fastreid's build_model, or call mbj_plugin.fastreid.collect_losses(model) once on your own model."
             )
-        if self.meter is not None:
-            self.meter.count_positives(targets, [memory.bank for memory in self.memories.values()])
-        losses = [self._loss_of(kind, memory, neck, targets) for kind, memory in self.memories.items()]
-        self.pending.append(torch.stack(losses).sum())
-
-    def _loss_of(self, kind: str, memory: MemoryLoss, neck: Tensor, targets: Tensor) -> Tensor:
-        if memory.probs is None:
+        assert isinstance(self.memories, Memories)
+        if any(memory.probs is None for memory in self.memories.values()):
             raise ValueError(
                 "MBJHead does not know the class counts of the training set: train with fastreid's SimpleTrainer or "
                 "AMPTrainer, or call mbj_plugin.fastreid.prepare(model, data_loader) before your own loop."
             )
-        if kind == "prototype":
-            return memory(neck, targets, self.weight)
-        rows, weight = self._classifier(neck)
-        return memory(rows, targets, weight)
+        if self.meter is not None:
+            self.meter.count_positives(targets, self.memories.banks)
+        inputs = {"prototype": lambda: (neck, self.weight), "feature": lambda: self._classifier(neck)}
+        self.pending.append(self.memories(targets, inputs))
 
     def _classifier(self, neck: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) inputs and (C, D) weight whose product is the head's ``pred_class_logits``: scale * cosine for the
@@ -133,29 +127,12 @@ class MBJHead(EmbeddingHead):
         return F.normalize(neck.float()), F.normalize(self.weight) * self.cls_layer.s
 
 
-def _memory(kind: str, s: Settings, num_classes: int, dim: int) -> MemoryLoss:
+def _memories(settings: MBJSettings, num_classes: int, dim: int) -> Memories:
     try:
-        return _allocate(kind, s, num_classes, dim)
+        return Memories(settings, None, dim, num_classes=num_classes)
     except RuntimeError as error:  # the allocator's
-        gigabytes = s.size * dim * 4 / 1e9
+        gigabytes = (settings.size or 0) * dim * 4 / 1e9
         raise ValueError(
-            f"MODEL.MBJ.SIZE {s.size} with {dim} numbers a slot takes {gigabytes:.0f} GB, which are not there: lower it"
+            f"MODEL.MBJ.SIZE {settings.size} with {dim} numbers a slot takes {gigabytes:.0f} GB, which are not there: "
+            "lower it"
         ) from error
-
-
-def _allocate(kind: str, s: Settings, num_classes: int, dim: int) -> MemoryLoss:
-    if kind == "feature":
-        return FeatureMemoryLoss(None, dim, s.size, s.eta, s.beta, s.norm)
-    return PrototypeMemoryLoss(
-        None,
-        dim,
-        s.size,
-        s.eta,
-        s.beta,
-        s.norm,
-        scale=s.scale,
-        margin=s.margin,
-        momentum=s.momentum,
-        interval=s.interval,
-        num_classes=num_classes,
-    )

@@ -20,9 +20,9 @@ from fastreid.modeling.meta_arch import build_model
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mbj_plugin.fastreid import demo  # noqa: F401  (registers the demo's backbone)
+from mbj_plugin.files import read_jsonl
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics, read_jsonl, series
+from mbj_plugin.report.run import Features, Run, read_memories, series
 from mbj_plugin.report.search import Images, groups_by_matches, search
 
 CHECKPOINTS = ("model_final.pth", "model_best.pth")
@@ -55,13 +55,7 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
         run.facts["training set"] = ", ".join(map(str, run.settings["DATASETS.NAMES"]))
     with run.part("curves (metrics.json)"):
         _read_metrics(run, folder)
-    read_diagnostics(run, folder)
-    checkpoint: dict[str, Any] = {}
-    with run.part("checkpoint"):
-        checkpoint = _checkpoint(run, folder)
-    with run.part("memory"):
-        for kind, state in _banks(checkpoint).items():
-            run.memories.append(read_bank(kind, state))
+    checkpoint = read_memories(run, folder, _checkpoint, _banks)
     with run.part("class sizes and images"):
         cfg = _config(folder, device, data)
         train = _training_set(run, cfg)

@@ -1,14 +1,11 @@
-"""When the memory loss starts to count: MODEL.MBJ.START in iterations of the run.
-
-The paper does not say when. Early features move fast, and what is remembered of them misleads; after the first decay of
-the learning rate the model jitters around where it stays. The memory fills from the first iteration on in any case.
-"""
+"""The first decay of fast-reid's schedules, and the iteration at which the memory loss starts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+
+from mbj_plugin.start import Start, start_at
 
 
 @dataclass(frozen=True)
@@ -40,34 +37,28 @@ class Schedule:
             return waiting + min(self.steps) if self.steps else math.inf
         return waiting + (self.max_epoch - waiting) / 2
 
-    def start_iteration(self, start: Literal["auto"] | int | float, iters_per_epoch: int) -> int:
+    def start_iteration(self, start: Start, iters_per_epoch: int) -> int:
         """MODEL.MBJ.START as an iteration.
 
         Args:
-            start: "auto", an iteration (int), or a fraction of the run (float below 1).
+            start: of MBJ's settings, in iterations.
             iters_per_epoch: iterations of one epoch, >= 1.
-        """
-        run = self.max_epoch * iters_per_epoch
-        if start == "auto":
-            decay = self.decay_epoch(iters_per_epoch) * iters_per_epoch
-            return int(decay) if decay < run else run // 2
-        return int(start * run) if isinstance(start, float) else start
 
-    def warning(self, start: Literal["auto"] | int | float, iters_per_epoch: int) -> str:
+        Raises:
+            ValueError: for a start past the end of the run.
+        """
+        decay = self.decay_epoch(iters_per_epoch) * iters_per_epoch
+        return int(start_at(start, self.max_epoch * iters_per_epoch, decay, "iterations"))
+
+    def warning(self, start: Start, iters_per_epoch: int) -> str:
         """What to say of a START that is not where the user may think; empty where all is well. Arguments as above."""
-        if start == "auto" and self.decay_epoch(iters_per_epoch) >= self.max_epoch:
-            cause = self._no_decay(iters_per_epoch)
-            return (
-                f"MODEL.MBJ.START is auto, the first decay of the learning rate, but {cause}: the memory loss starts "
-                "in the middle of the run. Set START to an iteration or a fraction."
-            )
-        run = self.max_epoch * iters_per_epoch
-        if isinstance(start, int) and start >= run:
-            return (
-                f"MODEL.MBJ.START is iteration {start}, but the run has only {run}: the memory loss never counts. Set "
-                "START to an earlier iteration, a fraction of the run or auto."
-            )
-        return ""
+        if start != "auto" or self.decay_epoch(iters_per_epoch) < self.max_epoch:
+            return ""
+        return (
+            f"MODEL.MBJ.START is auto, the first decay of the learning rate, but {self._no_decay(iters_per_epoch)}: "
+            f"the memory loss starts at iteration {self.start_iteration(start, iters_per_epoch)}. Set START to an "
+            "iteration or a fraction."
+        )
 
     def _no_decay(self, iters_per_epoch: int) -> str:
         """Why the learning rate does not fall within the run."""

@@ -7,20 +7,12 @@ such as `Market1501_LT_H20_S5-MBJ.yml`.
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from fastreid.utils.checkpoint import Checkpointer
 
-import mbj_plugin
-
-
-def config_folder() -> Path:
-    """Folder of the plugin's fast-reid configs: inside the installed package, or at the root of a clone."""
-    package = Path(mbj_plugin.__file__).parent
-    folders = [package / "configs" / "fastreid", package.parent / "configs" / "fastreid"]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+from mbj_plugin import files
 
 
 def find_config(name: str) -> str:
@@ -29,13 +21,7 @@ def find_config(name: str) -> str:
     Raises:
         ValueError: where there is none; the message lists the names.
     """
-    if Path(name).is_file():
-        return name
-    ours = config_folder() / name
-    if name and ours.is_file():
-        return str(ours)
-    names = ", ".join(sorted(file.name for file in config_folder().glob("*.yml")))
-    raise ValueError(f"there is no config file {name!r}. Those that come with mbj_plugin are: {names}")
+    return str(files.find_config(name, "fastreid", ".yml"))
 
 
 def read_config(args: Namespace) -> CfgNode:
@@ -53,9 +39,6 @@ def train(args: Namespace) -> dict | None:
     Returns:
         fast-reid's results, such as mAP and Rank-1 in percent; None on other ranks than the first.
     """
-    # Here, for spawned ranks too, because demo imports this module: it registers the backbone of Demo-MBJ.yml.
-    from mbj_plugin.fastreid import demo  # noqa: F401
-
     cfg = read_config(args)
     default_setup(cfg, args)
     if args.eval_only:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mbj_plugin.files import read_jsonl
 from mbj_plugin.report.search import Search
 
 
@@ -86,26 +86,6 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
-def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a file of JSON objects, one a line, by ``key``; of several rows with one key the last counts, as a
-    resumed run writes them again.
-
-    Returns:
-        The rows in order of ``key``, and the number of lines that are no such row.
-    """
-    rows: dict[float, dict[str, Any]] = {}
-    broken = 0
-    for line in path.read_text(errors="replace").splitlines():
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows[float(row[key])] = row
-        except (ValueError, KeyError, TypeError):
-            broken += 1
-    return [rows[position] for position in sorted(rows)], broken
-
-
 def series(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
     """The points of ``y`` over ``x`` in rows that have both as finite numbers."""
     pairs: list[tuple[Any, Any]] = [(row.get(x), row.get(y)) for row in rows]
@@ -126,6 +106,33 @@ def read_diagnostics(run: Run, folder: Path) -> None:
         run.diagnostics, broken = read_jsonl(path, "step")
         if broken:
             run.missing.append(f"diagnostics.jsonl: {broken} broken line{'s' * (broken > 1)} left out")
+
+
+def read_memories(
+    run: Run,
+    folder: Path,
+    read_checkpoint: Callable[[Run, Path], dict[str, Any]],
+    states: Callable[[dict[str, Any]], dict[str, dict[str, Tensor]]],
+) -> dict[str, Any]:
+    """Read what was recorded of the memories, the checkpoint, and the memories in it.
+
+    Args:
+        run: of the report.
+        folder: of the run.
+        read_checkpoint: the host's; it raises where there is none.
+        states: of a checkpoint, each memory's saved bank by its kind.
+
+    Returns:
+        The checkpoint, empty where it cannot be read.
+    """
+    read_diagnostics(run, folder)
+    checkpoint: dict[str, Any] = {}
+    with run.part("checkpoint"):
+        checkpoint = read_checkpoint(run, folder)
+    with run.part("memory"):
+        for kind, state in states(checkpoint).items():
+            run.memories.append(read_bank(kind, state))
+    return checkpoint
 
 
 def read_bank(kind: str, state: dict[str, Tensor]) -> Memory:

@@ -27,6 +27,7 @@ from mbj_plugin.after_training import (
     tau_normalized,
 )
 from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.files import whole
 from mbj_plugin.timm.finished_run import evaluated_weights, memory_states, newest_checkpoint, run_images, saved_args
 from mbj_plugin.timm.head import Heads, classifier_layers
 from mbj_plugin.timm.trainer import build
@@ -276,10 +277,10 @@ class FinishedRun:
             for layer in biased:
                 layer.bias.copy_(bias * len(self.layers) / len(biased))
         state = {name: value.cpu() for name, value in self.model.state_dict().items()}
-        temporary = path.with_name(path.name + ".tmp")
+        content = {"arch": self.args.model, "epoch": self.checkpoint.get("epoch"), "state_dict": state}
         try:
-            torch.save({"arch": self.args.model, "epoch": self.checkpoint.get("epoch"), "state_dict": state}, temporary)
-            temporary.replace(path)
+            with whole(path) as part:
+                torch.save(content, part)
         except (OSError, RuntimeError) as error:  # torch's word for a folder that is not there
             raise ValueError(f"cannot write {path} ({str(error).splitlines()[0]}): give --output FILE") from error
 

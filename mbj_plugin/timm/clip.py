@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from timm import utils
-from timm.utils import cuda as timm_cuda
 from torch import Tensor, nn
 
+from mbj_plugin.timm.compat import replace_clip
 from mbj_plugin.timm.head import Heads
 
 _STOCK = utils.dispatch_clip_grad
@@ -70,4 +70,4 @@ def _scale(parameters: list[nn.Parameter], max_norm: float, norm: Tensor) -> Non
 
 def install() -> None:
     """Let timm's trainers and its loss scaler, which call the function by these names, clip both classifiers."""
-    utils.dispatch_clip_grad = timm_cuda.dispatch_clip_grad = dispatch_clip_grad
+    replace_clip(dispatch_clip_grad)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.functional import counts_tensor
-from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
+from mbj_plugin.memories import Memories
+from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
 from mbj_plugin.timm.head import Heads, attach_head, detach_head, same_map
 
-MEMORIES = ("feature", "prototype", "both")
-CLASSIFIERS = ("own", "shared")
 PROTOTYPES = ("batch", "memory")
 
 
@@ -45,16 +44,10 @@ class MBJLoss(nn.Module):
         classifier_loss: the batch loss of a classifier of the memory's own; None = ``base``.
         prototypes: with "both" and two classifiers, whose weights the prototype memory holds: those of the "batch"
             classifier, which trains the features, or of the "memory" classifier.
-        size: slots of each memory; None = 500 features, 3,500 prototypes.
-        eta: weight of each memory loss; None = 15 for features, 1/7 for prototypes.
-        beta: re-balancing strength of Eq. 1.
-        norm: "sum" or "max", the normalisation of Eq. 1.
+        size, eta, beta, norm, ramp, interval, momentum, scale, margin, prior_correction, sample: of the memories, see
+            :class:`mbj_plugin.settings.MBJSettings`; ``norm`` is the paper's here, "sum".
         start: calls before the memory loss counts.
-        momentum: of the prototype memory (MBJ*); 0 = none.
         seed: of the draws.
-        ramp: calls over which eta rises linearly after the start; 0 = at once.
-        prior_correction: of the feature memory, see :class:`FeatureMemoryLoss`.
-        sample: rows of the feature memory that are drawn for each step, see :class:`FeatureMemoryLoss`; 0 = all.
         smoothing: label smoothing that soft targets carry (timm's Mixup puts it there). The memory does without: else
             head images would enter under the name of every tail class.
 
@@ -86,61 +79,53 @@ class MBJLoss(nn.Module):
         beta: float = 1.5,
         norm: str = "sum",
         start: int = 0,
-        momentum: float = 0.0,
-        seed: int = 0,
         ramp: int = 0,
+        interval: int = 1,
+        momentum: float = 0.0,
+        scale: float = 16.0,
+        margin: float = 0.2,
         prior_correction: bool = False,
         sample: int = 0,
+        seed: int = 0,
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if memory not in MEMORIES:
-            raise ValueError(f"memory must be one of {MEMORIES}, got {memory!r}")
-        if classifier not in CLASSIFIERS:
-            raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}")
         if prototypes not in PROTOTYPES:
             raise ValueError(f"prototypes must be of one of {PROTOTYPES}, got {prototypes!r}")
-        if classifier_loss is not None and (classifier == "shared" or memory == "prototype"):
-            raise ValueError(
-                "classifier_loss trains a classifier of the memory's own: it needs classifier 'own' and "
-                "memory 'feature' or 'both'"
-            )
-        if momentum and memory == "feature":
-            raise ValueError(f"momentum {momentum} moves prototypes: it needs memory 'prototype' or 'both'")
-        if prior_correction and memory == "prototype":
-            raise ValueError("prior_correction is for memorised features: it needs memory 'feature' or 'both'")
-        if sample and memory == "prototype":
-            raise ValueError("sample is of memorised features: it needs memory 'feature' or 'both'")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
-        self.smoothing = smoothing
+        self.settings = MBJSettings(
+            memory=memory,
+            classifier=classifier,
+            size=size,
+            eta=eta,
+            beta=beta,
+            norm=norm,
+            ramp=ramp,
+            interval=interval,
+            momentum=momentum,
+            scale=scale,
+            margin=margin,
+            prior_correction=prior_correction,
+            sample=sample,
+            seed=seed,
+        )
+        self.own_classifier = classifier == "own" and memory != "prototype"
+        if classifier_loss is not None and not self.own_classifier:
+            raise ValueError(NO_OWN_CLASSIFIER)
+        self.smoothing, self.start = smoothing, start
         self.base = base if base is not None else CrossEntropy()
         self.classifier_loss = classifier_loss if classifier_loss is not None else self.base
         self.prototypes_of_batch = prototypes == "batch"
-        self.own_classifier = classifier == "own" and memory != "prototype"
         self.class_counts = counts_tensor(class_counts)
-        shared: dict[str, Any] = {"beta": beta, "norm": norm, "start": start, "seed": seed, "ramp": ramp}
-        if size is not None:
-            shared["size"] = size
-        if eta is not None:
-            shared["eta"] = eta
-        self._memory_settings: dict[str, dict[str, Any]] = {}
-        if memory in ("feature", "both"):
-            self._memory_settings["feature"] = {**shared, "prior_correction": prior_correction, "sample": sample}
-        if memory in ("prototype", "both"):
-            self._memory_settings["prototype"] = {**shared, "momentum": momentum}
-        self._make_memories(1)  # so that a wrong value is an error here, not in bind
-        self.memories = nn.ModuleDict()
+        # Of one dimension until bind knows how many there are.
+        self.memories = Memories(self.settings, self.class_counts, 1, start)
         self.heads: Heads | None = None
         self._checked = False
         #: L_batch (the memory classifier's) and eta * L_memory of the last call, detached, for logs.
         self.parts: dict[str, Tensor] = {}
         #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.diagnostics`.
         self.meter: StepMeter | None = None
-
-    def _make_memories(self, dim: int) -> dict[str, nn.Module]:
-        kinds: dict[str, Any] = {"feature": FeatureMemoryLoss, "prototype": PrototypeMemoryLoss}
-        return {name: kinds[name](self.class_counts, dim, **kw) for name, kw in self._memory_settings.items()}
 
     def bind(self, model: nn.Module) -> MBJLoss:
         """Read the classifier of ``model`` from now on, and put a second one beside it where the memory has its own.
@@ -164,8 +149,8 @@ class MBJLoss(nn.Module):
                 f"set --num-classes {len(self.class_counts)}, or give one count per class of the model"
             )
         self.heads, self._checked = heads, False
-        if any(memory.bank.dim != heads.dim for memory in self.memories.values()) or not self.memories:  # type: ignore[union-attr]
-            self.memories = nn.ModuleDict(self._make_memories(heads.dim))
+        if any(bank.dim != heads.dim for bank in self.memories.banks):
+            self.memories = Memories(self.settings, self.class_counts, heads.dim, self.start)
         self.memories.to(heads.device)
         return self
 
@@ -205,14 +190,15 @@ class MBJLoss(nn.Module):
         if target.ndim == 2 and self.smoothing:
             target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
         if self.meter is not None:
-            self.meter.count_positives(target, [memory.bank for memory in self.memories.values()])  # type: ignore[misc]
-        memory_loss = features.new_zeros((), dtype=torch.float32)
-        if "feature" in self.memories:
-            memory_loss = memory_loss + self.memories["feature"](features, target, *self.heads.affine())
-        if "prototype" in self.memories:
-            weight, _ = self.heads.affine(batch=self.prototypes_of_batch)
-            memory_loss = memory_loss + self.memories["prototype"](features, target, weight)
-        return memory_loss
+            self.meter.count_positives(target, self.memories.banks)
+        heads = self.heads
+        return self.memories(
+            target,
+            {
+                "feature": lambda: (features, *heads.affine()),
+                "prototype": lambda: (features, heads.affine(batch=self.prototypes_of_batch)[0]),
+            },
+        )
 
     def _check_once(self, output: Tensor, features: Tensor) -> None:
         """What the model returned must be what its classifier computes: else L_memory would train something else."""

@@ -19,6 +19,7 @@ from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state, probe_or_none
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
+from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.head import classifier_layers
@@ -120,7 +121,7 @@ class _Prepared(Dataset):
 
 def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray) -> Tensor:
     """(P, ...) images of the training set, as the model sees them in evaluation, on the loader's device."""
-    inner = getattr(evaluation_loader, "loader", evaluation_loader)  # timm's PrefetchLoader wraps a DataLoader
+    inner = loader_inside(evaluation_loader)
     prepared = _Prepared(train_loader.dataset, indices, evaluation_loader.dataset.transform)
     # In a worker where training has some: file handles that a reader opens here would be shared with them.
     workers = min(1, inner.num_workers)

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm import utils
-from timm.task import ClassificationTask, TrainingTask
+from timm.task import ClassificationTask
 from torch import nn
 
+from mbj_plugin.clock import rank_and_world
 from mbj_plugin.diagnostics.monitor import Monitor
-from mbj_plugin.losses import rank_and_world
 from mbj_plugin.timm import clip
+from mbj_plugin.timm.compat import create_classification_loss, make_tasks_by, replace_update_summary, training_run
 from mbj_plugin.timm.counts import training_counts
 from mbj_plugin.timm.diagnostics import EpochDiagnostics, fit_columns, make_monitor
 from mbj_plugin.timm.schedule import start_epoch
-from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.timm.settings import from_text, make_criterion, resumed
 from mbj_plugin.timm.task import MBJTask
 
 _logger = logging.getLogger(__name__)
@@ -40,20 +38,19 @@ class EnabledTask(MBJTask):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
-        **criterion_kwargs: Any,
+        criterion_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        args, loader, evaluation_loader = _training_run()
-        settings = MBJSettings.from_text(os.environ.get("MBJ", ""))
+        args, loader, evaluation_loader = training_run()
+        settings = from_text(os.environ.get("MBJ", ""))
         if getattr(args, "resume", ""):
-            settings = settings.resumed(torch.load(args.resume, map_location="cpu", weights_only=False))
+            settings = resumed(settings, torch.load(args.resume, map_location="cpu", weights_only=False))
         if criterion is None and criterion_kwargs:
-            from timm.loss import create_classification_loss
-
-            criterion = create_classification_loss(**(criterion_kwargs.get("criterion_kwargs") or {}))
+            criterion = create_classification_loss(**criterion_kwargs)
         counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
         updates = -(-len(loader) // max(1, args.grad_accum_steps))
         epoch = start_epoch(settings.start, args, updates)
-        mbj_loss = settings.criterion(counts, criterion, round(epoch * len(loader)), args.seed, args.smoothing)
+        calls = round(epoch * len(loader))
+        mbj_loss = make_criterion(settings, counts, criterion, calls, args.seed, args.smoothing)
         if verbose:
             _logger.info(
                 f"MBJ: {settings}, memory loss from epoch {epoch:g}, {counts.min()} to {counts.max()} images a class"
@@ -96,25 +93,7 @@ class _Summary:
         self.update_summary(epoch, train_metrics, eval_metrics, filename, lr, write_header, log_wandb)
 
 
-def _training_run() -> tuple[Namespace, Any, Any]:
-    """Arguments, training loader and evaluation loader (None without) of the script that is building its task.
-
-    train.py hands none to the task, and keeps them as locals of the function that builds it.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        values = frame.f_locals
-        if isinstance(values.get("args"), Namespace) and "loader_train" in values:
-            return values["args"], values["loader_train"], values.get("loader_eval")
-        frame = frame.f_back  # type: ignore[assignment]
-    raise ValueError(
-        "mbj_plugin.timm.enable is for timm's train.py, which has `args` and `loader_train` where it builds its task: "
-        "in a script of your own, build MBJTask(model, MBJLoss(class_counts)) instead"
-    )
-
-
 def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
-    # train.py has imported the class before it imports us, so the name cannot be replaced, but what it makes can.
     if cls is ClassificationTask:
         return object.__new__(EnabledTask)
     if cls.__module__.startswith("timm."):
@@ -125,7 +104,6 @@ def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
     return object.__new__(cls)
 
 
-_SUMMARY = _Summary(utils.update_summary)
+_SUMMARY = replace_update_summary(_Summary)
 clip.install()
-utils.update_summary = _SUMMARY  # train.py calls it by this name
-TrainingTask.__new__ = staticmethod(_new)  # type: ignore[assignment]
+make_tasks_by(_new)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from timm.data import resolve_data_config
 from timm.models import model_entrypoint, save_for_hf
-from timm.models._hub import generate_readme
 
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.diagnostics.groups import GROUPS
+from mbj_plugin.timm.compat import generate_readme
 from mbj_plugin.timm.finished_run import evaluated_weights, newest_checkpoint, saved_args
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import make_parser

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.report.embedding import shown_classes
-from mbj_plugin.report.run import Features, Run, read_bank, read_diagnostics
+from mbj_plugin.report.run import Features, Run, read_memories
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.diagnostics import input_layers
 from mbj_plugin.timm.finished_run import evaluated_weights, memory_states, newest_checkpoint, run_images, saved_args
@@ -61,13 +61,7 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
         _read_results(run, folder)
     with run.part("curves (summary.csv)"):
         _read_summary(run, folder)
-    read_diagnostics(run, folder)
-    checkpoint: dict[str, Any] = {}
-    with run.part("checkpoint"):
-        checkpoint = _checkpoint(run, folder)
-    with run.part("memory"):
-        for kind, state in memory_states(checkpoint).items():
-            run.memories.append(read_bank(kind, state))
+    checkpoint = read_memories(run, folder, _checkpoint, memory_states)
     if use_model and checkpoint:
         with run.part("confusion and embedding"), offline():
             _run_model(run, saved_args(folder, device, data), checkpoint, images_per_class)

@@ -1,4 +1,4 @@
-"""When the memory loss starts: a number of epochs, a fraction of the run, or the schedule's first decay."""
+"""The first decay of timm's schedules, and the epoch at which the memory loss starts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from argparse import Namespace
 
 import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
+from mbj_plugin.start import Start, start_at
 
 
 def learning_rates(args: Namespace, updates_per_epoch: int) -> list[float]:
@@ -28,59 +30,28 @@ def learning_rates(args: Namespace, updates_per_epoch: int) -> list[float]:
     return rates
 
 
-def first_decay(rates: list[float], stepwise: bool) -> int:
-    """Epoch of the first decay: where the rate first falls after its peak.
+def first_decay(rates: list[float], stepwise: bool) -> int | None:
+    """Epoch of the first decay: where the rate first falls after its peak; None where it never does.
 
     A smooth schedule (cosine, say) falls from the first step on; there it is the epoch where the rate first is at most
-    half its peak. Where the rate never falls it is 60 % of the run, the paper's 120 of 200 epochs.
+    half its peak.
     """
     peak = max(rates)
     bound = peak * (1 - 1e-9) if stepwise else peak / 2
-    after_peak = rates.index(peak)
-    for epoch in range(after_peak, len(rates)):
-        if rates[epoch] <= bound:
-            return epoch
-    return round(0.6 * len(rates))
+    return next((epoch for epoch in range(rates.index(peak), len(rates)) if rates[epoch] <= bound), None)
 
 
-def parse_start(start: str | int | float) -> str | float:
-    """ "auto", or a number >= 0.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if start == "auto":
-        return "auto"
-    try:
-        value = float(start)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ValueError(
-            f"the start must be 'auto', a number of epochs, or a fraction of the run below 1, got {start!r}"
-        )
-    return value
-
-
-def start_epoch(start: str | int | float, args: Namespace, updates_per_epoch: int) -> float:
+def start_epoch(start: Start, args: Namespace, updates_per_epoch: int) -> float:
     """Epoch at which the memory loss starts.
 
     Args:
-        start: "auto" (the schedule's first decay), a fraction of the run (0 < start < 1), or epochs (0, or >= 1).
+        start: of MBJ's settings, in epochs.
         args: timm's training arguments.
         updates_per_epoch: optimizer steps in an epoch.
 
     Raises:
         ValueError: for a start past the end of the run.
     """
-    value = parse_start(start)
     rates = learning_rates(args, updates_per_epoch)
-    if value == "auto":
-        return float(first_decay(rates, stepwise=args.sched in ("step", "multistep")))
-    assert isinstance(value, float)
-    epoch = value * len(rates) if value < 1 else value
-    if epoch >= len(rates):
-        raise ValueError(
-            f"the memory loss would start at epoch {start}, past the end of the run of {len(rates)} epochs"
-        )
-    return epoch
+    decay = first_decay(rates, stepwise=args.sched in ("step", "multistep"))
+    return float(start_at(start, len(rates), decay, "epochs"))

@@ -10,6 +10,7 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from mbj_plugin.timm.clip import clip_parameters
+from mbj_plugin.timm.compat import check_task_state
 from mbj_plugin.timm.criterion import MBJLoss
 
 _logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class MBJTask(ClassificationTask):
             raise ValueError(f"MBJTask needs an MBJLoss(class_counts) as its criterion, got {type(criterion).__name__}")
         if isinstance(model, torch.jit.ScriptModule):
             raise ValueError("a scripted model hides its classifier: drop --torchscript, --torchcompile works")
+        check_task_state()
         super().__init__(model, criterion.bind(model), device=device, dtype=dtype, verbose=verbose)
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> ClassificationTask:

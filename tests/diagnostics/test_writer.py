@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from mbj_plugin.diagnostics.writer import DiagnosticsWriter, drop_rows_from
+from mbj_plugin.diagnostics.writer import DiagnosticsWriter
+from mbj_plugin.files import drop_epochs
 
 
 def read(folder):
@@ -48,15 +49,15 @@ def test_a_resumed_run_replaces_what_it_writes_again(tmp_path):
 def test_a_line_that_a_kill_cut_short(tmp_path):
     path = tmp_path / "diagnostics.jsonl"
     path.write_text('{"step": 9, "epoch": 0}\n{"step": 18, "ep')
-    drop_rows_from(path, 5)
+    drop_epochs(path, 5)
     assert path.read_text() == '{"step": 9, "epoch": 0}\n'
-    drop_rows_from(tmp_path / "nowhere.jsonl", 5)
+    drop_epochs(tmp_path / "nowhere.jsonl", 5)
 
 
 def test_lines_that_are_no_rows_are_left_out(tmp_path):
     path = tmp_path / "diagnostics.jsonl"
     path.write_bytes(b'\xff\xfe\n[1]\n3\nnull\n{"step": 9}\n{"step": 9, "epoch": 0}\n{"step": 18, "epoch": 1}\n')
-    drop_rows_from(path, 1)
+    drop_epochs(path, 1)
     assert path.read_text() == '{"step": 9, "epoch": 0}\n'
 
 

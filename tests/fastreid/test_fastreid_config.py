@@ -8,10 +8,14 @@ import torch
 from fastreid.config import CfgNode, get_cfg
 
 from benchmarks.retrieval.settings import load_settings
+from mbj_plugin import memories
 from mbj_plugin.fastreid import head
-from mbj_plugin.fastreid.config import DEFAULTS, HIGHEST, checked, read_settings, register_config
+from mbj_plugin.fastreid.config import DEFAULTS, checked, read_settings
+from mbj_plugin.fastreid.install import install
 from mbj_plugin.fastreid.schedule import Schedule
-from mbj_plugin.fastreid.train import config_folder, find_config
+from mbj_plugin.fastreid.train import find_config
+from mbj_plugin.files import config_folder
+from mbj_plugin.settings import HIGHEST
 
 
 def merged(*opts):
@@ -83,12 +87,12 @@ def test_bad_keys_and_values_are_named(key, value):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("MEMORY", "weights", "one of prototype, feature, both, got 'weights'"),
+        ("MEMORY", "weights", "one of feature, prototype, both, got 'weights'"),
         ("SIZE", 0, "a whole number of slots from 1 to 100000000, got 0"),
         ("SIZE", 10**8 + 1, "a whole number of slots from 1 to 100000000, got 100000001"),
-        ("INTERVAL", 0, "a whole number of iterations from 1 to 1000000000000, got 0"),
-        ("ETA", -1, "a number from 0 (which turns MBJ off) to 1e+06, got -1"),
-        ("ETA", 1000001, "a number from 0 (which turns MBJ off) to 1e+06, got 1000001"),
+        ("INTERVAL", 0, "a whole number of steps from 1 to 1000000000000, got 0"),
+        ("ETA", -1, "a number from 0 (which turns it off) to 1e+06, got -1"),
+        ("ETA", 1000001, "a number from 0 (which turns it off) to 1e+06, got 1000001"),
         ("BETA", 100.5, "a number from 0 to 100, got 100.5"),
         ("NORM", "mean", "one of sum, max, got 'mean'"),
         ("MOMENTUM", 1, "a number from 0 to below 1, got 1"),
@@ -130,7 +134,7 @@ def test_values_of_the_command_line_are_text():
 
 def test_a_file_whose_mbj_is_no_mapping(tmp_path):
     (tmp_path / "leaf.yml").write_text("MODEL:\n  MBJ: 3\n")
-    with pytest.raises(ValueError, match=r"^MODEL\.MBJ must hold the keys MEMORY, SIZE, .*DIAGNOSTICS, got 3$"):
+    with pytest.raises(ValueError, match=r"^MODEL\.MBJ must hold the keys MEMORY, ETA, .*DIAGNOSTICS, got 3$"):
         get_cfg().merge_from_file(str(tmp_path / "leaf.yml"))
 
 
@@ -147,28 +151,29 @@ def test_a_merged_config_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("memory", "eta", "kinds"),
-    [
-        ("prototype", 1.0, ("prototype",)),
-        ("feature", 1e-9, ("feature",)),
-        ("both", 1.0, ("prototype", "feature")),
-        ("both", 0.0, ()),
-    ],
+    ("memory", "kinds"),
+    [("prototype", ("prototype",)), ("feature", ("feature",)), ("both", ("feature", "prototype"))],
 )
-def test_memories_in_use(memory, eta, kinds):
-    assert read_settings(merged("MODEL.MBJ.MEMORY", memory, "MODEL.MBJ.ETA", eta)).kinds == kinds
+def test_memories_in_use(memory, kinds):
+    assert read_settings(merged("MODEL.MBJ.MEMORY", memory)).kinds == kinds
+
+
+def test_a_momentum_of_prototypes_is_left_out_where_there_are_none():
+    assert read_settings(merged("MODEL.MBJ.MEMORY", "feature", "MODEL.MBJ.MOMENTUM", 0.5)).momentum == 0
+    with pytest.raises(ValueError, match="sample 5 is of memorised features"):
+        read_settings(merged("MODEL.MBJ.SAMPLE", 5))
 
 
 def test_a_config_from_before_the_plugin_has_the_defaults():
     cfg = get_cfg()
     del cfg.MODEL["MBJ"]
     assert read_settings(cfg) == read_settings(get_cfg())
-    assert vars(read_settings(cfg)) == {key.lower(): value for key, value in DEFAULTS.items()}
+    assert {key: getattr(read_settings(cfg), key.lower()) for key in DEFAULTS} == DEFAULTS
 
 
 def test_registered_once():
     before = CfgNode.merge_from_other_cfg, CfgNode.merge_from_list
-    register_config()
+    install()
     assert (CfgNode.merge_from_other_cfg, CfgNode.merge_from_list) == before
 
 
@@ -224,9 +229,9 @@ def test_frozen_configs_stay_frozen_and_defaults_stay_clean():
         ({"warmup_iters": 25}, "auto", 420),  # the epochs of warm-up do not advance the schedule
         ({"delay_epochs": 10}, "auto", 500),
         ({"name": "CosineAnnealingLR", "delay_epochs": 19}, "auto", 695),
-        ({"steps": ()}, "auto", 600),  # no decay: the middle of the run, with a warning
-        ({"max_epoch": 20}, "auto", 100),
-        ({"max_epoch": 40}, "auto", 200),  # a decay at the end of the run comes too late
+        ({"steps": ()}, "auto", 720),  # no decay: 60 % of the run, with a warning
+        ({"max_epoch": 20}, "auto", 120),
+        ({"max_epoch": 40}, "auto", 240),  # a decay at the end of the run comes too late
         ({"steps": (70, 40)}, "auto", 400),
         ({"warmup_iters": 10}, "auto", 400),  # the first epoch always advances it
         ({"warmup_iters": 11}, "auto", 410),
@@ -241,10 +246,11 @@ def test_start(solver, start, iteration):
     assert schedule.start_iteration(start, 10) == iteration
 
 
-@pytest.mark.parametrize(("start", "late"), [(1199, False), (1200, True), (10**12, True), (0.999, False)])
-def test_a_start_beyond_the_run_is_told(start, late):
-    said = Schedule("MultiStepLR", (40, 70), 120, 0, 0, 64).warning(start, 10)
-    assert (f"iteration {start}, but the run has only 1200" in said) if late else not said
+@pytest.mark.parametrize("start", [1200, 10**12])
+def test_a_start_beyond_the_run_is_refused(start):
+    with pytest.raises(ValueError, match=f"iteration {start}, past the end of the run of 1200"):
+        Schedule("MultiStepLR", (40, 70), 120, 0, 0, 64).start_iteration(start, 10)
+    assert Schedule("MultiStepLR", (40, 70), 120, 0, 0, 64).start_iteration(1199, 10) == 1199
 
 
 @pytest.mark.parametrize(
@@ -276,23 +282,24 @@ def test_why_there_is_no_decay(solver, said):
     schedule = Schedule(**{**values, **solver}, batch_size=64)
     warning = schedule.warning("auto", 10)
     assert re.search(said.replace("[", r"\["), warning) if said else not warning
-    assert not said or schedule.start_iteration("auto", 10) == 30
+    assert not said or schedule.start_iteration("auto", 10) == 36
 
 
 def test_a_memory_that_does_not_fit_names_its_size(monkeypatch):
-    def allocate(*arguments):
+    def allocate(*arguments, **options):
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(head, "_allocate", allocate)
+    monkeypatch.setattr(memories, "PrototypeMemoryLoss", allocate)
     with pytest.raises(ValueError, match=r"MODEL\.MBJ\.SIZE 3500 with 2048 numbers"):
-        head._memory("prototype", read_settings(get_cfg()), 10, 2048)
+        head._memories(read_settings(get_cfg()), 10, 2048)
 
 
 @pytest.mark.parametrize("kind", ["prototype", "feature"])
 def test_the_highest_values_stay_finite(kind):
-    cfg = merged(*[value for key in ("ETA", "BETA", "SCALE", "MARGIN") for value in (f"MODEL.MBJ.{key}", HIGHEST[key])])
+    cfg = merged(*[value for key, high in HIGHEST.items() for value in (f"MODEL.MBJ.{key.upper()}", high)])
     cfg.MODEL.MBJ.NORM = "max"
-    memory = head._memory(kind, read_settings(cfg), 3, 4)
+    cfg.MODEL.MBJ.MEMORY = kind
+    memory = head._memories(read_settings(cfg), 3, 4)[kind]
     memory.set_class_counts(torch.ones(3))
     features, weight, labels = torch.randn(6, 4), torch.randn(3, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     losses = [memory(features.requires_grad_(), labels, weight.requires_grad_()) for _ in range(4)]
@@ -302,7 +309,7 @@ def test_the_highest_values_stay_finite(kind):
 
 
 def test_shipped_configs_are_the_papers_settings():
-    names = sorted(path.stem for path in config_folder().glob("*_S5-*.yml"))
+    names = sorted(path.stem for path in config_folder("fastreid").glob("*_S5-*.yml"))
     sets = [f"{data}_LT_H{head}_S5" for data in ("Market1501", "DukeMTMC") for head in (100, 50, 20)]
     assert names == sorted(f"{name}-{arm}" for name in sets for arm in ("MBJ", "Baseline"))
     for name in names:
@@ -322,5 +329,5 @@ def test_shipped_configs_are_the_papers_settings():
 
 
 def test_an_unknown_config_file_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"nothing\.yml.*Base-MBJ\.yml"):
+    with pytest.raises(ValueError, match=r"nothing\.yml.*Base-MBJ"):
         find_config("nothing.yml")

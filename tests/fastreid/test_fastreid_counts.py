@@ -1,7 +1,6 @@
 """Class counts, starts and seeds of a training set, and which checkpoints fit which memories, by value."""
 
 import hashlib
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +16,7 @@ from mbj_plugin.fastreid import checkpoint, counts
 from mbj_plugin.fastreid.checkpoint import keep_memories, memory_mismatch
 from mbj_plugin.fastreid.counts import class_counts, labels_of, prepare
 from mbj_plugin.fastreid.feature_cloud import FeatureCloud
+from mbj_plugin.fastreid.install import install
 from mbj_plugin.fastreid.smoothing import SmoothFromStart
 
 
@@ -99,11 +99,11 @@ def test_classes_without_images_are_not_among_those_that_are_said(said):
     assert "; 2 classes of 3 to 4 images; its loss counts from iteration 0" in said["info"][0]
 
 
-def test_a_late_start_is_said_once(said):
-    heads = [make_head(START=50), make_head(START=50), make_head(START=49)]
+def test_that_no_decay_comes_is_said_once(said):
+    heads = [make_head("SOLVER.STEPS", [10], START=start) for start in ("auto", "auto", 49)]
     prepare(Model(*heads), loader())
-    assert len(said["warning"]) == 1
-    assert "MODEL.MBJ.START is iteration 50, but the run has only 50" in said["warning"][0]
+    assert len(said["warning"]) == 1 and [head.start for head in heads] == [30, 30, 49]
+    assert "the first of SOLVER.STEPS [10] is not within SOLVER.MAX_EPOCH 10" in said["warning"][0]
 
 
 def test_fewer_images_than_a_batch():
@@ -188,8 +188,8 @@ def test_only_the_first_rank_writes(monkeypatch):
 
 def test_trainers_are_watched_once_and_prepare_before_they_begin(said):
     init, train = SimpleTrainer.__init__, TrainerBase.train
-    counts.watch_trainers()
-    assert SimpleTrainer.__init__ is init and TrainerBase.train is train and init.prepares_mbj
+    install()
+    assert SimpleTrainer.__init__ is init and TrainerBase.train is train
     head = build_heads(make_cfg(MOMENTUM=0.0))
 
     class Loader(list):
@@ -369,10 +369,3 @@ def test_nobody_hears_of_a_memory_where_there_is_none(saved, monkeypatch):
     monkeypatch.setattr(checkpoint.logger, "info", lines.append)
     Checkpointer(Model(make_head(ETA=0)), counter=Counter()).load(str(saved[0] / "last.pth"), [])
     assert not lines
-
-
-def test_checkpoints_are_watched_once():
-    before = Checkpointer.load, Checkpointer._load_model, Checkpointer.resume_or_load
-    checkpoint.watch_checkpoints()
-    assert (Checkpointer.load, Checkpointer._load_model, Checkpointer.resume_or_load) == before
-    assert logging.getLogger("fastreid.mbj_plugin") is checkpoint.logger is counts.logger

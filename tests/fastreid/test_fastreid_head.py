@@ -72,7 +72,7 @@ def test_the_feature_memory_uses_the_heads_own_logits(make_trainer, steps, layer
 
 def test_without_eta_it_is_embedding_head_exactly(make_trainer, steps):
     runs = []
-    for opts in (("MODEL.HEADS.NAME", "EmbeddingHead"), ("MODEL.MBJ.ETA", 0), ("MODEL.MBJ.START", 1000)):
+    for opts in (("MODEL.HEADS.NAME", "EmbeddingHead"), ("MODEL.MBJ.ETA", 0), ("MODEL.MBJ.START", 17)):
         trainer = make_trainer(*opts)
         losses = [loss["loss_cls"].item() for loss in steps(trainer, 5)]
         runs.append((trainer.model.state_dict(), losses))
@@ -168,19 +168,27 @@ def test_half_precision_features(make_trainer, memory):
     assert bank(trainer, memory).rows.dtype == torch.float32
 
 
-def test_the_eight_heads_of_mgn_say_a_late_start_once(make_trainer, monkeypatch):
+def test_the_eight_heads_of_mgn_say_once_that_no_decay_comes(make_trainer, monkeypatch):
     said = []
     monkeypatch.setattr(counts.logger, "warning", said.append)
     backbone = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM", 2048)
     make_trainer(
         *(*MAX, *backbone, "MODEL.META_ARCHITECTURE", "MGN", "MODEL.HEADS.EMBEDDING_DIM", 8),
-        *("INPUT.SIZE_TRAIN", [96, 16], "MODEL.MBJ.START", 99),
+        *("INPUT.SIZE_TRAIN", [96, 16], "MODEL.MBJ.START", "auto", "SOLVER.STEPS", [99]),
     )
-    assert len(said) == 1 and "iteration 99, but the run has only 18" in said[0]
+    assert (
+        len(said) == 1 and "[99] is not within SOLVER.MAX_EPOCH 2: the memory loss starts at iteration 11." in said[0]
+    )
 
 
 def seeds(trainer):
     return [int(memory.seed) for head in mbj_heads(trainer.model) for memory in head.memories.values()]
+
+
+def test_a_seed_of_its_own_is_not_the_runs(make_cfg, make_trainer):
+    own, other = (seeds(make_trainer(*MAX, "MODEL.MBJ.SEED", seed)) for seed in (5, 6))
+    seed_all_rng(4)
+    assert own == seeds(DefaultTrainer(make_cfg(*MAX, "MODEL.MBJ.SEED", 5))) != other
 
 
 def test_draws_follow_the_runs_seed_the_head_and_the_memory(make_cfg, make_trainer, steps):

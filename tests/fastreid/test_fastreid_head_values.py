@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fastreid.config import get_cfg
+from fastreid.engine import defaults as fastreid_engine
 from fastreid.modeling.heads import build_heads
 from fastreid.modeling.meta_arch import build as meta_arch_build
 from torch import nn
 from torch.nn import functional as F
 
-from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss
+from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, memories
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.fastreid import collect
 from mbj_plugin.fastreid import head as head_module
@@ -67,7 +68,7 @@ def core_losses():
 def test_the_head_s_memories_are_those_of_the_core(memory, layer):
     """Six steps beside the core's losses: the same losses, gradients and memories."""
     head, core = make_head("MODEL.HEADS.CLS_LAYER", layer, "MODEL.HEADS.SCALE", 6, MEMORY=memory), core_losses()
-    kinds = ["prototype", "feature"] if memory == "both" else [memory]
+    kinds = ["feature", "prototype"] if memory == "both" else [memory]
     assert list(head.memories) == kinds
     for step in range(6):
         features, targets = batch(step)
@@ -188,15 +189,15 @@ def test_the_meter_sees_the_targets_before_the_step_remembers_them():
 
 
 def test_a_memory_that_is_too_large(monkeypatch):
-    def allocate(*arguments):
+    def allocate(*arguments, **options):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(head_module, "_allocate", allocate)
+    monkeypatch.setattr(memories, "FeatureMemoryLoss", allocate)
     settings = make_head(ETA=0).settings
     with pytest.raises(
         ValueError, match="^MODEL.MBJ.SIZE 11 with 1000000000 numbers a slot takes 44 GB, which are not"
     ):
-        head_module._memory("feature", settings, 5, 10**9)
+        head_module._memories(settings, 5, 10**9)
 
 
 class Model(nn.Module):
@@ -322,15 +323,10 @@ def test_what_the_checks_of_a_model_say_is_heard(monkeypatch):
     assert heard == ["names", "names", "outputs"]
 
 
-def test_build_model_collects_and_is_watched_once(monkeypatch):
-    build = meta_arch_build.build_model
-    collect.watch_build_model()
-    assert meta_arch_build.build_model is build
-    replaced = []
+def test_build_model_collects(monkeypatch):
+    checked = []
+    monkeypatch.setattr(collect, "_check_heads", lambda model, cfg: checked.append(cfg))
     for head, collects in ((make_head(), True), (nn.Identity(), False)):
-        monkeypatch.setattr(meta_arch_build, "build_model", lambda cfg, head=head: Model(head))
-        monkeypatch.setattr(collect, "_check_heads", lambda model, cfg: replaced.append(cfg))
-        monkeypatch.setattr(collect, "rebind", lambda old, new: replaced.append(new))
-        collect.watch_build_model()
-        assert getattr(replaced[-1]("cfg"), "collects_mbj", False) == collects
-        assert replaced[-1] == "cfg" and replaced[-2].collects_mbj
+        model = collect.build_collecting(lambda cfg, head=head: Model(head), "cfg")
+        assert getattr(model, "collects_mbj", False) == collects and checked.pop() == "cfg"
+    assert meta_arch_build.build_model.__wrapped__ and fastreid_engine.build_model is meta_arch_build.build_model

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from mbj_plugin.files import read_jsonl
 from mbj_plugin.memory import MemoryBank
-from mbj_plugin.report.run import Run, read_bank, read_diagnostics, read_jsonl, series, short_names
+from mbj_plugin.report.run import Run, read_bank, read_diagnostics, series, short_names
 
 
 def test_broken_lines_are_counted_and_the_last_row_of_a_step_counts(tmp_path):

@@ -54,6 +54,7 @@ def test_defaults():
     given = {name: p.default for name, p in inspect.signature(MBJLoss).parameters.items() if p.default is not p.empty}
     names = {"base": None, "memory": "feature", "classifier": "own", "classifier_loss": None, "prototypes": "batch"}
     numbers = {"size": None, "eta": None, "beta": 1.5, "norm": "sum", "start": 0, "momentum": 0.0, "seed": 0, "ramp": 0}
+    numbers |= {"interval": 1, "scale": 16.0, "margin": 0.2}
     assert given == names | numbers | {"prior_correction": False, "sample": 0, "smoothing": 0.0}
     memories = MBJLoss(COUNTS, memory="both").bind(Tiny()).memories
     assert [(m.eta, m.bank.size, m.bank.dim) for m in memories.values()] == [(15.0, 500, 4), (1 / 7, 3500, 4)]
@@ -268,9 +269,9 @@ def test_other_number_of_classes():
         ({"memory": "typo"}, "memory.*'typo'"),
         ({"momentum": 0.9}, "momentum 0.9.*prototype"),
         ({"eta": -1.0}, "eta.*-1.0"),
-        ({"size": 0}, "memory size.*0"),
+        ({"size": 0}, "size must be .*, got 0"),
         ({"sample": 600}, "memory's 500.*600"),
-        ({"sample": 5, "memory": "prototype"}, "sample is of memorised features"),
+        ({"sample": 5, "memory": "prototype"}, "sample 5 is of memorised features"),
         ({"norm": "typo"}, "norm.*'typo'"),
         ({"smoothing": 1.0}, "smoothing.*1.0"),
         ({"smoothing": -0.1}, "smoothing.*-0.1"),
@@ -278,7 +279,7 @@ def test_other_number_of_classes():
         ({"prototypes": "typo"}, "prototypes.*'typo'"),
         ({"classifier_loss": F.cross_entropy, "classifier": "shared"}, "classifier_loss trains"),
         ({"classifier_loss": F.cross_entropy, "memory": "prototype"}, "classifier_loss trains"),
-        ({"prior_correction": True, "memory": "prototype"}, "prior_correction is for memorised features"),
+        ({"prior_correction": True, "memory": "prototype"}, "prior_correction True is of memorised features"),
     ],
 )
 def test_bad_values(kwargs, message):

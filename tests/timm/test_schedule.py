@@ -1,6 +1,7 @@
 import pytest
 
-from mbj_plugin.timm.schedule import first_decay, learning_rates, parse_start, start_epoch
+from mbj_plugin.settings import read
+from mbj_plugin.timm.schedule import first_decay, learning_rates, start_epoch
 from mbj_plugin.timm.trainer.args import make_parser
 
 
@@ -34,19 +35,19 @@ def test_learning_rates_are_those_of_the_schedule():
 
 @pytest.mark.parametrize(("start", "epoch"), [("0", 0), ("0.6", 120), ("1", 1), ("40", 40), (12.5, 12.5)])
 def test_numbers(start, epoch):
-    assert start_epoch(start, arguments(), 7) == epoch
+    assert start_epoch(read("start", start), arguments(), 7) == epoch
 
 
-@pytest.mark.parametrize("start", ["-1", "soon", "nan", "inf"])
+@pytest.mark.parametrize("start", ["-1", "soon", "nan", "inf", "1.0", True])
 def test_bad_start(start):
     with pytest.raises(ValueError, match=f"start must be.*{start}"):
-        parse_start(start)
+        read("start", start)
 
 
 @pytest.mark.parametrize("start", ["200", "1000"])
 def test_past_the_end(start):
     with pytest.raises(ValueError, match=f"epoch {start}, past the end of the run of 200 epochs"):
-        start_epoch(start, arguments(), 7)
+        start_epoch(read("start", start), arguments(), 7)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +59,9 @@ def test_past_the_end(start):
         ([0.1, 0.4, 1.0, 0.9], True, 3),  # a warm-up is no decay
         ([0.1, 0.4, 1.0, 0.6, 0.3], False, 4),
         ([1.0, 1.0 - 1e-12, 0.5], True, 2),  # nor is a rounding
-        ([1.0] * 10, True, 6),
-        ([1.0] * 9, False, 5),
-        ([0.1, 0.2, 0.3], False, 2),
+        ([1.0] * 10, True, None),
+        ([1.0] * 9, False, None),
+        ([0.1, 0.2, 0.3], False, None),
     ],
 )
 def test_first_decay(rates, stepwise, epoch):
@@ -68,8 +69,8 @@ def test_first_decay(rates, stepwise, epoch):
 
 
 def test_numbers_of_a_start():
-    assert [parse_start(start) for start in ("auto", "0", 3, 0.25)] == ["auto", 0.0, 3.0, 0.25]
-    assert start_epoch(0.25, arguments(), 7) == 50 and start_epoch("199.5", arguments(), 7) == 199.5
+    assert [read("start", start) for start in ("auto", "0", 3, 0.25)] == ["auto", 0, 3, 0.25]
+    assert start_epoch(0.25, arguments(), 7) == 50 and start_epoch(199.5, arguments(), 7) == 199.5
 
 
 def test_rates_of_an_optimizer_without_one_are_relative():

@@ -12,7 +12,8 @@ from timm import utils
 
 from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.command_line import OneLineParser
-from mbj_plugin.timm import settings
+from mbj_plugin.settings import RULES
+from mbj_plugin.timm.settings import RECIPES, add_arguments
 from mbj_plugin.timm.trainer.config import check_values, load_config
 from mbj_plugin.timm.trainer.error_table import TABLES
 from mbj_plugin.timm.trainer.flags import LISTS, SWITCHES, TRAIN_PY, VALUES
@@ -22,17 +23,7 @@ _logger = logging.getLogger("mbj_plugin")
 # Without a data set the main job runs: MBJ on scikit-learn's digits.
 DEFAULT_CONFIG = "digits"
 # What MBJ alone reads. Its start is also that of LDAM's deferred weights.
-MBJ_ONLY = (
-    "mbj_memory",
-    "mbj_classifier",
-    "mbj_classifier_loss",
-    "mbj_eta",
-    "mbj_size",
-    "mbj_sample",
-    "mbj_beta",
-    "mbj_norm",
-    "mbj_momentum",
-)
+MBJ_ONLY = [f"mbj_{name}" for name in RULES if name not in ("start", "class_counts", "diagnostics")]
 # What the crop of --crop-pad stands in for, or contradicts.
 NOT_WITH_CROP_PAD = ("scale", "ratio", "train_crop_mode", "train_interpolation", "no_aug")
 # Flags that do nothing without another one.
@@ -88,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", nargs="?", metavar="DIR", help="data folder, as --data-dir")
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML file, or the name of a shipped config")
-    settings.add_arguments(parser)
+    add_arguments(parser)
     ours = parser.add_argument_group("long tails")
     ours.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed, side by side")
     ours.add_argument(
@@ -163,7 +154,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         parser.set_defaults(**values)
         args = parser.parse_args(argv)
     if args.mbj_recipe != "default":
-        parser.set_defaults(**settings.RECIPES[args.mbj_recipe])
+        parser.set_defaults(**{f"mbj_{name}": value for name, value in RECIPES[args.mbj_recipe].items()})
         args = parser.parse_args(argv)
     given = typed | values.keys()
     hard_labels = args.loss != "ce" or ((args.mbj or args.compare) and args.mbj_classifier_loss is not None)

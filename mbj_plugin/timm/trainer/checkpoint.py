@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from timm.task import ClassificationTask
-from timm.task._helpers import _load_train_checkpoint
 from timm.utils import unwrap_model
 from torch import nn
 
+from mbj_plugin.clock import rank_and_world
 from mbj_plugin.diagnostics.monitor import Monitor
-from mbj_plugin.losses import rank_and_world
+from mbj_plugin.timm.compat import UpstreamChangedError, load_checkpoint
 from mbj_plugin.timm.task import MBJTask
 
 
@@ -98,7 +96,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise ValueError(f"no checkpoint at {path}: --resume takes a file such as OUTPUT/EXPERIMENT/last.pth.tar")
     try:
-        checkpoint = _load_train_checkpoint(path)
+        checkpoint = load_checkpoint(path)
+    except UpstreamChangedError:
+        raise
     except Exception as error:  # torch raises a different type for each way a file can be broken
         reason = str(error).split("\n")[0][:120]
         raise ValueError(
@@ -108,16 +108,3 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is no training checkpoint (it has no state_dict): give one that train_timm wrote")
     return checkpoint
-
-
-def drop_rows_from(summary: Path, epoch: int) -> None:
-    """Take the rows of ``epoch`` and later out of a summary.csv: the resumed run writes them again."""
-    if not summary.is_file():
-        return
-    with summary.open(newline="") as file:
-        rows = list(csv.reader(file))
-    kept = [row for row in rows if row and (row[0] == "epoch" or int(row[0]) < epoch)]
-    temporary = summary.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        csv.writer(file).writerows(kept)
-    os.replace(temporary, summary)

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from argparse import ArgumentParser
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-
-def config_folder() -> Path:
-    """The folder of the shipped timm configs: in the installed package, or in the clone."""
-    installed = Path(str(resources.files("mbj_plugin"))) / "configs" / "timm"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "configs" / "timm"
-
-
-def find_config(name: str) -> Path:
-    """Path of a config: a file, or the name of a shipped one with or without ``.yaml``.
-
-    Raises:
-        ValueError: for a name that is neither, with the names there are.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    # The base of others trains nothing by itself.
-    shipped = {p.stem: p for p in sorted(config_folder().glob("*.yaml")) if not p.stem.startswith("base_")}
-    if (path := shipped.get(name.removesuffix(".yaml"))) is not None:
-        return path
-    raise ValueError(f"no config {name!r}: it is no file, and the shipped ones are {', '.join(shipped)}")
+from mbj_plugin.files import find_config
+from mbj_plugin.names import did_you_mean
 
 
 def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -38,7 +18,7 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         ValueError: for a file that is missing, no YAML mapping, or its own base.
     """
-    path = find_config(name)
+    path = find_config(name, "timm", ".yaml")
     if path.resolve() in leaves:
         raise ValueError(f"the config {path} is its own _BASE_")
     try:
@@ -59,8 +39,7 @@ def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) ->
     actions = {action.dest: action for action in parser._actions}
     for key, value in values.items():
         if key not in actions:
-            near = difflib.get_close_matches(key, actions, 1)
-            raise ValueError(f"{source}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"{source}: unknown key {key!r}{did_you_mean(key, actions)}")
         action = actions[key]
         kind: Any = bool if action.nargs == 0 else action.type or str
         if value is None or key.endswith("_kwargs"):

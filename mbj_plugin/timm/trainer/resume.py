@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import resume_task_checkpoint
 from timm.utils import unwrap_model
 from torch import nn
 
+from mbj_plugin.timm.compat import optimizer_inside, plateau_inside
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.timm.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
 from mbj_plugin.timm.trainer.facts import DataFacts
@@ -152,9 +153,10 @@ class Resumed:
             scheduler.step_update(self.epoch * updates_per_epoch)
             return
         saved = self.checkpoint.get("plateau")
-        if saved and hasattr(scheduler, "lr_scheduler") and not self.args.no_resume_opt:
+        inner = plateau_inside(scheduler)
+        if saved and inner is not None and not self.args.no_resume_opt:
             # The only schedule that is no function of the epoch: as it was, then the step that followed the checkpoint.
-            scheduler.lr_scheduler.__dict__.update(saved["progress"])
+            inner.__dict__.update(saved["progress"])
             scheduler.restore_lr = saved["restore_lr"]
             for group, rate in zip(scheduler.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate
@@ -165,9 +167,7 @@ def _adding_batch_classifier(task: Any, checkpoint: dict[str, Any], optimizer: A
     """A context in which the optimizer's state of a run without MBJ loads into one with a batch classifier."""
     if not isinstance(task, MBJTask) or "mbj" in (checkpoint.get("task_state") or {}):
         return nullcontext()
-    # timm's Lookahead hands its state to the optimizer that it wraps.
-    inner = getattr(optimizer, "_base_optimizer", optimizer)
-    return inner.register_load_state_dict_pre_hook(_add_batch_classifier(task))
+    return optimizer_inside(optimizer).register_load_state_dict_pre_hook(_add_batch_classifier(task))
 
 
 def _add_batch_classifier(task: MBJTask) -> Any:
@@ -207,16 +207,11 @@ def _starting(task: Any) -> list[Any]:
 
 def plateau_state(scheduler: Any) -> dict[str, Any] | None:
     """What ``--sched plateau`` has seen, which timm does not save; None for every other schedule."""
-    inner = getattr(scheduler, "lr_scheduler", None)
+    inner = plateau_inside(scheduler)
     if inner is None:
         return None
     names = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
     return {"progress": {name: getattr(inner, name) for name in names}, "restore_lr": scheduler.restore_lr}
-
-
-def resume_ema(task: Any, path: str) -> None:
-    """Load the averaged weights, which timm keeps beside the model's."""
-    load_task_ema_checkpoint(task, path)
 
 
 def _comparable(value: Any) -> Any:

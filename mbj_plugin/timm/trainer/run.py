@@ -13,17 +13,18 @@ import torch
 from timm import utils
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import load_task_ema_checkpoint
 
 from mbj_plugin.timm import clip
 from mbj_plugin.timm.diagnostics import make_monitor
 from mbj_plugin.timm.schedule import start_epoch
-from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.timm.settings import from_args, make_criterion, resumed
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.checkpoint import ResumableMBJTask, ResumableTask, read_checkpoint
 from mbj_plugin.timm.trainer.data import innermost_readable
 from mbj_plugin.timm.trainer.facts import DataFacts, class_names, memory_lines, nested_line
 from mbj_plugin.timm.trainer.progress import Progress
-from mbj_plugin.timm.trainer.resume import Resumed, plateau_state, resume_ema, saved_start
+from mbj_plugin.timm.trainer.resume import Resumed, plateau_state, saved_start
 
 _logger = logging.getLogger("mbj_plugin")
 
@@ -48,9 +49,9 @@ class Run:
 
 def make_run(args: Namespace) -> Run:
     """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
-    settings = MBJSettings.from_args(args)
+    settings = from_args(args)
     if args.mbj and args.resume:
-        settings = settings.resumed(read_checkpoint(args.resume))
+        settings = resumed(settings, read_checkpoint(args.resume))
     with build.blame(f"--device {args.device}"):
         device = build.init_device(args)
     utils.random_seed(args.seed, args.rank)
@@ -72,7 +73,7 @@ def make_run(args: Namespace) -> Run:
     task: Any
     if args.mbj:
         clip.install()
-        criterion = settings.criterion(data.counts, batch_loss, calls, args.seed, args.smoothing)
+        criterion = make_criterion(settings, data.counts, batch_loss, calls, args.seed, args.smoothing)
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
@@ -80,7 +81,7 @@ def make_run(args: Namespace) -> Run:
         task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
     with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    resumed = Resumed(task, args, optimizer, loss_scaler, facts) if args.resume else None
+    checkpoint = Resumed(task, args, optimizer, loss_scaler, facts) if args.resume else None
     with build.blame(f"--torchcompile {args.torchcompile} or the averaged model"):
         _wrap(task, args, device)
     with build.blame(f"--sched {args.sched} (with --decay-... and --lr-...)"):
@@ -90,12 +91,12 @@ def make_run(args: Namespace) -> Run:
             updates_per_epoch=updates_per_epoch,
         )
     lines = [facts.line(), nested_line(datasets[0])]
-    if resumed is not None:
-        start, moved = resumed.keep_start(start, len(data.train))
-        lines += [resumed.changes(), moved]
+    if checkpoint is not None:
+        start, moved = checkpoint.keep_start(start, len(data.train))
+        lines += [checkpoint.changes(), moved]
         if scheduler is not None:
-            resumed.resume_schedule(scheduler, updates_per_epoch)
-        resumed.set_random_state()
+            checkpoint.resume_schedule(scheduler, updates_per_epoch)
+        checkpoint.set_random_state()
     if args.mbj:
         lines += memory_lines(task.criterion.memories, facts, start, num_epochs, len(data.train))
     if utils.is_primary(args):
@@ -106,7 +107,7 @@ def make_run(args: Namespace) -> Run:
         "start": saved_start(task, start),
         "plateau": plateau_state(scheduler),
     }
-    first_epoch = resumed.epoch if resumed is not None else 0
+    first_epoch = checkpoint.epoch if checkpoint is not None else 0
     return Run(
         args, device, data, task, optimizer, scheduler, num_epochs, first_epoch, amp_autocast, loss_scaler, facts
     )
@@ -127,7 +128,7 @@ def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
         if args.resume:
-            resume_ema(task, args.resume)
+            load_task_ema_checkpoint(task, args.resume)
     if args.torchcompile:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
         if task.has_ema():

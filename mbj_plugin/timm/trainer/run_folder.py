@@ -26,9 +26,10 @@ from timm.models import safe_model_name
 from mbj_plugin import __version__
 from mbj_plugin.command_line import reason
 from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.files import drop_epochs, write
+from mbj_plugin.timm.compat import go_on_saving
 from mbj_plugin.timm.diagnostics import fit_columns
-from mbj_plugin.timm.settings import MBJSettings
-from mbj_plugin.timm.trainer.checkpoint import drop_rows_from
+from mbj_plugin.timm.settings import from_args
 from mbj_plugin.timm.trainer.data import LongTailSubset
 from mbj_plugin.timm.trainer.facts import DataFacts
 
@@ -89,7 +90,7 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
     write(folder / "args.yaml", yaml.safe_dump({k: plain(v) for k, v in vars(args).items()}))
     if isinstance(train_set, LongTailSubset):
         write(folder / "manifest.json", json.dumps(train_set.manifest()))
-    drop_rows_from(folder / "summary.csv", first_epoch)
+    drop_epochs(folder / "summary.csv", first_epoch)
     return folder
 
 
@@ -205,10 +206,10 @@ def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
         max_history=args.checkpoint_hist,
         task=run.task,
     )
-    # timm >= 1.0.31 remembers which checkpoints are the best; they must lie in the folder that is written to.
+    # Which checkpoints are the best is known of the folder that is written to alone.
     same_folder = args.resume and Path(args.resume).resolve().parent == folder.resolve()
-    if same_folder and hasattr(saver, "load_state_dict_from_checkpoint"):
-        saver.load_state_dict_from_checkpoint(args.resume)
+    if same_folder:
+        go_on_saving(saver, args.resume)
     return saver
 
 
@@ -231,7 +232,7 @@ def result(
         "per_class_error": (100 * wrong / np.maximum(images, 1)).tolist(),
         **facts.state(),
         "best": {"metric": args.eval_metric, "value": best[0], "epoch": best[1]},
-        "mbj": dataclasses.asdict(MBJSettings.from_args(args)) if args.mbj else None,
+        "mbj": dataclasses.asdict(from_args(args)) if args.mbj else None,
         "settings": {k: plain(v) for k, v in vars(args).items()},
         "versions": {
             "mbj_plugin": __version__,
@@ -251,10 +252,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mbj_plugin.command_line import one_line
 from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.files import write
 from mbj_plugin.timm.diagnostics import EpochDiagnostics
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import parse_args
@@ -40,7 +41,6 @@ from mbj_plugin.timm.trainer.run_folder import (
     result,
     unlock,
     wandb_run,
-    write,
     writing,
 )
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from mbj_plugin.batch_losses import create_loss
+from mbj_plugin.files import drop_epochs
 from mbj_plugin.timm import MBJLoss
 from mbj_plugin.timm.trainer import checkpoint
 from mbj_plugin.timm.trainer.checkpoint import (
     ResumableMBJTask,
     ResumableTask,
-    drop_rows_from,
     read_checkpoint,
     set_rng_state,
 )
@@ -116,7 +116,7 @@ def test_the_reason_is_short(tmp_path, monkeypatch, message, said):
     def broken(path):
         raise RuntimeError(message)
 
-    monkeypatch.setattr(checkpoint, "_load_train_checkpoint", broken)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", broken)
     (tmp_path / "a").write_text("")
     with pytest.raises(ValueError, match=rf"cut short \({said}\): resume from an older one in the same folder$"):
         read_checkpoint(str(tmp_path / "a"))
@@ -124,9 +124,9 @@ def test_the_reason_is_short(tmp_path, monkeypatch, message, said):
 
 def test_rows_that_will_be_written_again_go(tmp_path):
     summary = tmp_path / "summary.csv"
-    drop_rows_from(summary, 2)
+    drop_epochs(summary, 2)
     assert not summary.exists()
     summary.write_text('epoch,loss\n0,"1,5"\n1,1\n\n2,3\n10,4\n')
-    drop_rows_from(summary, 2)
+    drop_epochs(summary, 2)
     assert summary.read_text().split() == ["epoch,loss", '0,"1,5"', "1,1"]
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]

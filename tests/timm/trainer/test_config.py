@@ -1,11 +1,12 @@
 import pytest
 
 from benchmarks.classification.settings import load_settings
+from mbj_plugin.files import config_folder, find_config
 from mbj_plugin.timm.schedule import start_epoch
 from mbj_plugin.timm.trainer.args import parse_args
-from mbj_plugin.timm.trainer.config import config_folder, find_config, load_config
+from mbj_plugin.timm.trainer.config import load_config
 
-SHIPPED = sorted(path.stem for path in config_folder().glob("*.yaml") if not path.stem.startswith("base"))
+SHIPPED = sorted(path.stem for path in config_folder("timm").glob("*.yaml") if not path.stem.startswith("base"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -51,7 +52,7 @@ def test_numbers_in_any_notation(tmp_path):
 
 def test_the_paper_to_the_letter_yields_to_flags():
     args = parse_args(["--mbj", "--mbj-recipe", "paper"])
-    assert (args.mbj_norm, args.mbj_start) == ("sum", "0")
+    assert (args.mbj_norm, args.mbj_start) == ("sum", 0)
     args = parse_args(["--mbj", "--mbj-recipe", "paper", "--mbj-start", "auto"])
     assert (args.mbj_norm, args.mbj_start) == ("sum", "auto")
 
@@ -61,7 +62,7 @@ def test_the_paper_to_the_letter_yields_to_flags():
     [
         ("default", "mbj", "auto"),
         ("balanced", "balanced_softmax_own_mbj", "auto"),
-        ("paper", "mbj_paper", "0"),
+        ("paper", "mbj_paper", 0),
     ],
 )
 def test_the_recipes_are_methods_of_the_results_page(recipe, name, start):
@@ -70,7 +71,7 @@ def test_the_recipes_are_methods_of_the_results_page(recipe, name, start):
     assert (args.loss, args.mbj_memory, args.mbj_eta) == (method.loss, method.memory, method.eta)
     assert (args.mbj_classifier, args.mbj_classifier_loss) == (method.classifier, method.classifier_loss)
     assert (args.mbj_beta, args.mbj_norm) == (method.beta, method.norm)
-    assert args.mbj_start == start and method.start == {"auto": "decay", "0": 0}[start]
+    assert args.mbj_start == start and method.start == {"auto": "decay", 0: 0}[start]
 
 
 def test_the_cifar_recipe_decays_at_the_end_of_epoch_120():
@@ -99,7 +100,7 @@ def test_bad_configs(tmp_path):
         with pytest.raises(ValueError, match=message):
             parse_args(["-c", str(tmp_path / "values.yaml")])
     with pytest.raises(ValueError, match="no config"):
-        find_config(str(tmp_path / "digits.yaml"))
+        find_config(str(tmp_path / "digits.yaml"), "timm", ".yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="must be a mapping"):
         load_config(str(tmp_path / "list.yaml"))
@@ -107,4 +108,4 @@ def test_bad_configs(tmp_path):
     with pytest.raises(ValueError, match="cannot read the config"):
         load_config(str(tmp_path / "broken.yaml"))
     with pytest.raises(ValueError, match="no config 'nowhere'.*digits"):
-        find_config("nowhere")
+        find_config("nowhere", "timm", ".yaml")

@@ -1,6 +1,7 @@
 import pytest
 
-from mbj_plugin.timm.settings import MBJSettings
+from mbj_plugin.settings import MBJSettings
+from mbj_plugin.timm.settings import from_args, from_text
 from mbj_plugin.timm.trainer.args import make_parser
 
 
@@ -8,8 +9,8 @@ def test_flags_and_text_say_the_same():
     argv = "--mbj-memory both --mbj-eta 3 --mbj-size 9 --mbj-beta 1 --mbj-norm sum --mbj-start 0.5 --mbj-momentum 0.9"
     argv += " --no-mbj-diagnostics"
     text = "memory=both, eta=3,size=9,beta=1,norm=sum,start=0.5,momentum=0.9,diagnostics=0"
-    assert MBJSettings.from_args(make_parser().parse_args(argv.split())) == MBJSettings.from_text(text)
-    assert MBJSettings.from_args(make_parser().parse_args([])) == MBJSettings.from_text("") == MBJSettings()
+    assert from_args(make_parser().parse_args(argv.split())) == from_text(text)
+    assert from_args(make_parser().parse_args([])) == from_text("") == MBJSettings()
 
 
 @pytest.mark.parametrize(
@@ -17,19 +18,19 @@ def test_flags_and_text_say_the_same():
     [
         ("etha=3", "'etha=3'.*did you mean 'eta'"),
         ("eta", "'eta'.*key=value"),
-        ("eta=big", "eta must be a number, got 'big'"),
+        ("eta=big", "MBJ: eta must be a number .*, got 'big'"),
         ("eta=-1", "eta.*-1"),
         ("eta=inf", "eta.*inf"),
-        ("size=0", "memory size.*0"),
-        ("size=0.5", "size must be a number, got '0.5'"),
+        ("size=0", "size must be .* from 1 .*, got 0"),
+        ("size=0.5", "MBJ: size must be a whole number .*, got 0.5"),
         ("beta=-1", "beta.*-1"),
         ("norm=typo", "norm.*'typo'"),
         ("memory=typo", "memory.*'typo'"),
         ("start=never", "start.*'never'"),
-        ("diagnostics=2", "diagnostics must be 1 .* got 2"),
+        ("diagnostics=2", "diagnostics must be True or False, got '2'"),
         ("momentum=1,memory=prototype", "momentum.*1"),
     ],
 )
 def test_bad_text(text, message):
     with pytest.raises(ValueError, match=message):
-        MBJSettings.from_text(text)
+        from_text(text)
