@@ -7,6 +7,7 @@ from test_device import COUNTS, PLANTED, FakeTensorMode, backward, on_fake_gpu
 
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.fastreid.head import MBJHead
+from mbj_plugin.memories import Memories
 
 
 def step_on_fake_gpu(layer="Linear", memory="both", *options) -> None:
@@ -39,7 +40,7 @@ def test_a_step_on_a_gpu(layer, options):
 @pytest.mark.parametrize("fault", PLANTED)
 @pytest.mark.parametrize("memory", ["prototype", "feature"])
 def test_a_fault_in_the_head_is_seen(memory, fault, monkeypatch):
-    (error, plant), loss_of = PLANTED[fault], MBJHead._loss_of
-    monkeypatch.setattr(MBJHead, "_loss_of", lambda self, *args: plant(loss_of(self, *args)))
+    (error, plant), loss_of = PLANTED[fault], Memories.forward
+    monkeypatch.setattr(Memories, "forward", lambda self, *args: plant(loss_of(self, *args)))
     with pytest.raises(error):
         step_on_fake_gpu(memory=memory)
