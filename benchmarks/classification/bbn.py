@@ -9,9 +9,7 @@ Where the authors' code says more than the paper, it is followed: the weighed fe
 they are in the test; T is the number of finished epochs; the branches run one after the other, so that batch
 normalisation sees each batch alone.
 
-The harness calls it in three lines: ``model = BilateralBranch(model)`` after it has built the ResNet,
-``draws = reversed_draws(labels, steps, batch_size, padding, seed, epoch)`` beside those of every method, and
-``loss = bbn_loss(model.mixed(images, reversed_images, alpha), labels, reversed_labels, alpha)``.
+A batch of the harness is both: its first half are the draws of every method, its second half :func:`reversed_draws`.
 """
 
 from __future__ import annotations
@@ -81,12 +79,16 @@ def reversed_draws(labels: ArrayLike, steps: int, batch_size: int, padding: int,
 class BilateralBranch(nn.Module):
     """A CIFAR ResNet whose last block there is twice.
 
-    Called like any model, it gives the logits of the test. New weights come from the global generator; those of the
-    ResNet stay.
+    New weights come from the global generator; those of the ResNet stay.
 
     Args:
         model: becomes the shared blocks and the conventional branch; its classifier is not used.
+
+    Attributes:
+        alpha: 0-dim, weight of the conventional branch in training; set it before each epoch.
     """
+
+    alpha: Tensor
 
     def __init__(self, model: CifarResNet) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class BilateralBranch(nn.Module):
         for module in (*self.rebalancing.modules(), self.fc):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
-        self.to(memory_format=torch.channels_last)
+        self.register_buffer("alpha", torch.ones(()), persistent=False)  # of the epoch
 
     def mixed(self, images: Tensor, reversed_images: Tensor, alpha: float | Tensor) -> Tensor:
         """(B, C) logits 2 W [alpha f_c; (1 - alpha) f_r] + b.
@@ -115,10 +117,26 @@ class BilateralBranch(nn.Module):
         return self.fc(2 * torch.cat([alpha * conventional, (1 - alpha) * rebalancing], dim=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C) logits of the test: both branches see (B, 3, H, W) images, alpha is 1/2."""
+        """(B, C) logits. In training the images are 2B, those of the re-balancing branch behind the others; in the test
+        both branches see (B, 3, H, W) images, and alpha is 1/2."""
+        if self.training:
+            return self.mixed(*images.chunk(2), self.alpha)
         shared = self.shared(images)
         branches = [branch(shared).mean((2, 3)) for branch in (self.conventional, self.rebalancing)]
         return self.fc(torch.cat(branches, dim=1))
+
+
+class BilateralLoss(nn.Module):
+    """:func:`bbn_loss` with the alpha of a model, called as any criterion, on the (2B,) labels of both branches."""
+
+    alpha: Tensor
+
+    def __init__(self, model: BilateralBranch) -> None:
+        super().__init__()
+        self.register_buffer("alpha", model.alpha, persistent=False)  # one tensor for both
+
+    def forward(self, output: Tensor, labels: Tensor) -> Tensor:
+        return bbn_loss(output, *labels.chunk(2), self.alpha)
 
 
 def bbn_loss(logits: Tensor, labels: Tensor, reversed_labels: Tensor, alpha: float | Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 import mbj_plugin.timm.models  # noqa: F401  (registers resnet32_cifar)
+from benchmarks.classification.bbn import BilateralBranch, BilateralLoss
 from benchmarks.classification.settings import Method, Protocol
 from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
 from mbj_plugin.timm.criterion import MBJLoss
@@ -32,7 +33,9 @@ def build_model(protocol: Protocol, method: Method, num_classes: int, seed: int)
     with _GLOBAL_GENERATOR:
         torch.manual_seed(seed)
         model = timm.create_model("resnet32_cifar", depth=protocol.depth, width=protocol.width, num_classes=num_classes)
-        if getattr(create_loss(method.loss, [1] * num_classes), "cosine_classifier", False):
+        if method.loss == "bbn":
+            model = BilateralBranch(model)
+        elif getattr(create_loss(method.loss, [1] * num_classes), "cosine_classifier", False):
             use_cosine_classifier(model)
     return model.to(memory_format=torch.channels_last)
 
@@ -41,6 +44,8 @@ def build_criterion(
     protocol: Protocol, method: Method, class_counts: Sequence[int], model: nn.Module, steps_per_epoch: int, seed: int
 ) -> nn.Module:
     """The batch loss, with the memory loss beside it where the method has one. The model is on its device already."""
+    if isinstance(model, BilateralBranch):
+        return BilateralLoss(model)
     start = method.start_epoch(protocol) * steps_per_epoch
     device = next(model.parameters()).device
     base = create_loss(method.loss, class_counts, start=start).to(device)

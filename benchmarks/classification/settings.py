@@ -15,6 +15,8 @@ from mbj_plugin.names import check_known
 from mbj_plugin.settings import CLASSIFIERS
 
 PRECISIONS = ("fp32", "bf16")
+#: Losses that bring a network of their own, each a module of this folder; nothing else goes with them.
+SYSTEMS = ("bbn",)
 AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
@@ -87,12 +89,16 @@ class Method:
     sample: int = 0
 
     def __post_init__(self) -> None:
-        check_known("loss", self.loss, LOSSES)
+        check_known("loss", self.loss, (*LOSSES, *SYSTEMS))
         check_known("classifier", self.classifier, CLASSIFIERS)
         if self.classifier_loss is not None:
             check_known("loss", self.classifier_loss, LOSSES)
         if self.after is not None:
             check_known("after", self.after, AFTER)
+        if self.loss in SYSTEMS:
+            for field in dataclasses.fields(self):
+                if field.name != "loss" and getattr(self, field.name) != field.default:
+                    raise ValueError(f"{field.name} does not go with the loss {self.loss}: leave it out")
         if self.start != "decay" and not (isinstance(self.start, int) and self.start >= 0):
             raise ValueError(f"start must be 'decay' or a number of epochs >= 0, got {self.start!r}")
 

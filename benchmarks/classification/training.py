@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import mbj_plugin
+from benchmarks.classification.bbn import BilateralBranch, cumulative_alpha, reversed_draws
 from benchmarks.classification.data import Images
 from benchmarks.classification.feature_log import FeatureLog
 from benchmarks.classification.recipe import (
@@ -123,11 +124,8 @@ class CellRun:
 
     def _train_epoch(self) -> None:
         self.model.train()
-        draws = epoch_draws(
-            len(self.train_labels), self.protocol.batch_size, self.protocol.padding, self.seed, self.epoch
-        ).to(self.device)
         total = torch.zeros((), device=self.device)
-        for step, draw in enumerate(draws):
+        for step, draw in enumerate(self._draws().to(self.device)):
             self.scheduler.step_update(self.epoch * self.steps + step)
             total += self._step(draw)
         if self.log is not None:
@@ -140,6 +138,16 @@ class CellRun:
                 self._log_test_features()
             self._final = per_class if last else None
             self.curve.append(self.point(self.epoch, per_class, float(total) / self.steps))
+
+    def _draws(self) -> Tensor:
+        """(S, B, 4) int64, see :func:`epoch_draws`; (S, 2B, 4) where a second branch has draws of its own."""
+        size, padding = self.protocol.batch_size, self.protocol.padding
+        draws = epoch_draws(len(self.train_labels), size, padding, self.seed, self.epoch)
+        if not isinstance(self.model, BilateralBranch):
+            return draws
+        self.model.alpha.fill_(cumulative_alpha(self.epoch, self.protocol.epochs))
+        labels = self.train_labels.cpu().numpy()
+        return torch.cat([draws, reversed_draws(labels, self.steps, size, padding, self.seed, self.epoch)], dim=1)
 
     def point(self, epoch: int, per_class: np.ndarray, train_loss: float) -> dict[str, Any]:
         """A point of a curve."""

@@ -1,8 +1,12 @@
-"""Images that the tests of the harness train on."""
+"""Images that the tests of the harness train on, and a batch of them made by PIL."""
 
 import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import functional as TF
 
 from benchmarks.classification.data import Images, class_ranks
+from benchmarks.classification.recipe import STATISTICS
 
 
 def drawn(size=12, per_class=(14, 8, 6, 5, 5, 4, 4, 3, 3, 2), seed=0):
@@ -17,3 +21,19 @@ def drawn(size=12, per_class=(14, 8, 6, 5, 5, 4, 4, 3, 3, 2), seed=0):
 
     ranks = class_ranks(train_labels, 0)
     return Images(images(train_labels), train_labels, ranks, images(test_labels), test_labels, "drawn")
+
+
+def plain_batch(images, draw, padding):
+    """(B, 3, H, W) of the draws, one crop after the other, and their (B,) labels."""
+    batch, size = [], images.train.shape[1]
+    for index, top, left, flip in draw.tolist():
+        image = TF.crop(TF.pad(Image.fromarray(images.train[index]), padding), top, left, size, size)
+        batch.append(TF.normalize(TF.to_tensor(TF.hflip(image) if flip else image), *STATISTICS[10]))
+    x = torch.stack(batch).contiguous(memory_format=torch.channels_last)
+    return x, torch.from_numpy(images.train_labels[draw[:, 0].numpy()])
+
+
+def plain_rate(protocol, steps, update):
+    """The learning rate of an update by its formula; timm's milestones act one update early."""
+    decayed = protocol.decay_rate ** sum(update + 1 >= m * steps for m in protocol.milestones)
+    return protocol.lr * min(1.0, update / (protocol.warmup_epochs * steps)) * decayed

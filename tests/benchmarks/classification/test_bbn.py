@@ -1,16 +1,21 @@
 """BBN against its formulas, image by image."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import timm
 import torch
+from drawn_images import drawn, plain_batch, plain_rate
 from torch import nn
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from benchmarks.classification.bbn import BilateralBranch, bbn_loss, cumulative_alpha, reversed_draws, reversed_probs
+from benchmarks.classification.recipe import build_model, epoch_draws
+from benchmarks.classification.settings import Method, Protocol
+from benchmarks.classification.training import CellRun
 
 LABELS = np.repeat([0, 2, 1], [60, 12, 3])
 
@@ -76,6 +81,43 @@ def test_logits_mix_the_features_of_the_two_branches(resnet, images, alpha):
             weight = model.fc.weight[c]
             slow = sum(2 * a * weight[d] * f_c[i, d] + 2 * (1 - a) * weight[dim + d] * f_r[i, d] for d in range(dim))
             assert logits[i, c].item() == pytest.approx((slow + model.fc.bias[c]).item(), abs=1e-4)
+
+
+def test_a_cell_is_a_plain_loop_over_two_batches():
+    images, protocol = drawn(), Protocol(8, 4, 3, (2,), 1, batch_size=8, padding=2, weight_decay=5e-3)
+    cell = CellRun(protocol, Method(loss="bbn"), images, 0)
+    assert cell.train()
+    model = build_model(protocol, Method(loss="bbn"), 10, 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3)
+    steps = len(images.train) // 8
+    for epoch in range(3):
+        alpha = 1 - (epoch / 3) ** 2
+        draws = [
+            epoch_draws(len(images.train), 8, 2, 0, epoch),
+            reversed_draws(images.train_labels, steps, 8, 2, 0, epoch),
+        ]
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = plain_rate(protocol, steps, epoch * steps + step)
+            (x_c, y_c), (x_r, y_r) = (plain_batch(images, both[step], 2) for both in draws)
+            logits = model.mixed(x_c, x_r, alpha)
+            losses = [nn.functional.cross_entropy(logits, y) for y in (y_c, y_r)]
+            optimizer.zero_grad()
+            (alpha * losses[0] + (1 - alpha) * losses[1]).backward()
+            optimizer.step()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(cell.model.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    # The row's error is of alpha 1/2, whatever the last epoch's was.
+    x = plain_batch(dataclasses.replace(images, train=images.test), torch.tensor([[i, 2, 2, 0] for i in range(50)]), 2)[
+        0
+    ]
+    model.eval()
+    wrong = model.mixed(x, x, 0.5).argmax(1).numpy() != images.test_labels
+    assert cell.result()["error"] == pytest.approx(100 * wrong.mean(), abs=1e-3)
+
+
+def test_nothing_else_goes_with_it():
+    with pytest.raises(ValueError, match="memory does not go with the loss bbn"):
+        Method(loss="bbn", memory="feature")
 
 
 def test_the_test_is_the_mix_with_alpha_one_half(resnet, images):

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drawn_images import drawn
-from PIL import Image
-from torchvision.transforms import functional as TF
+from drawn_images import drawn, plain_batch, plain_rate
 
 from benchmarks import cells as results
 from benchmarks.classification.passenger import Features, passenger_row
@@ -37,7 +35,6 @@ def same_state(a, b):
 
 def plain_run(images, protocol, seed):
     """The same run as a plain loop: PIL crops, torch's SGD, the recipe's learning rates by their formula."""
-    mean, std = STATISTICS[10]
     model = build_model(protocol, MBJ, 10, seed)
     counts = np.bincount(images.train_labels)
     steps = len(images.train) // protocol.batch_size
@@ -46,17 +43,9 @@ def plain_run(images, protocol, seed):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     for epoch in range(protocol.epochs):
         for step, draw in enumerate(epoch_draws(len(images.train), protocol.batch_size, 2, seed, epoch)):
-            update = epoch * steps + step
-            # timm's milestones act one update early.
-            decayed = 0.01 if update + 1 >= protocol.milestones[0] * steps else 1.0
-            warmed = min(1.0, update / (protocol.warmup_epochs * steps))
-            optimizer.param_groups[0]["lr"] = 0.1 * warmed * decayed
-            batch = []
-            for index, top, left, flip in draw.tolist():
-                image = TF.crop(TF.pad(Image.fromarray(images.train[index]), 2), top, left, 12, 12)
-                batch.append(TF.normalize(TF.to_tensor(TF.hflip(image) if flip else image), mean, std))
-            x = torch.stack(batch).contiguous(memory_format=torch.channels_last)
-            loss = criterion(model(x), torch.from_numpy(images.train_labels[draw[:, 0].numpy()]))
+            optimizer.param_groups[0]["lr"] = plain_rate(protocol, steps, epoch * steps + step)
+            x, y = plain_batch(images, draw, 2)
+            loss = criterion(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -73,9 +62,10 @@ def test_the_fast_loop_computes_what_a_plain_loop_computes():
     torch.testing.assert_close(memory.rows, expected.rows, rtol=1e-4, atol=1e-4)
 
 
-def test_an_interrupted_cell_goes_on_exactly(tmp_path):
-    whole, file, stops = run(), tmp_path / "cell.pt", 0
-    while not (part := CellRun(TINY, MBJ, drawn(), 0)).train(file, deadline=-math.inf):
+@pytest.mark.parametrize("method", [MBJ, Method(loss="bbn")], ids=["mbj", "bbn"])
+def test_an_interrupted_cell_goes_on_exactly(tmp_path, method):
+    whole, file, stops = run(method), tmp_path / "cell.pt", 0
+    while not (part := CellRun(TINY, method, drawn(), 0)).train(file, deadline=-math.inf):
         stops += 1
     assert stops == TINY.epochs - 1
     assert same_state(part.model, whole.model) and same_state(part.criterion, whole.criterion)
