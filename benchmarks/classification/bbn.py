@@ -120,7 +120,8 @@ class BilateralBranch(nn.Module):
         """(B, C) logits. In training the images are 2B, those of the re-balancing branch behind the others; in the test
         both branches see (B, 3, H, W) images, and alpha is 1/2."""
         if self.training:
-            return self.mixed(*images.chunk(2), self.alpha)
+            images, reversed_images = images.chunk(2)
+            return self.mixed(images, reversed_images, self.alpha)
         shared = self.shared(images)
         branches = [branch(shared).mean((2, 3)) for branch in (self.conventional, self.rebalancing)]
         return self.fc(torch.cat(branches, dim=1))
@@ -136,7 +137,8 @@ class BilateralLoss(nn.Module):
         self.register_buffer("alpha", model.alpha, persistent=False)  # one tensor for both
 
     def forward(self, output: Tensor, labels: Tensor) -> Tensor:
-        return bbn_loss(output, *labels.chunk(2), self.alpha)
+        labels, reversed_labels = labels.chunk(2)
+        return bbn_loss(output, labels, reversed_labels, self.alpha)
 
 
 def bbn_loss(logits: Tensor, labels: Tensor, reversed_labels: Tensor, alpha: float | Tensor) -> Tensor:

@@ -13,11 +13,12 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-import mbj_plugin.timm.models  # noqa: F401  (registers resnet32_cifar)
 from benchmarks.classification.bbn import BilateralBranch, BilateralLoss
-from benchmarks.classification.settings import Method, Protocol
+from benchmarks.classification.iem import EpisodicLoss, EpisodicMemory
+from benchmarks.classification.settings import SYSTEMS, Method, Protocol
 from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
 from mbj_plugin.timm.criterion import MBJLoss
+from mbj_plugin.timm.models import CifarResNet  # registers resnet32_cifar
 
 # Mean and standard deviation per channel of the whole training sets.
 STATISTICS = {
@@ -33,8 +34,9 @@ def build_model(protocol: Protocol, method: Method, num_classes: int, seed: int)
     with _GLOBAL_GENERATOR:
         torch.manual_seed(seed)
         model = timm.create_model("resnet32_cifar", depth=protocol.depth, width=protocol.width, num_classes=num_classes)
-        if method.loss == "bbn":
-            model = BilateralBranch(model)
+        if method.loss in SYSTEMS:
+            assert isinstance(model, CifarResNet)
+            model = BilateralBranch(model) if method.loss == "bbn" else EpisodicMemory(model)
         elif getattr(create_loss(method.loss, [1] * num_classes), "cosine_classifier", False):
             use_cosine_classifier(model)
     return model.to(memory_format=torch.channels_last)
@@ -46,6 +48,8 @@ def build_criterion(
     """The batch loss, with the memory loss beside it where the method has one. The model is on its device already."""
     if isinstance(model, BilateralBranch):
         return BilateralLoss(model)
+    if isinstance(model, EpisodicMemory):
+        return EpisodicLoss(model)
     start = method.start_epoch(protocol) * steps_per_epoch
     device = next(model.parameters()).device
     base = create_loss(method.loss, class_counts, start=start).to(device)

@@ -16,7 +16,7 @@ from mbj_plugin.settings import CLASSIFIERS
 
 PRECISIONS = ("fp32", "bf16")
 #: Losses that bring a network of their own, each a module of this folder; nothing else goes with them.
-SYSTEMS = ("bbn",)
+SYSTEMS = ("bbn", "iem")
 AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
