@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.classification.graph import graphed
 from benchmarks.classification.recipe import build_model, build_optimizer
 from benchmarks.classification.settings import Method
 from benchmarks.classification.training import CellRun, class_errors
@@ -86,21 +87,31 @@ def _train(method: Method, features: Features) -> tuple[nn.Linear, list[dict[str
         settings = method.memory_settings(protocol, run.steps)
         memory = FeatureMemoryLoss(run.counts.tolist(), layer.in_features, seed=run.seed, **settings).to(run.device)
     optimizer, scheduler = build_optimizer(protocol, layer, run.steps)
+
+    def forward_backward(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        target = run.batches.targets(y, weight)
+        with run.autocast():
+            loss = batch_loss(layer(x), target)
+            if memory is not None:
+                loss = loss + memory(x, target, layer.weight, layer.bias)
+        loss.backward()
+        return loss.detach()
+
+    call = None
     curve: list[dict[str, Any]] = []
     for epoch in range(protocol.epochs):
         inputs = torch.from_numpy(np.array(log.features[epoch])).to(run.device)
         labels = torch.from_numpy(np.array(log.labels[epoch])).to(run.device)
         total = torch.zeros((), device=run.device)
-        for step, (x, y) in enumerate(zip(inputs, labels, strict=True)):
+        for step, batch in enumerate(zip(inputs, labels, run.batches.mixing_weights(epoch), strict=True)):
             scheduler.step_update(epoch * run.steps + step)
-            with run.autocast():
-                loss = batch_loss(layer(x), y)
-                if memory is not None:
-                    loss = loss + memory(x, y, layer.weight, layer.bias)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            if not run.graph:
+                optimizer.zero_grad(set_to_none=True)
+            elif call is None:
+                stateful = [batch_loss, *([memory] if memory is not None else [])]
+                call = graphed(forward_backward, batch, list(layer.parameters()), stateful)
+            total += (call or forward_backward)(*batch)
             optimizer.step()
-            total += loss.detach()
         if epoch + 1 in protocol.curve_points:
             curve.append(run.point(epoch + 1, _curve_errors(layer, features, epoch + 1), float(total) / run.steps))
     return layer, curve

@@ -18,6 +18,9 @@ PRECISIONS = ("fp32", "bf16")
 #: Losses that bring a network of their own, each a module of this folder; nothing else goes with them.
 SYSTEMS = ("bbn", "iem")
 AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")
+AUGMENTS = ("autoaugment",)
+#: Settings of a protocol that came after the first rows: a row names them where they are set.
+ADDED = ("augment", "mixup")
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
 
@@ -43,13 +46,28 @@ class Protocol:
     #: A point of the curves every so many epochs, on one of so many test images; the last is on all of them.
     curve_epochs: int = 1
     curve_stride: int = 1
+    #: "autoaugment", with Cutout; and alpha of Mixup, 0 = none. See :mod:`.strong`.
+    augment: str | None = None
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.augment is not None:
+            check_known("augment", self.augment, AUGMENTS)
+        if not 0 <= self.mixup < float("inf"):
+            raise ValueError(f"mixup must be a finite alpha >= 0, got {self.mixup}")
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if not self.milestones or not 0 < self.milestones[0] < self.epochs:
             raise ValueError(f"milestones must name a first decay within the {self.epochs} epochs: {self.milestones}")
         for dataset in self.max_count or {}:
             check_known("data set", dataset, NUM_CLASSES)
+
+    def check_goes_with(self, method: Method) -> None:
+        """Raises ValueError for a method that cannot be trained so."""
+        soft = {method.loss, method.classifier_loss or method.loss} - {"ce"}
+        if self.mixup and soft:
+            raise ValueError(f"mixup makes soft labels, the loss {min(soft)} takes hard ones: take one on ce")
+        if self.augment and method.loss in SYSTEMS:
+            raise ValueError(f"augment makes one version of an image in each epoch, {method.loss} draws more: leave it")
 
     @property
     def curve_points(self) -> list[int]:
@@ -175,6 +193,10 @@ class Settings:
             check_known("data set", name, NUM_CLASSES)
         for name in methods:
             check_known("method", name, self.methods)
+            try:
+                self.protocols[protocol].check_goes_with(self.methods[name])
+            except ValueError as error:
+                raise ValueError(f"{name} under the protocol {protocol}: {error}") from None
         product = itertools.product(seeds, datasets, ratios, methods)
         return [Cell(dataset, ratio, protocol, method, seed, precision) for seed, dataset, ratio, method in product]
 
@@ -191,6 +213,9 @@ class Settings:
         """Protocol and method of a cell, as plain types: the ``settings`` of its row."""
         protocol, method = self.protocols[cell.protocol], self.methods[cell.method]
         resolved = dataclasses.asdict(protocol) | {"milestones": list(protocol.milestones)}
+        for name in ADDED:
+            if not resolved[name]:
+                del resolved[name]
         return {"protocol": resolved, "method": dataclasses.asdict(method)}
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,28 +14,20 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mbj_plugin
-from benchmarks.classification.bbn import BilateralBranch, cumulative_alpha, reversed_draws
+from benchmarks.classification.batches import Batches
+from benchmarks.classification.bbn import BilateralBranch, cumulative_alpha
 from benchmarks.classification.data import Images
 from benchmarks.classification.feature_log import FeatureLog
-from benchmarks.classification.recipe import (
-    build_criterion,
-    build_model,
-    build_optimizer,
-    crop_and_flip,
-    epoch_draws,
-    normalize,
-    pad_images,
-    statistics,
-)
+from benchmarks.classification.graph import graphed
+from benchmarks.classification.recipe import build_criterion, build_model, build_optimizer, normalize
 from benchmarks.classification.settings import Method, Protocol
 from mbj_plugin.longtail import class_counts, class_groups
 
 SAVE_EVERY_S = 300.0
 TEST_BATCH = 1000
-_CAPTURE = threading.Lock()
 
 
 class CellRun:
@@ -72,12 +62,10 @@ class CellRun:
         self.train_labels = torch.from_numpy(images.train_labels).to(self.device)
         self.test_images = torch.from_numpy(images.test).to(self.device)
         self.test_labels = images.test_labels
-        self.statistics = statistics(self.num_classes, self.device)
-        self.padded = pad_images(self.train_images, protocol.padding)
-        self.steps = len(self.train_labels) // protocol.batch_size
-        if not self.steps:
-            raise ValueError(f"{len(self.train_labels)} images are less than one batch of {protocol.batch_size}")
         self.model = build_model(protocol, method, self.num_classes, seed).to(self.device)
+        branches = isinstance(self.model, BilateralBranch)
+        self.batches = Batches(protocol, images, self.num_classes, seed, self.device, reverse=branches)
+        self.statistics, self.steps = self.batches.statistics, self.batches.steps
         self.criterion = build_criterion(protocol, method, counts.tolist(), self.model, self.steps, seed)
         self.optimizer, self.scheduler = build_optimizer(protocol, self.model, self.steps)
         self.epoch, self.seconds = 0, 0.0
@@ -94,7 +82,7 @@ class CellRun:
                 log_folder, self.model, protocol.epochs, self.steps, protocol.batch_size, points, tested
             )
         self._final: np.ndarray | None = None
-        self._call: Callable[[Tensor], Tensor] | None = None
+        self._call: Callable[..., Tensor] | None = None
 
     def train(self, state_file: Path | None = None, deadline: float = math.inf) -> bool:
         """Train to the end, or until the deadline.
@@ -124,8 +112,10 @@ class CellRun:
 
     def _train_epoch(self) -> None:
         self.model.train()
+        if isinstance(self.model, BilateralBranch):
+            self.model.alpha.fill_(cumulative_alpha(self.epoch, self.protocol.epochs))
         total = torch.zeros((), device=self.device)
-        for step, draw in enumerate(self._draws().to(self.device)):
+        for step, draw in enumerate(self.batches.epoch(self.epoch)):
             self.scheduler.step_update(self.epoch * self.steps + step)
             total += self._step(draw)
         if self.log is not None:
@@ -139,16 +129,6 @@ class CellRun:
             self._final = per_class if last else None
             self.curve.append(self.point(self.epoch, per_class, float(total) / self.steps))
 
-    def _draws(self) -> Tensor:
-        """(S, B, 4) int64, see :func:`epoch_draws`; (S, 2B, 4) where a second branch has draws of its own."""
-        size, padding = self.protocol.batch_size, self.protocol.padding
-        draws = epoch_draws(len(self.train_labels), size, padding, self.seed, self.epoch)
-        if not isinstance(self.model, BilateralBranch):
-            return draws
-        self.model.alpha.fill_(cumulative_alpha(self.epoch, self.protocol.epochs))
-        labels = self.train_labels.cpu().numpy()
-        return torch.cat([draws, reversed_draws(labels, self.steps, size, padding, self.seed, self.epoch)], dim=1)
-
     def point(self, epoch: int, per_class: np.ndarray, train_loss: float) -> dict[str, Any]:
         """A point of a curve."""
         # JSON has no NaN.
@@ -160,7 +140,7 @@ class CellRun:
         if self.graph:
             if self._call is None:
                 stateful = [self.model, self.criterion, *([self.log] if self.log is not None else [])]
-                self._call = graphed(self._forward_backward, draw, list(self.model.parameters()), stateful)
+                self._call = graphed(self._forward_backward, (draw,), list(self.model.parameters()), stateful)
             loss = self._call(draw)
         else:
             self.optimizer.zero_grad(set_to_none=True)
@@ -169,11 +149,10 @@ class CellRun:
         return loss
 
     def _forward_backward(self, draw: Tensor) -> Tensor:
-        images = normalize(crop_and_flip(self.padded, draw, self.protocol.padding), self.statistics)
-        labels = self.train_labels[draw[:, 0]]
+        images, labels = self.batches.batch(draw)
         with self.autocast():
             output = self.model(images)
-            loss = self.criterion(output, labels)
+            loss = self.criterion(output, self.batches.targets(labels, self.batches.weight))
         if self.log is not None:
             self.log.write_step(labels)
         loss.backward()
@@ -268,42 +247,3 @@ def class_errors(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(C,) error of each class, in percent, of (N,) predictions."""
     wrong = np.bincount(labels[predicted != labels], minlength=labels.max() + 1)
     return 100 * wrong / np.bincount(labels)
-
-
-def graphed(
-    forward_backward: Callable[[Tensor], Tensor], example: Tensor, parameters: list[nn.Parameter], stateful: list[Any]
-) -> Callable[[Tensor], Tensor]:
-    """``forward_backward`` as one CUDA graph, to be followed by an ordinary optimizer step.
-
-    Warming up and capturing leave no trace: what the warm-up writes into ``stateful`` (batch-norm statistics, the
-    memory, the log) is put back. The gradients live in the graph's pool, and each replay overwrites them, so they must
-    not be zeroed.
-    """
-    with _CAPTURE:
-        before = [copy.deepcopy(one.state_dict()) for one in stateful]
-        static, stream = example.clone(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                _forget_gradients(parameters)
-                forward_backward(static)
-        torch.cuda.current_stream().wait_stream(stream)
-        _forget_gradients(parameters)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads train other cells meanwhile: their calls must not break this capture.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            loss = forward_backward(static)
-        for one, state in zip(stateful, before, strict=True):
-            one.load_state_dict(state)
-
-    def replay(draw: Tensor) -> Tensor:
-        static.copy_(draw)
-        graph.replay()
-        return loss
-
-    return replay
-
-
-def _forget_gradients(parameters: list[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
