@@ -1,5 +1,7 @@
 """Images that the tests of the harness train on, and a batch of them made by PIL."""
 
+import io
+
 import numpy as np
 import torch
 from PIL import Image
@@ -37,3 +39,26 @@ def plain_rate(protocol, steps, update):
     """The learning rate of an update by its formula; timm's milestones act one update early."""
     decayed = protocol.decay_rate ** sum(update + 1 >= m * steps for m in protocol.milestones)
     return protocol.lr * min(1.0, update / (protocol.warmup_epochs * steps)) * decayed
+
+
+def write_npz(path, images):
+    def sheet(split):
+        """One WebP sheet of 16 tiles a row, filled up with black tiles."""
+        tiles = np.zeros((-(-len(split) // 16) * 16, 32, 32, 3), np.uint8)
+        tiles[: len(split)] = split
+        pixels = tiles.reshape(-1, 16, 32, 32, 3).swapaxes(1, 2).reshape(-1, 512, 3)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "WEBP", lossless=True)
+        return np.frombuffer(file.getvalue(), np.uint8)
+
+    train, test = sheet(images.train), sheet(images.test)
+    np.savez(
+        path,
+        train_webp=train,
+        train_off=np.array([0, len(train)]),
+        train_label=images.train_labels.astype(np.uint8),
+        train_rank=images.train_rank.astype(np.uint16),
+        test_webp=test,
+        test_off=np.array([0, len(test)]),
+        test_label=images.test_labels.astype(np.uint8),
+    )

@@ -2,15 +2,13 @@
 
 import dataclasses
 import hashlib
-import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision
-from drawn_images import drawn
-from PIL import Image
+from drawn_images import drawn, write_npz
 
 from benchmarks.cells import claimed, finished_cells, read_rows
 from benchmarks.classification import runner
@@ -20,29 +18,6 @@ from benchmarks.classification.settings import Cell, load_settings
 from mbj_plugin import exponential_subset
 
 KEYS = {"dataset", "imbalance_ratio", "protocol", "method", "seed", "error", "head", "medium", "tail"}
-
-
-def write_npz(path, images):
-    def sheet(split):
-        """One WebP sheet of 16 tiles a row, filled up with black tiles."""
-        tiles = np.zeros((-(-len(split) // 16) * 16, 32, 32, 3), np.uint8)
-        tiles[: len(split)] = split
-        pixels = tiles.reshape(-1, 16, 32, 32, 3).swapaxes(1, 2).reshape(-1, 512, 3)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "WEBP", lossless=True)
-        return np.frombuffer(file.getvalue(), np.uint8)
-
-    train, test = sheet(images.train), sheet(images.test)
-    np.savez(
-        path,
-        train_webp=train,
-        train_off=np.array([0, len(train)]),
-        train_label=images.train_labels.astype(np.uint8),
-        train_rank=images.train_rank.astype(np.uint16),
-        test_webp=test,
-        test_off=np.array([0, len(test)]),
-        test_label=images.test_labels.astype(np.uint8),
-    )
 
 
 @pytest.fixture

@@ -223,3 +223,16 @@ def test_a_captured_step_computes_what_an_eager_one_computes():
     for key, value in cells[0].criterion.state_dict().items():
         if not key.endswith("slot_rows"):
             assert torch.equal(cells[1].criterion.state_dict()[key], value), key
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_passenger_computes_what_an_eager_one_computes(tmp_path):
+    method = Method(memory="feature", eta=15, norm="max", start=1)
+    host = CellRun(TINY, Method(), drawn(), 0, "cuda", log_folder=tmp_path)
+    assert host.train() and host.graph
+    rows = []
+    for graph in (True, False):
+        host.graph = graph
+        rows.append(passenger_row(method, Features(host)))
+    losses = [[point["train_loss"] for point in row["curve"]] for row in rows]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
