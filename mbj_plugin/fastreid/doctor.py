@@ -1,18 +1,23 @@
-"""`python -m mbj_plugin.fastreid.doctor`: versions, which patches are on and why, what is missing."""
+"""`python -m mbj_plugin.fastreid.doctor [CHECKOUT]`: what fast-reid does in this Python without the plugin and with it,
+versions, which patches are on and why, what is missing."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 import mbj_plugin
-from mbj_plugin.fastreid import autoload
+from mbj_plugin.fastreid import autoload, plain
 from mbj_plugin.fastreid.packages import IMPLIED, INSTALL, NEEDED, OPTIONAL
 
 SHOWN = ("torch", "torchvision", "numpy", "fastreid", "yacs", "faiss-cpu", "Cython")
@@ -79,8 +84,35 @@ def _evaluation() -> str:
     )
 
 
-def main() -> int:
-    """Print the report; 1 where something is missing or a patch does not fit."""
+def _without_plugin() -> list[str]:
+    if autoload.enabled():
+        return ["autoload is on: no program in this environment has fast-reid without the plugin"]
+    code = Path(plain.__file__).read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() or done.stderr.strip().splitlines()[-1:]
+
+
+def _ask_in(checkout: Path) -> int:
+    """The report of a Python in whose working directory ``checkout`` is, since this one has imported fast-reid."""
+    if not (checkout / "fastreid" / "__init__.py").is_file():
+        print(f"{checkout} is no checkout of fast-reid: it has no fastreid/__init__.py; give the folder above it")
+        return 2
+    path = os.pathsep.join([str(Path(mbj_plugin.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "mbj_plugin.fastreid.doctor"]
+    return subprocess.run(command, cwd=checkout, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the report; 1 where something is missing or a patch does not fit, 2 for a folder without fast-reid."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "checkout", nargs="?", type=Path, help="folder of a fast-reid checkout; without it what `import fastreid` finds"
+    )
+    checkout = parser.parse_args(argv).checkout
+    return _report() if checkout is None else _ask_in(checkout.resolve())
+
+
+def _report() -> int:
     print("Versions", *_versions(), sep="\n  ")
     lacking = missing()
     if lacking:
@@ -91,10 +123,12 @@ def main() -> int:
     spec = importlib.util.find_spec("fastreid")
     assert spec is not None  # else it is missing, see above
     print(f"fast-reid comes from {spec.origin}")
+    print("Without the plugin", *_without_plugin(), sep="\n  ")
     print("Patches", *_patches(), sep="\n  ")
     if failed():
         print(f"The plugin does not load: fast-reid has changed under {', '.join(failed())}")
         return 1
+    print("With `import mbj_plugin.fastreid`", *plain.report(), sep="\n  ")
     print(f"Fast evaluation: {_evaluation()}")
     print(f"Autoload: {'on' if autoload.enabled() else 'off'}")
     return 0

@@ -1,7 +1,9 @@
 """The ways in: launcher, own training command, autoload, import line; with and without spawned ranks; the doctor."""
 
 import configparser
+import importlib.util
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbj_plugin.fastreid import autoload, compat, packages, train
+from mbj_plugin.fastreid import autoload, compat, doctor, packages, train
 from mbj_plugin.fastreid.config import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +198,26 @@ def test_doctor(command, tmp_path):
     assert "torch " in report and "Fast evaluation: " in report and "Autoload: " in report
     for name, status in compat.STATUS.items():
         assert f"{name}: {status}" in report
+    without, with_plugin = report.partition("Without the plugin")[2].split("With `import mbj_plugin.fastreid`")
+    assert "import fastreid.engine: works" in with_plugin and "in fp32: changes the weights" in with_plugin
+    assert ("in fp32: changes no weight" in without) == (compat.STATUS["flat_gradients"] == "on")
+    assert ("engine: fails: ImportError: cannot import name 'Mapping'" in without) == (sys.version_info >= (3, 10))
+
+
+def test_doctor_of_a_checkout(command, tmp_path):
+    wheel = Path(importlib.util.find_spec("fastreid").origin).parent
+    (tmp_path / "checkout").mkdir()
+    shutil.copytree(wheel, tmp_path / "checkout" / "fastreid", ignore=shutil.ignore_patterns("__pycache__"))
+    report = command("-m", "mbj_plugin.fastreid.doctor", "checkout", cwd=tmp_path).stdout
+    assert f"fast-reid comes from {(tmp_path / 'checkout').resolve() / 'fastreid' / '__init__.py'}" in report
+    assert "in fp32: changes the weights" in report
+
+
+def test_doctor_of_a_folder_without_fastreid_is_one_line(capsys, tmp_path):
+    assert doctor.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().out == (
+        f"{tmp_path.resolve()} is no checkout of fast-reid: it has no fastreid/__init__.py; give the folder above it\n"
+    )
 
 
 def test_doctor_without_fastreid(command, tmp_path):
