@@ -170,6 +170,7 @@ class FeatureMemoryLoss(_MemoryLoss):
         loss = self._memory_loss(weight, bias, *(rank_and_world() if learning else (0, 1)))
         if learning:
             # Gathered first, drawn after: the same draw on every rank.
+            _check_even(features)
             features, labels = _all_gather(features.detach().float()), _all_gather(labels)
             labels = self._hard_labels(labels, stream=1)
             keep = self._uniform(len(labels), stream=0) < probs[labels.clamp(min=0)]
@@ -318,6 +319,24 @@ class PrototypeMemoryLoss(_MemoryLoss):
         moved = self.momentum_weight.float().lerp(weight, 1 - self.momentum)
         self.momentum_weight.copy_(torch.where(self.step == 0, weight, moved))
         return self.momentum_weight
+
+
+def _check_even(rows: Tensor) -> None:
+    """On a CPU, where gloo would end the process without a word, an error for ranks with different numbers of rows.
+
+    Raises:
+        ValueError: naming them.
+    """
+    _, world = rank_and_world()
+    if world == 1 or not rows.is_cpu or torch.compiler.is_compiling():
+        return
+    counts = [torch.zeros(1, dtype=torch.long) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    if len({int(count) for count in counts}) > 1:
+        raise ValueError(
+            f"the ranks have batches of {[int(count) for count in counts]} rows, and each must have the same number: "
+            "take a sampler that gives every rank as many images, and drop_last=True"
+        )
 
 
 def _all_gather(tensor: Tensor) -> Tensor:

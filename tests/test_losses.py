@@ -415,6 +415,9 @@ def two_ranks(rank, path, results):
         dist.all_reduce(weight.grad)
         gradients.append(weight.grad / 2)
     torch.save((losses.state_dict(), gradients), f"{results}/{rank}.pt")
+    features, labels = batch(0)
+    with pytest.raises(ValueError, match=rf"batches of \[{len(labels)}, {len(labels) - 1}\] rows"):
+        losses["f"](features[rank:], labels[rank:], weight)
     dist.destroy_process_group()
 
 
