@@ -1,54 +1,20 @@
-"""What the memory costs, as ratios: ``python benchmarks/speed/core.py [--repeats 50] [--output FILE]``.
+"""Pairs of the core: the enqueue against other memory banks, the loss before its start, of a sample, in bf16."""
 
-Each row is the time of one thing over that of another, both timed in turn in one process, as a line of JSON with
-versions and device. ``--only enqueue`` needs the peers: ``pip install -e '.[speed]'``.
-"""
-
-import argparse
-import json
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+import timm
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from mbj_plugin import FeatureMemoryLoss, MemoryBank, __version__
+from benchmarks.speed.timing import Call, Pair
+from mbj_plugin import FeatureMemoryLoss, MemoryBank
 
-SHAPES = ((32, 64, 500), (64, 2048, 3500), (128, 2048, 25_000))  # rows, their length, slots
+BANKS = ((32, 64, 500), (64, 2048, 3500), (128, 2048, 25_000))  # rows, their length, slots
 CLASSES, ROWS, SLOTS, DRAWN = 8142, 32, 5000, 500  # of iNaturalist18's step, with a fifth of its memory
-Call = Callable[[], object]
-Pair = tuple[str, Call, Call]
-
-
-def in_turn(first: Call, second: Call, repeats: int, wait: Call = lambda: None) -> tuple[float, float]:
-    """Median seconds of each of two calls that take turns; once before that they run untimed.
-
-    Args:
-        first, second: what is timed.
-        repeats: calls of each, >= 1.
-        wait: for the device.
-
-    Returns:
-        Seconds of the first and of the second.
-    """
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
-        for call, mine in zip((first, second), seconds, strict=True):
-            wait()
-            began = time.perf_counter()
-            call()
-            wait()
-            if turn:
-                mine.append(time.perf_counter() - began)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+INAT = {"model": "resnet50", "side": 224, "slots": 25_000, "sample": 250}  # its recipe's, on one of four ranks
 
 
 def enqueue_pairs(device: str) -> Iterator[Pair]:
@@ -57,95 +23,84 @@ def enqueue_pairs(device: str) -> Iterator[Pair]:
         from lightly.models.modules.memory_bank import MemoryBankModule
         from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
     except ImportError as error:
-        raise SystemExit(
-            f"{error}: pip install -e '.[speed]', or leave the rows out with --only start sample"
-        ) from None
-    for count, dim, slots in SHAPES:
+        raise SystemExit(f"{error}: pip install -e '.[speed]', or leave `enqueue` out of --only") from None
+    for count, dim, slots in BANKS:
         rows, labels = torch.randn(count, dim, device=device), torch.randint(0, 100, (count,), device=device)
         bank = MemoryBank(slots, dim).to(device)
         cross_batch = CrossBatchMemory(ContrastiveLoss(), dim, slots).to(device)
         module = MemoryBankModule((slots, dim)).to(device)
         shape = f"({count} x {dim}, M {slots})"
-
         ours = partial(bank.enqueue, rows, labels)
         add = partial(cross_batch.add_to_memory, rows, labels, count)
         yield f"enqueue / CrossBatchMemory.add_to_memory {shape}", ours, add
         yield f"enqueue / MemoryBankModule(update=True) {shape}", ours, partial(module, rows, update=True)
 
 
-def loss_pairs(device: str, dim: int, **kwargs: dict[str, Any]) -> tuple[Call, Call]:
-    """Steps of a classifier, each with a full memory of its own: one for each set of a loss's arguments."""
+def loss_step(device: str, dim: int, slots: int, **arguments: Any) -> Call:
+    """A step of a classifier with a full memory: both losses forward and backward, then the enqueue."""
     features = torch.randn(ROWS, dim, device=device)
     labels = torch.randint(0, CLASSES, (ROWS,), device=device)
     weight = torch.nn.Parameter(torch.randn(CLASSES, dim, device=device) / dim**0.5)
+    memory = FeatureMemoryLoss([10] * CLASSES, dim, slots, **arguments).to(device)
+    memory.bank.enqueue(torch.randn(slots, dim, device=device), torch.randint(0, CLASSES, (slots,), device=device))
 
-    def step_with(**arguments: Any) -> Call:
-        memory = FeatureMemoryLoss([10] * CLASSES, dim, SLOTS, **arguments).to(device)
-        memory.bank.enqueue(torch.randn(SLOTS, dim, device=device), torch.randint(0, CLASSES, (SLOTS,), device=device))
+    def step() -> None:
+        weight.grad = None
+        (F.cross_entropy(features @ weight.T, labels) + memory(features, labels, weight)).backward()
 
-        def step() -> None:
-            weight.grad = None
-            batch_loss = torch.nn.functional.cross_entropy(features @ weight.T, labels)
-            (batch_loss + memory(features, labels, weight)).backward()
-
-        return step
-
-    first, second = (step_with(**arguments) for arguments in kwargs.values())
-    return first, second
+    return step
 
 
-def pairs(only: list[str], device: str, dim: int) -> Iterator[Pair]:
-    """What is compared."""
+def start_pairs(device: str, dim: int) -> Iterator[Pair]:
+    """Before the start against no memory loss at all, and against one that counts."""
     shape = f"(B {ROWS}, C {CLASSES}, D {dim}, M {SLOTS})"
-    if "enqueue" in only:
-        yield from enqueue_pairs(device)
-    if "start" in only:
-        yield f"before the start / eta 0 {shape}", *loss_pairs(device, dim, before={"start": 10**9}, off={"eta": 0.0})
-        yield f"before the start / after {shape}", *loss_pairs(device, dim, before={"start": 10**9}, after={})
-    if "sample" in only:
-        yield f"sample {DRAWN} / whole {shape}", *loss_pairs(device, dim, part={"sample": DRAWN}, whole={})
+    before = loss_step(device, dim, SLOTS, start=10**9)
+    yield f"before the start / eta 0 {shape}", before, loss_step(device, dim, SLOTS, eta=0.0)
+    yield f"before the start / after {shape}", before, loss_step(device, dim, SLOTS)
 
 
-def versions() -> dict[str, str]:
-    """Of what is timed."""
-    found = {"mbj_plugin": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    for peer in ("pytorch-metric-learning", "lightly"):
-        try:
-            found[peer] = metadata.version(peer)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def sample_pairs(device: str, dim: int) -> Iterator[Pair]:
+    """A sample of the memory against all of it."""
+    part, whole = loss_step(device, dim, SLOTS, sample=DRAWN), loss_step(device, dim, SLOTS)
+    yield f"sample {DRAWN} / whole (B {ROWS}, C {CLASSES}, D {dim}, M {SLOTS})", part, whole
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20, help="calls of each (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=256, help="length of a feature in steps (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
-    parser.add_argument(
-        "--only", nargs="+", choices=("enqueue", "start", "sample"), default=["enqueue", "start", "sample"]
-    )
-    parser.add_argument("--output", type=Path, help="append the rows to this file as well")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    cuda = args.device.startswith("cuda")
-    device = torch.cuda.get_device_name() if cuda else f"cpu, {args.threads} thread(s)"
-    for what, first, second in pairs(args.only, args.device, args.dim):
-        seconds = in_turn(first, second, args.repeats, torch.cuda.synchronize if cuda else lambda: None)
-        row = {
-            "what": what,
-            "ratio": round(seconds[0] / seconds[1], 4),
-            "microseconds": [round(1e6 * s, 1) for s in seconds],
-            "repeats": args.repeats,
-            "device": device,
-            "versions": versions(),
-        }
-        print(json.dumps(row), flush=True)
-        if args.output:
-            with args.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+def inat_pairs(device: str) -> Iterator[Pair]:
+    """What MBJ adds to a step at iNaturalist18's shapes, the batch loss of the second classifier included, against that
+    step of the network without it."""
+    slots, sample = INAT["slots"], INAT["sample"]
+    model: Any = timm.create_model(str(INAT["model"]), num_classes=CLASSES).to(device).train()
+    images = torch.randn(ROWS, 3, int(INAT["side"]), int(INAT["side"]), device=device)
+    labels = torch.randint(0, CLASSES, (ROWS,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+
+    def network() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    added = loss_step(device, model.num_features, int(slots), sample=int(sample))
+    what = f"MBJ's part, sample {sample} of {slots} / step of {INAT['model']} at {INAT['side']} (B {ROWS}, C {CLASSES})"
+    yield what, added, network
 
 
-if __name__ == "__main__":
-    main()
+def product_pairs(device: str, dim: int) -> Iterator[Pair]:
+    """The logits of L_memory in bf16 against fp32, forward and backward, for rows that the classifier has fitted more
+    or less; how far the loss moves is in the name."""
+    for fit in (0, 12, 20):
+        yield _product_pair(device, dim, fit)
+
+
+def _product_pair(device: str, dim: int, fit: float) -> Pair:
+    rows, labels = torch.randn(DRAWN, dim, device=device), torch.randint(0, CLASSES, (DRAWN,), device=device)
+    weight = torch.randn(CLASSES, dim, device=device) / dim**0.5
+    weight.index_add_(0, labels, rows, alpha=fit / dim)  # about what the logit of a row's own class gains
+    weight.requires_grad_()
+
+    def loss(dtype: torch.dtype) -> Tensor:
+        return F.cross_entropy((rows.to(dtype) @ weight.to(dtype).T).float(), labels)
+
+    exact, rounded = loss(torch.float32).item(), loss(torch.bfloat16).item()
+    change = f"the loss {exact:.3g} changes by {abs(rounded / exact - 1):.1e} of itself"
+    name = f"bf16 / fp32 logits ({DRAWN} x {CLASSES}, D {dim}): {change}"
+    return name, lambda: loss(torch.bfloat16).backward(), lambda: loss(torch.float32).backward()
