@@ -14,7 +14,7 @@ from mbj_plugin import FeatureMemoryLoss, MemoryBank
 
 BANKS = ((32, 64, 500), (64, 2048, 3500), (128, 2048, 25_000))  # rows, their length, slots
 CLASSES, ROWS, SLOTS, DRAWN = 8142, 32, 5000, 500  # of iNaturalist18's step, with a fifth of its memory
-INAT = {"model": "resnet50", "side": 224, "slots": 25_000, "sample": 250}  # its recipe's, on one of four ranks
+NETWORK, SIDE, INAT_SLOTS, INAT_SAMPLE = "resnet50", 224, 25_000, 250  # of its recipe, on one of four ranks
 
 
 def enqueue_pairs(device: str) -> Iterator[Pair]:
@@ -68,9 +68,8 @@ def sample_pairs(device: str, dim: int) -> Iterator[Pair]:
 def inat_pairs(device: str) -> Iterator[Pair]:
     """What MBJ adds to a step at iNaturalist18's shapes, the batch loss of the second classifier included, against that
     step of the network without it."""
-    slots, sample = INAT["slots"], INAT["sample"]
-    model: Any = timm.create_model(str(INAT["model"]), num_classes=CLASSES).to(device).train()
-    images = torch.randn(ROWS, 3, int(INAT["side"]), int(INAT["side"]), device=device)
+    model: Any = timm.create_model(NETWORK, num_classes=CLASSES).to(device).train()
+    images = torch.randn(ROWS, 3, SIDE, SIDE, device=device)
     labels = torch.randint(0, CLASSES, (ROWS,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
 
@@ -79,9 +78,12 @@ def inat_pairs(device: str) -> Iterator[Pair]:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
-    added = loss_step(device, model.num_features, int(slots), sample=int(sample))
-    what = f"MBJ's part, sample {sample} of {slots} / step of {INAT['model']} at {INAT['side']} (B {ROWS}, C {CLASSES})"
-    yield what, added, network
+    added = loss_step(device, model.num_features, INAT_SLOTS, sample=INAT_SAMPLE)
+    yield (
+        f"MBJ's part, sample {INAT_SAMPLE} of {INAT_SLOTS} / a step of {NETWORK} at {SIDE} (B {ROWS}, C {CLASSES})",
+        added,
+        network,
+    )
 
 
 def product_pairs(device: str, dim: int) -> Iterator[Pair]:

@@ -25,7 +25,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(core, "CLASSES", 6)
     monkeypatch.setattr(core, "SLOTS", 9)
     monkeypatch.setattr(core, "DRAWN", 3)
-    monkeypatch.setattr(core, "INAT", {"model": "test_resnet", "side": 32, "slots": 20, "sample": 4})
+    for name, value in {"NETWORK": "test_resnet", "SIDE": 32, "INAT_SLOTS": 20, "INAT_SAMPLE": 4}.items():
+        monkeypatch.setattr(core, name, value)
 
 
 @pytest.mark.parametrize(("only", "rows"), [("start", 2), ("sample", 1), ("inat", 1), ("product", 3)])
