@@ -1,4 +1,5 @@
-"""Time and peak memory of L_memory (Eq. 2) at iNaturalist18's size: as shipped, in our own chunks, and at once.
+"""Time and peak memory of L_memory (Eq. 2) at iNaturalist18's size: as shipped, in our own chunks, at once, and of a
+sample, its draw and the enqueue included.
 
 Each variant runs in a process of its own: ``python benchmarks/speed/memory_loss.py [--dim 256] [--repeats 3]``.
 """
@@ -14,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from mbj_plugin import functional, memory_cross_entropy
+from mbj_plugin import FeatureMemoryLoss, functional, memory_cross_entropy
 
-ROWS, CLASSES = 25_000, 8_142
-VARIANTS = ("inputs only", "as shipped", "for older torch", "at once")
+ROWS, CLASSES, SAMPLE, BATCH = 25_000, 8_142, 250, 32
+VARIANTS = ("inputs only", "as shipped", "for older torch", "at once", "sample")
 
 
 def loss_of(variant: str, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -31,12 +32,14 @@ def loss_of(variant: str, features: torch.Tensor, labels: torch.Tensor, weight: 
 
 
 def measure(variant: str, dim: int, repeats: int) -> None:
-    features, labels = torch.randn(ROWS, dim), torch.randint(0, CLASSES, (ROWS,))
+    memory = FeatureMemoryLoss([10] * CLASSES, dim, ROWS, sample=SAMPLE)
+    features, labels = memory.bank.rows.normal_(), memory.bank.labels.random_(CLASSES)
+    batch = torch.randn(BATCH, dim), torch.randint(0, CLASSES, (BATCH,))
     weight = torch.nn.Parameter(torch.randn(CLASSES, dim) / dim**0.5)
     seconds = []
     for _ in range(repeats):
         weight.grad, begin = None, time.perf_counter()
-        loss = loss_of(variant, features, labels, weight)
+        loss = memory(*batch, weight) if variant == "sample" else loss_of(variant, features, labels, weight)
         loss.backward()
         seconds.append(time.perf_counter() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
