@@ -14,7 +14,7 @@ from mbj_plugin import FeatureMemoryLoss, MemoryBank
 
 BANKS = ((32, 64, 500), (64, 2048, 3500), (128, 2048, 25_000))  # rows, their length, slots
 CLASSES, ROWS, SLOTS, DRAWN = 8142, 32, 5000, 500  # of iNaturalist18's step, with a fifth of its memory
-NETWORK, SIDE, INAT_SLOTS, INAT_SAMPLE = "resnet50", 224, 25_000, 250  # of its recipe, on one of four ranks
+NETWORK, SIDE, INAT_SLOTS, INAT_SAMPLE, RANKS = "resnet50", 224, 25_000, 2_500, 4  # of its recipe
 
 
 def enqueue_pairs(device: str) -> Iterator[Pair]:
@@ -66,8 +66,8 @@ def sample_pairs(device: str, dim: int) -> Iterator[Pair]:
 
 
 def inat_pairs(device: str) -> Iterator[Pair]:
-    """What MBJ adds to a step at iNaturalist18's shapes, the batch loss of the second classifier included, against that
-    step of the network without it."""
+    """What MBJ adds to a rank's step at iNaturalist18's shapes, the second classifier's batch loss included, against
+    the step of the network without it. Each rank takes its share of the sample."""
     model: Any = timm.create_model(NETWORK, num_classes=CLASSES).to(device).train()
     images = torch.randn(ROWS, 3, SIDE, SIDE, device=device)
     labels = torch.randint(0, CLASSES, (ROWS,), device=device)
@@ -78,12 +78,9 @@ def inat_pairs(device: str) -> Iterator[Pair]:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
-    added = loss_step(device, model.num_features, INAT_SLOTS, sample=INAT_SAMPLE)
-    yield (
-        f"MBJ's part, sample {INAT_SAMPLE} of {INAT_SLOTS} / a step of {NETWORK} at {SIDE} (B {ROWS}, C {CLASSES})",
-        added,
-        network,
-    )
+    added = loss_step(device, model.num_features, INAT_SLOTS, sample=INAT_SAMPLE // RANKS)
+    part = f"MBJ's part on one of {RANKS} ranks, sample {INAT_SAMPLE} of {INAT_SLOTS}"
+    yield f"{part} / a step of {NETWORK} at {SIDE} (B {ROWS}, C {CLASSES})", added, network
 
 
 def product_pairs(device: str, dim: int) -> Iterator[Pair]:

@@ -25,7 +25,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(core, "CLASSES", 6)
     monkeypatch.setattr(core, "SLOTS", 9)
     monkeypatch.setattr(core, "DRAWN", 3)
-    for name, value in {"NETWORK": "test_resnet", "SIDE": 32, "INAT_SLOTS": 20, "INAT_SAMPLE": 4}.items():
+    for name, value in {"NETWORK": "test_resnet", "SIDE": 32, "INAT_SLOTS": 20, "INAT_SAMPLE": 8}.items():
         monkeypatch.setattr(core, name, value)
 
 
