@@ -21,7 +21,7 @@ from timm.utils import cuda as timm_cuda
 KNOWN = "1.0.27 to 1.0.31"
 # Of timm's train.py: locals of the function that builds its task, and what is read of its arguments.
 LOCALS = ("args", "loader_train", "loader_eval")
-ARGUMENTS = ("num_classes", "grad_accum_steps", "seed", "smoothing")
+ARGUMENTS = ("num_classes", "grad_accum_steps", "seed", "smoothing", "epochs")
 
 
 class UpstreamChangedError(RuntimeError):

@@ -57,7 +57,8 @@ class EnabledTask(MBJTask):
             )
         super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
         if settings.diagnostics and rank_and_world()[0] == 0:
-            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader))
+            epochs = args.epochs + getattr(args, "cooldown_epochs", 0)
+            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader), epochs)
 
 
 class _Summary:
@@ -65,10 +66,10 @@ class _Summary:
 
     def __init__(self, update_summary: Callable[..., None]) -> None:
         self.update_summary = update_summary
-        self.watch(None, 0)
+        self.watch(None, 0, 0)
 
-    def watch(self, monitor: Monitor | None, iterations: int) -> None:
-        self.monitor, self.iterations = monitor, iterations
+    def watch(self, monitor: Monitor | None, iterations: int, epochs: int) -> None:
+        self.monitor, self.iterations, self.epochs = monitor, iterations, epochs
         self.diagnostics: EpochDiagnostics | None = None
 
     def __call__(
@@ -85,7 +86,7 @@ class _Summary:
         if self.monitor is not None:
             if self.diagnostics is None:
                 folder = os.path.dirname(filename)
-                self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations)
+                self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations, self.epochs)
             # A new dict: train.py prints its own at the end, as JSON.
             train_metrics = {**train_metrics, **self.diagnostics.report(epoch)}
         if not write_header:

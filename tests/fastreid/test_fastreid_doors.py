@@ -96,7 +96,7 @@ def test_own_training_command_knows_the_demos_backbone(command, tmp_path):
 def test_own_training_command_lists_its_configs(capsys):
     with pytest.raises(SystemExit):
         train.main(["--config-file", "nothing.yml"])
-    assert "Market1501_LT_H20_S5-MBJ.yml" in capsys.readouterr().err
+    assert "Market1501_LT_H20_S5-MBJ, " in capsys.readouterr().err
 
 
 def test_one_import_line(command, script, arguments, tmp_path):

@@ -1,6 +1,5 @@
 """timm's models as backbones: five families, sizes, weights, whole runs."""
 
-import logging
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ from fastreid.engine import DefaultTrainer
 from fastreid.modeling.backbones import build_backbone
 from fastreid.modeling.meta_arch import build_model
 
+from mbj_plugin.fastreid import timm_backbone
 from mbj_plugin.fastreid.timm_backbone import build_timm_backbone
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -104,14 +104,14 @@ def test_weights_by_timms_own_way(tiny, monkeypatch):
     assert torch.equal(backbone.model.layer4[0].conv1.weight, state["layer4.0.conv1.weight"])
 
 
-def test_pixels_that_the_weights_did_not_see_are_a_warning(tiny, weights, caplog):
+def test_pixels_that_the_weights_did_not_see_are_a_warning(tiny, weights, monkeypatch):
     name, path, _ = weights
     half = ("MODEL.PIXEL_MEAN", [127.5] * 3, "MODEL.PIXEL_STD", [127.5] * 3)
     for pixels, fits in (((), name == "resnet10t"), (half, name != "resnet10t")):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            build_backbone(tiny(name, *FILE, path, *pixels))
-        said = [record.message for record in caplog.records if "MODEL.PIXEL_MEAN" in record.message]
+        said: list[str] = []
+        monkeypatch.setattr(timm_backbone.logger, "warning", said.append)
+        build_backbone(tiny(name, *FILE, path, *pixels))
+        said = [message for message in said if "MODEL.PIXEL_MEAN" in message]
         assert fits == (not said), said
     if name != "resnet10t":
         return
