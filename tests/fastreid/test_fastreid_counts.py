@@ -45,7 +45,7 @@ def people(images=tuple(COUNTS)):
         (Subset(labelled(targets=[5, 6, 7]), [2, 0]), [7, 5]),
         (ConcatDataset([Subset(labelled(targets=[5, 6]), [0, 1]), Subset(labelled(targets=[7]), [0])]), [5, 6, 7]),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # the same in every process
 )
 def test_labels_of_every_kind_of_data_set(dataset, labels):
     found = labels_of(dataset)
