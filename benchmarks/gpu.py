@@ -1,7 +1,8 @@
-"""Everything that waits for a GPU, by one command: ``python benchmarks/gpu.py --data FOLDER --time-limit 1700``.
+"""The classification rows that wait for a GPU: ``python benchmarks/gpu.py --data FOLDER --time-limit 1700``.
 
 First the tests that need CUDA, two minutes at most; then the rows of the paper's recipe, the most telling first, each
-written as it ends. Out of time, what is under way is saved; the same command goes on. So far no row was made by it.
+written as it ends. Out of time, runs under way are saved, a classifier on their
+features is finished first; the same command goes on. So far no row was made by it.
 """
 
 import argparse

@@ -117,9 +117,14 @@ def run_together(cells: list[Cell], settings: Settings, images: Any, job: Job, t
         subset: Images = images(host.dataset).long_tailed(host.imbalance_ratio, max_count)
         state_file = _state_file(host, settings, subset.sha256, Path(job.state_dir))
         passengers = [cell for cell in cells if settings.methods[cell.method].is_passenger]
+        folder = log_folder(state_file)
+        if passengers and state_file.exists() and not folder.exists():
+            print(f"{host}: begun without a log of its features, which {passengers[0].method} needs: anew", flush=True)
+            state_file.unlink()
         run = CellRun(
             *(protocol, method, subset, host.seed, job.device, job.graph, host.precision),
-            log_folder=log_folder(state_file) if passengers else None,
+            # A log that is there has no gap: whoever goes on with the run goes on with it.
+            log_folder=folder if passengers or folder.exists() else None,
         )
         if not run.train(state_file, time.monotonic() + job.deadline - time.time()):
             print(f"{host}: saved after {run.epoch} of {protocol.epochs} epochs, out of time", flush=True)

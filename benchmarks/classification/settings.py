@@ -66,8 +66,8 @@ class Protocol:
         soft = {method.loss, method.classifier_loss or method.loss} - {"ce"}
         if self.mixup and soft:
             raise ValueError(f"mixup makes soft labels, the loss {min(soft)} takes hard ones: take one on ce")
-        if self.augment and method.loss in SYSTEMS:
-            raise ValueError(f"augment makes one version of an image in each epoch, {method.loss} draws more: leave it")
+        if self.augment and method.loss == "bbn":
+            raise ValueError("augment makes one version of an image in each epoch, and bbn draws two batches: leave it")
 
     @property
     def curve_points(self) -> list[int]:

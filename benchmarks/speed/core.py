@@ -36,17 +36,30 @@ def enqueue_pairs(device: str) -> Iterator[Pair]:
         yield f"enqueue / MemoryBankModule(update=True) {shape}", ours, partial(module, rows, update=True)
 
 
-def loss_step(device: str, dim: int, slots: int, **arguments: Any) -> Call:
-    """A step of a classifier with a full memory: both losses forward and backward, then the enqueue."""
-    features = torch.randn(ROWS, dim, device=device)
-    labels = torch.randint(0, CLASSES, (ROWS,), device=device)
+def loss_step(device: str, dim: int, slots: int, gathered: int = 0, lr: float = 0.0, **arguments: Any) -> Call:
+    """A step of a classifier with a full memory: both losses forward and backward, and the enqueue.
+
+    Args:
+        device: of all of it.
+        dim: length of a feature.
+        slots: of the memory.
+        gathered: rows of all ranks that enter the memory, where they are more than the batch.
+        lr: of an SGD step with momentum; 0 = none.
+        arguments: of the memory.
+    """
+    features = torch.randn(max(ROWS, gathered), dim, device=device)
+    labels = torch.randint(0, CLASSES, (len(features),), device=device)
     weight = torch.nn.Parameter(torch.randn(CLASSES, dim, device=device) / dim**0.5)
+    optimizer = torch.optim.SGD([weight], lr=lr, momentum=0.9)
     memory = FeatureMemoryLoss([10] * CLASSES, dim, slots, **arguments).to(device)
     memory.bank.enqueue(torch.randn(slots, dim, device=device), torch.randint(0, CLASSES, (slots,), device=device))
 
     def step() -> None:
-        weight.grad = None
-        (F.cross_entropy(features @ weight.T, labels) + memory(features, labels, weight)).backward()
+        optimizer.zero_grad()
+        batch_loss = F.cross_entropy(features[:ROWS] @ weight.T, labels[:ROWS])
+        (batch_loss + memory(features, labels, weight)).backward()
+        if lr:
+            optimizer.step()
 
     return step
 
@@ -66,8 +79,9 @@ def sample_pairs(device: str, dim: int) -> Iterator[Pair]:
 
 
 def inat_pairs(device: str) -> Iterator[Pair]:
-    """What MBJ adds to a rank's step at iNaturalist18's shapes, the second classifier's batch loss included, against
-    the step of the network without it. Each rank takes its share of the sample."""
+    """What MBJ adds to a rank's step at iNaturalist18's shapes, the second classifier's batch loss and update included,
+    against the step of the network without it. Each rank takes its share of the sample and remembers the rows of all;
+    the exchange between them is not in it."""
     model: Any = timm.create_model(NETWORK, num_classes=CLASSES).to(device).train()
     images = torch.randn(ROWS, 3, SIDE, SIDE, device=device)
     labels = torch.randint(0, CLASSES, (ROWS,), device=device)
@@ -78,7 +92,7 @@ def inat_pairs(device: str) -> Iterator[Pair]:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
-    added = loss_step(device, model.num_features, INAT_SLOTS, sample=INAT_SAMPLE // RANKS)
+    added = loss_step(device, model.num_features, INAT_SLOTS, RANKS * ROWS, lr=1e-6, sample=INAT_SAMPLE // RANKS)
     part = f"MBJ's part on one of {RANKS} ranks, sample {INAT_SAMPLE} of {INAT_SLOTS}"
     yield f"{part} / a step of {NETWORK} at {SIDE} (B {ROWS}, C {CLASSES})", added, network
 

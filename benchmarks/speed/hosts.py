@@ -12,12 +12,13 @@ from benchmarks.speed.diagnostics import draw
 from benchmarks.speed.timing import Call, Pair
 
 
-def timm_pairs(batch_sizes: tuple[int, ...] = (32, 128)) -> Iterator[Pair]:
+def timm_pairs(device: str, batch_sizes: tuple[int, ...] = (32, 128)) -> Iterator[Pair]:
     """train_timm on ResNet-32 at 32 x 32: forward, backward and optimizer on a batch that is loaded already."""
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder) / "images")
         for size in batch_sizes:
-            on, off = timm_step(folder, size, "--mbj", "--mbj-start", "0"), timm_step(folder, size)
+            on = timm_step(folder, size, "--device", device, "--mbj", "--mbj-start", "0")
+            off = timm_step(folder, size, "--device", device)
             yield f"a step of train_timm with --mbj / without (resnet32_cifar, batch {size})", on, off
 
 
@@ -38,19 +39,19 @@ def timm_step(folder: str, size: int, *flags: str) -> Call:
         train._step(run, images, target, True, 1)
 
     for _ in range(30):  # the memory fills
-        step() if flags else None
+        step() if "--mbj" in flags else None
     return step
 
 
-def fastreid_pairs(size: tuple[int, int] = (256, 128), batch: int = 16) -> Iterator[Pair]:
+def fastreid_pairs(device: str, size: tuple[int, int] = (256, 128), batch: int = 16) -> Iterator[Pair]:
     """fast-reid's trainer on ResNet-50 with CosFace: MBJHead against EmbeddingHead, on a batch that is loaded."""
     with tempfile.TemporaryDirectory() as folder:
-        on, off = (fastreid_step(Path(folder), head, size, batch) for head in ("MBJHead", "EmbeddingHead"))
+        on, off = (fastreid_step(Path(folder), device, head, size, batch) for head in ("MBJHead", "EmbeddingHead"))
         what = f"ResNet-50, {size[0]} x {size[1]}, batch {batch}"
         yield f"a step of fast-reid with MBJHead / EmbeddingHead ({what})", on, off
 
 
-def fastreid_step(folder: Path, head: str, size: tuple[int, int], batch: int) -> Call:
+def fastreid_step(folder: Path, device: str, head: str, size: tuple[int, int], batch: int) -> Call:
     """A step of a run with such a head."""
     importlib.import_module("mbj_plugin.fastreid")  # before anything of fast-reid
     import fastreid.data.build
@@ -74,6 +75,7 @@ def fastreid_step(folder: Path, head: str, size: tuple[int, int], batch: int) ->
         "MODEL.BACKBONE.FEAT_DIM": 2048,
         "MODEL.BACKBONE.PRETRAIN": False,
         "MODEL.HEADS.NAME": head,
+        "MODEL.DEVICE": device,
         "MODEL.MBJ.START": 0,
         "MODEL.MBJ.SIZE": 3500,
         "INPUT.SIZE_TRAIN": list(size),

@@ -29,9 +29,9 @@ def pairs(part: str, device: str, dim: int) -> Iterator[Pair]:
     if part == "inat":
         return core.inat_pairs(device)
     if part == "timm":
-        return hosts.timm_pairs()
+        return hosts.timm_pairs(device)
     if part == "fastreid":
-        return hosts.fastreid_pairs()
+        return hosts.fastreid_pairs(device)
     return {"start": core.start_pairs, "sample": core.sample_pairs, "product": core.product_pairs}[part](device, dim)
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
                 "ratio": round(seconds[0] / seconds[1], 4),
                 "microseconds": [round(1e6 * s, 1) for s in seconds],
                 "repeats": args.repeats,
-                "device": device,
+                "device": "cpu, 1 thread(s)" if part == "ranks" else device,
                 "versions": versions(),
             }
             print(json.dumps(row), flush=True)

@@ -91,7 +91,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--mbj-recipe",
         choices=tuple(RECIPES),
         default="default",
-        help="'balanced' is --mbj-classifier-loss balanced_softmax --mbj-eta 1, the lowest error that we measured; "
+        help="'balanced' is --mbj-classifier-loss balanced_softmax --mbj-eta 1, the least error of a memory here; "
         "'paper' reads the paper to the letter, --mbj-norm sum --mbj-start 0; flags given beside it still count "
         "(default: %(default)s)",
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,32 @@ def test_a_passenger_of_a_finished_run_does_not_train_it_again(npz, settings_fil
     runner.run_cells(cells[1:], job(npz, settings_file))
     again = read_rows(npz / "rows.jsonl", Cell)
     assert [row | {"seconds": 0} for row in again] == [together[1] | {"seconds": 0}]
+
+
+@pytest.mark.parametrize("before", [["ce"], ["ce", "mbj"], ["ce", "mbj", "no log"]])
+def test_a_passenger_never_learns_from_a_log_with_a_gap(npz, settings_file, monkeypatch, before):
+    cells = load_settings(settings_file).group("all")[:2]
+    runner.run_cells(cells, job(npz, settings_file))
+    wanted = read_rows(npz / "rows.jsonl", Cell)[1]
+    (npz / "rows.jsonl").write_text("")
+    shutil.rmtree(npz / "state")
+    epoch = runner.CellRun._train_epoch
+    monkeypatch.setattr(runner.CellRun, "train", stopped_after_one_epoch)
+    for part in (cells[: len(before)], cells[:1]):  # one epoch, then none more, without a word of passengers
+        runner.run_cells(part, job(npz, settings_file))
+    if "no log" in before:
+        shutil.rmtree(next((npz / "state").glob("*.features")))
+    monkeypatch.undo()
+    assert runner.CellRun._train_epoch is epoch
+    runner.run_cells(cells, job(npz, settings_file))
+    assert read_rows(npz / "rows.jsonl", Cell)[1] | {"seconds": 0} == wanted | {"seconds": 0}
+
+
+def stopped_after_one_epoch(run, state_file, deadline):
+    if not state_file.exists():
+        run._train_epoch()
+        run.save(state_file)
+    return False
 
 
 def test_a_cell_that_another_worker_holds_is_left_alone(npz, settings_file):
