@@ -12,10 +12,11 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 COMMANDS = {
-    "pip install . ": "pip install mbj_plugin ",
+    "pip install .`": "pip install mbj_plugin`",
     "pip install '.[": "pip install 'mbj_plugin[",
     "python tools/train_timm.py": "mbj-train-timm",
     "python tools/after_training.py": "mbj-after-training",
+    "`tools/after_training.py`": "`mbj-after-training`",
     "python tools/train_fastreid.py": "mbj-train-fastreid",
     "python tools/demo_fastreid.py": "python -m mbj_plugin.fastreid.demo",
     "python tools/report.py": "mbj-report",

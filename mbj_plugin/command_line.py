@@ -50,8 +50,8 @@ def one_line(command: str, missing: str = "") -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
             raise
-        said = str(error).partition(". ")[0]
-        sys.exit(f"{command}: error: {said}: lower --batch-size, or take --amp, --grad-checkpointing or --img-size")
+        hint = ": lower --batch-size, or take --amp or --grad-checkpointing" if command == "train_timm" else ""
+        sys.exit(f"{command}: error: {'. '.join(str(error).split('. ')[:2])}{hint}")
 
 
 def reason(error: BaseException) -> str:

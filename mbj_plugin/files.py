@@ -63,7 +63,8 @@ def drop_epochs(path: Path, epoch: int) -> None:
         with path.open(newline="") as file:
             lines = list(csv.reader(file))
         with part.open("w", newline="") as file:
-            csv.writer(file).writerows(row for row in lines if row and (row[0] == "epoch" or int(row[0]) < epoch))
+            kept = {"epoch", *map(str, range(epoch))}
+            csv.writer(file).writerows(row for row in lines if row and row[0] in kept)
 
 
 def config_folder(host: str) -> Path:

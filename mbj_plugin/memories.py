@@ -23,7 +23,6 @@ class Memories(nn.ModuleDict):
         class_counts: (C,) training images per class; None where they come later, by ``set_class_counts``.
         dim: D, length of a feature.
         start: calls before the losses count.
-        seed: of the draws, where the settings give none.
         num_classes: C, needed only where ``class_counts`` come later.
     """
 
@@ -33,13 +32,11 @@ class Memories(nn.ModuleDict):
         class_counts: Tensor | Sequence[int] | None,
         dim: int,
         start: int = 0,
-        seed: int = 0,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
         s = settings
-        own_seed = seed if s.seed is None else s.seed
-        shared: dict[str, Any] = {"beta": s.beta, "norm": s.norm, "start": start, "seed": own_seed, "ramp": s.ramp}
+        shared: dict[str, Any] = {"beta": s.beta, "norm": s.norm, "start": start, "seed": s.seed or 0, "ramp": s.ramp}
         # What is None has a default of its own in each loss.
         shared |= {name: value for name, value in (("size", s.size), ("eta", s.eta)) if value is not None}
         if "feature" in s.kinds:

@@ -102,18 +102,19 @@ class MBJSettings:
     classifier_loss: str | None = _one_of(
         None,
         CLASSIFIER_LOSSES,
-        "batch loss of a classifier of the memory's own, for hard labels; that of the features",
+        "batch loss of a classifier of the memory's own, for hard labels (default: that of the features)",
     )
     eta: float | None = _number(
         None,
-        "weight of each memory's loss (Eq. 2); higher = lower tail error and higher head error, 0 = off; 15 for "
-        "features, 1/7 for prototypes, as in the paper",
+        "weight of each memory's loss (Eq. 2); higher = lower tail error and higher head error, 0 = off (default: 15 "
+        "for features, 1/7 for prototypes, as in the paper)",
         HIGHEST["eta"],
         note=" (which turns it off)",
     )
     size: int | None = _whole(
         None,
-        "slots of each memory; more = older rows, and a tail class keeps more of them; 500 features, 3500 prototypes",
+        "slots of each memory; more = older rows, and a tail class keeps more of them (default: 500 features, 3500 "
+        "prototypes)",
         MOST_ROWS,
         low=1,
         unit=" of slots",
@@ -164,7 +165,7 @@ class MBJSettings:
     prior_correction: bool = _switch(
         False, "add the log of the memory's own class mix to the logits of the memory of features (logit adjustment)"
     )
-    seed: int | None = _whole(None, "of what is drawn for the memories; the run's own", 2**63 - 1)
+    seed: int | None = _whole(None, "of what is drawn for the memories (default: the run's own)", 2**63 - 1)
     class_counts: str | None = _setting(
         None,
         str,
@@ -182,10 +183,11 @@ class MBJSettings:
             object.__setattr__(self, name, checked(name, getattr(self, name)))
         if self.classifier_loss is not None and (self.classifier == "shared" or self.memory == "prototype"):
             raise ValueError(NO_OWN_CLASSIFIER)
-        for name, kind in (("momentum", "prototype"), ("sample", "feature"), ("prior_correction", "feature")):
-            if getattr(self, name) and kind not in self.kinds:
+        for name, kind in OF_ONE_MEMORY.items():
+            value, default = getattr(self, name), getattr(MBJSettings, name)
+            if value != default and kind not in self.kinds:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} is of memorised {kind}s: it needs memory '{kind}' or 'both'"
+                    f"{name} {value} is of memorised {kind}s: it needs memory '{kind}' or 'both' (or {name} {default})"
                 )
 
     @property
@@ -199,6 +201,9 @@ class MBJSettings:
         return cls(**PRESETS[task][name])
 
 
+# What says nothing of the other memory.
+OF_ONE_MEMORY = {name: "prototype" for name in ("interval", "momentum", "scale", "margin")}
+OF_ONE_MEMORY |= {name: "feature" for name in ("sample", "prior_correction")}
 RULES: dict[str, Rule] = {field.name: field.metadata["rule"] for field in dataclasses.fields(MBJSettings)}
 
 # Values that go together, over the class's own. "paper" reads to the letter what the paper leaves open: Eq. 1 and 5 as

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 Start = str | int | float  # the one text is "auto"
-WANTED = "'auto' (the first decay of the learning rate), a fraction of the run below 1, or a number of {unit}"
+WANTED = "'auto' (the learning rate's first decay), a fraction of the run below 1, or a number of {unit} (1, not 1.0)"
 LATEST = 10**12
 # Of a run whose learning rate never falls: the paper's 120 of 200 epochs.
 WITHOUT_DECAY = 0.6

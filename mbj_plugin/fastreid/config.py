@@ -8,7 +8,7 @@ from typing import Any
 from fastreid.config import CfgNode
 from fastreid.config import defaults as fastreid_defaults
 
-from mbj_plugin.settings import RULES, MBJSettings, read
+from mbj_plugin.settings import OF_ONE_MEMORY, RULES, MBJSettings, read
 
 # The memory of features trains the head's own classifier here, and fast-reid counts the images itself.
 LEFT_OUT = ("classifier", "classifier_loss", "class_counts")
@@ -35,8 +35,9 @@ def read_settings(cfg: CfgNode) -> MBJSettings:
     """MODEL.MBJ of ``cfg``, checked again: values can also be set without any merge."""
     given = {**DEFAULTS, **cfg.MODEL.get("MBJ", {})}
     values = {key.lower(): checked(key, value) for key, value in given.items()}
-    if values["memory"] == "feature":
-        values["momentum"] = 0.0  # a config can keep that of another arm
+    for name, kind in OF_ONE_MEMORY.items():
+        if values["memory"] not in (kind, "both"):
+            values[name] = DEFAULTS[name.upper()]  # a config can keep those of another arm
     return MBJSettings(**values)
 
 

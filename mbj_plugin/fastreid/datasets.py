@@ -103,7 +103,7 @@ def register_datasets() -> None:
     get = DATASET_REGISTRY.get
 
     def get_or_register(name: str) -> object:
-        known = name in DATASET_REGISTRY._obj_map or "_LT_" not in str(name)
-        return get(name) if known else find_edition(name)
+        edition = EDITION.fullmatch(str(name)) and name not in DATASET_REGISTRY._obj_map
+        return find_edition(name) if edition else get(name)
 
     DATASET_REGISTRY.get = get_or_register

@@ -19,6 +19,7 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
 from mbj_plugin.fastreid import timm_backbone
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
+from mbj_plugin.fastreid.datasets import EDITION
 from mbj_plugin.files import whole, write
 
 CONFIG = "config.yaml"
@@ -49,7 +50,9 @@ def lacking(config: dict[str, Any]) -> list[str]:
     backbone = config["MODEL"].get("BACKBONE", {}).get("NAME")
     named = [(BACKBONE_REGISTRY, backbone), *((DATASET_REGISTRY, name) for name in config["DATASETS"]["TESTS"])]
     return [
-        name for known, name in named if getattr(known._obj_map.get(name), "__module__", "").startswith("mbj_plugin.")
+        name
+        for known, name in named
+        if EDITION.fullmatch(str(name)) or getattr(known._obj_map.get(name), "__module__", "").startswith("mbj_plugin.")
     ]
 
 

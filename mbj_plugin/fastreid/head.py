@@ -63,6 +63,8 @@ class MBJHead(EmbeddingHead):
             class_counts: (C,) training images per class.
             iters_per_epoch: iterations of one epoch, for MODEL.MBJ.START.
         """
+        if not self.memories:  # a baseline can keep the START of a longer run
+            return
         self.start = self.schedule.start_iteration(self.settings.start, iters_per_epoch)
         for memory in self.memories.values():
             memory.set_class_counts(class_counts)

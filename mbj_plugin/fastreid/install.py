@@ -33,7 +33,7 @@ from mbj_plugin.fastreid.compat import rebind
 
 def install() -> None:
     """All of them, once."""
-    if not config.add_defaults():
+    if not config.add_defaults():  # they are there
         return
     datasets.register_datasets()
     feature_cloud.register_feature_cloud()

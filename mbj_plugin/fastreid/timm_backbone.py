@@ -41,7 +41,8 @@ class TimmBackbone(nn.Module):
             tried = model.forward_features(image)
         # Tokens of a ViT are (B, N, C), and some models have the channels last.
         self.gives_map = tried.ndim == 4 and tried.shape[1] == model.num_features
-        features = self(image)
+        with torch.enable_grad():
+            features = self(image)
         self.map_shape = tuple(features.shape[1:])
         self.feat_dim = self.map_shape[0]
         # Layers between the map and timm's classifier: DistributedDataParallel waits for gradients of what trains.

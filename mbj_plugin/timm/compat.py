@@ -7,6 +7,7 @@ and timm's version, where it is used. Public names (models, data, schedulers, `t
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -146,7 +147,8 @@ def plateau_inside(scheduler: Any) -> Any:
 @relies("utils/checkpoint_saver.py", "from 1.0.31 on a saver finds the best checkpoints of a run again")
 def go_on_saving(saver: CheckpointSaver, path: str) -> None:
     """Let a saver know the checkpoints that are in its folder; older timm begins its list anew."""
-    expect(hasattr(saver, "save_checkpoint"), "go_on_saving")
+    known = tuple(int(part) for part in re.findall(r"\d+", timm.__version__)[:3])
+    expect(known < (1, 0, 31) or hasattr(saver, "load_state_dict_from_checkpoint"), "go_on_saving")
     if hasattr(saver, "load_state_dict_from_checkpoint"):
         saver.load_state_dict_from_checkpoint(path)
 

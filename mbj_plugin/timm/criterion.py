@@ -85,7 +85,7 @@ class MBJLoss(nn.Module):
         scale: float = 16.0,
         margin: float = 0.2,
         prior_correction: bool = False,
-        sample: int = 0,
+        sample: int | None = 0,
         seed: int = 0,
         smoothing: float = 0.0,
     ) -> None:
@@ -107,7 +107,7 @@ class MBJLoss(nn.Module):
             scale=scale,
             margin=margin,
             prior_correction=prior_correction,
-            sample=sample,
+            sample=sample or 0,
             seed=seed,
         )
         self.own_classifier = classifier == "own" and memory != "prototype"

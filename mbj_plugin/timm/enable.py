@@ -18,10 +18,16 @@ from torch import nn
 from mbj_plugin.clock import rank_and_world
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.timm import clip
-from mbj_plugin.timm.compat import create_classification_loss, make_tasks_by, replace_update_summary, training_run
+from mbj_plugin.timm.compat import (
+    create_classification_loss,
+    load_checkpoint,
+    make_tasks_by,
+    replace_update_summary,
+    training_run,
+)
 from mbj_plugin.timm.counts import training_counts
 from mbj_plugin.timm.diagnostics import EpochDiagnostics, fit_columns, make_monitor
-from mbj_plugin.timm.schedule import start_epoch
+from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.settings import from_text, make_criterion, resumed
 from mbj_plugin.timm.task import MBJTask
 
@@ -43,7 +49,7 @@ class EnabledTask(MBJTask):
         args, loader, evaluation_loader = training_run()
         settings = from_text(os.environ.get("MBJ", ""))
         if getattr(args, "resume", ""):
-            settings = resumed(settings, torch.load(args.resume, map_location="cpu", weights_only=False))
+            settings = resumed(settings, load_checkpoint(args.resume))
         if criterion is None and criterion_kwargs:
             criterion = create_classification_loss(**criterion_kwargs)
         counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
@@ -57,7 +63,7 @@ class EnabledTask(MBJTask):
             )
         super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
         if settings.diagnostics and rank_and_world()[0] == 0:
-            epochs = args.epochs + getattr(args, "cooldown_epochs", 0)
+            epochs = len(learning_rates(args, updates))
             _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader), epochs)
 
 

@@ -101,5 +101,6 @@ def add_arguments(parser: ArgumentParser) -> None:
             metavar = {int: "N", float: "X"}.get(rule.kind, "FILE" if name == "class_counts" else "WHEN")
             more = {"choices": rule.choices} if rule.choices else {"type": rule.kind, "metavar": metavar}
         default = getattr(MBJSettings, name)
-        text = rule.help if default is None else f"{rule.help} (default: {'on' if default is True else default})"
+        shown = {True: "on", False: "off"}[default] if rule.kind is bool else default
+        text = rule.help if default is None else f"{rule.help} (default: {shown})"
         group.add_argument(_flag(name), default=default, help=text, **more)

@@ -47,7 +47,8 @@ class Progress:
         left = (self.epochs - done) * passed / (done - self.first_epoch)
         own = f"{duration(left)} left" if done < self.epochs else f"took {duration(passed)}"
         rest = (len(self.runs) - self.number - 1) * (sum(self.seconds) + passed + left) / (self.number + 1)
-        return own if len(self.runs) == 1 else f"{own}, {duration(left + rest)} of all runs"
+        all_left = f", {duration(left + rest)} left of all runs" if self.number + 1 < len(self.runs) else ""
+        return own + all_left
 
 
 def duration(seconds: float) -> str:

@@ -35,7 +35,7 @@ PLACES = {
     ),
     *("rank", "distributed", "resume", "wandb_project", "workers", "pin_mem", "no_prefetcher", "compare", "seeds"),
     *("validation_batch_size", "checkpoint_hist", "mbj_diagnostics", "mbj_recipe", "dataset_download", "no_resume_opt"),
-    *("initial_checkpoint", "pretrained", "pretrained_path"),
+    *("initial_checkpoint", "pretrained", "pretrained_path", "table"),
 }
 
 

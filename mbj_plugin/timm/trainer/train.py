@@ -141,11 +141,11 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
     with wandb_run(args) if folder is not None else nullcontext(False) as log_wandb:
         for epoch in range(run.first_epoch, run.num_epochs):
             train_metrics = train_one_epoch(run, epoch)
-            if not math.isfinite(train_metrics["loss"]) and not diverged:
+            if folder is not None and not math.isfinite(train_metrics["loss"]) and not diverged:
                 diverged = True
                 _logger.warning(
-                    f"The training loss is {train_metrics['loss']} from epoch {epoch + 1} on: lower --lr, or bound the "
-                    "gradient with --clip-grad 1."
+                    f"The training loss is {train_metrics['loss']} from epoch {epoch + 1} on: lower --lr, or bound "
+                    "the gradient with --clip-grad 1."
                 )
             metrics = _evaluate(run)
             # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.

@@ -52,21 +52,21 @@ def test_several_runs():
     progress.begin(0, 2)
     now[0] += 10
     assert progress.run == "run 1/4 (mbj, seed 1)"
-    assert progress.left(1) == "10 s left, 70 s of all runs"  # this one's 20, and three times 20
+    assert progress.left(1) == "10 s left, 70 s left of all runs"  # this one's 20, and three times 20
     now[0] += 10
-    assert progress.left(2) == "took 20 s, 60 s of all runs"
+    assert progress.left(2) == "took 20 s, 60 s left of all runs"
     now[0] += 6  # between the runs
     progress.begin(0, 2)
     now[0] += 7
     assert (
-        progress.bar(1) == "run 2/4 (baseline, seed 1)  epoch 2/2  7 s left, 47 s of all runs"
+        progress.bar(1) == "run 2/4 (baseline, seed 1)  epoch 2/2  7 s left, 47 s left of all runs"
     )  # 7 + 2 * (26 + 14) / 2
     now[0] += 7
     progress.begin(0, 2)
     now[0] += 10
     progress.begin(0, 2)
     now[0] += 5
-    assert progress.left(1) == "5 s left, 5 s of all runs"
+    assert progress.left(1) == "5 s left"  # the last
 
 
 def test_the_command_says_it(tmp_path, tiny, caplog, capsys):
@@ -77,6 +77,7 @@ def test_the_command_says_it(tmp_path, tiny, caplog, capsys):
     assert runs == [f"run {i}/4 ({method}, seed {seed})" for i, (seed, method) in enumerate(PAIRS, 1)]
     ends = [re.search(r"tail [\d./ ]+  (\w+)", line)[1] for line in caplog.messages if line.startswith("epoch")]
     assert [end == "took" for end in ends] == [False, True] * 4
-    assert all("of all runs" in line for line in caplog.messages if line.startswith("epoch"))
+    of_all = ["left of all runs" in line for line in caplog.messages if line.startswith("epoch")]
+    assert of_all == [True] * 6 + [False] * 2
     table = capsys.readouterr().out
     assert table.startswith("% Test error") and table.count("$\\pm$") == 14
