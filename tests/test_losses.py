@@ -156,6 +156,7 @@ class TestFeatureMemoryLoss:
 
         monkeypatch.setattr(losses, "rank_and_world", lambda: (1, 2))
         monkeypatch.setattr(losses.dist, "all_gather", all_gather)
+        monkeypatch.setattr(losses, "_check_even", lambda rows: None)
         loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, **ALWAYS)
         loss(x1.requires_grad_(), y1, weight)
         assert torch.equal(loss.bank.rows[:12], torch.cat([x0, x1])) and loss.bank.filled == 12

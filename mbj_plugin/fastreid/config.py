@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from fastreid.config import defaults as fastreid_defaults
 
 from mbj_plugin.settings import OF_ONE_MEMORY, RULES, MBJSettings, read
 
+logger = logging.getLogger("fastreid.mbj_plugin")
 # The memory of features trains the head's own classifier here, and fast-reid counts the images itself.
 LEFT_OUT = ("classifier", "classifier_loss", "class_counts")
 _DEFAULT = MBJSettings.preset("retrieval")
@@ -36,9 +39,17 @@ def read_settings(cfg: CfgNode) -> MBJSettings:
     given = {**DEFAULTS, **cfg.MODEL.get("MBJ", {})}
     values = {key.lower(): checked(key, value) for key, value in given.items()}
     for name, kind in OF_ONE_MEMORY.items():
-        if values["memory"] not in (kind, "both"):
-            values[name] = DEFAULTS[name.upper()]  # a config can keep those of another arm
+        default = DEFAULTS[name.upper()]
+        if values["memory"] not in (kind, "both") and values[name] != default:
+            _does_nothing(name.upper(), values[name], kind)
+            values[name] = default
     return MBJSettings(**values)
+
+
+@functools.cache  # once, however many heads there are
+def _does_nothing(key: str, value: Any, kind: str) -> None:
+    # No error: a config can keep the settings of another arm.
+    logger.warning(f"MODEL.MBJ.{key} {value} does nothing: it is of memorised {kind}s, see MODEL.MBJ.MEMORY")
 
 
 def add_defaults() -> bool:

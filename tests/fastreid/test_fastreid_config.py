@@ -9,7 +9,7 @@ from fastreid.config import CfgNode, get_cfg
 
 from benchmarks.retrieval.settings import load_settings
 from mbj_plugin import memories
-from mbj_plugin.fastreid import head
+from mbj_plugin.fastreid import config, head
 from mbj_plugin.fastreid.config import DEFAULTS, checked, read_settings
 from mbj_plugin.fastreid.install import install
 from mbj_plugin.fastreid.schedule import Schedule
@@ -158,10 +158,21 @@ def test_memories_in_use(memory, kinds):
     assert read_settings(merged("MODEL.MBJ.MEMORY", memory)).kinds == kinds
 
 
-def test_a_momentum_of_prototypes_is_left_out_where_there_are_none():
-    assert read_settings(merged("MODEL.MBJ.MEMORY", "feature", "MODEL.MBJ.MOMENTUM", 0.5)).momentum == 0
-    with pytest.raises(ValueError, match="sample 5 is of memorised features"):
-        read_settings(merged("MODEL.MBJ.SAMPLE", 5))
+def test_what_is_of_the_other_memory_is_left_out_and_said_once(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(config.logger, "warning", said.append)
+    config._does_nothing.cache_clear()
+    for _ in range(2):
+        cfg = merged("MODEL.MBJ.MEMORY", "feature", "MODEL.MBJ.MOMENTUM", 0.5, "MODEL.MBJ.MARGIN", 0.3)
+        assert (read_settings(cfg).momentum, read_settings(cfg).margin) == (0, 0.2)
+        assert read_settings(merged("MODEL.MBJ.SAMPLE", 5)).sample == 0
+        both = merged("MODEL.MBJ.MEMORY", "both", "MODEL.MBJ.SAMPLE", 5, "MODEL.MBJ.MARGIN", 0.3)
+        assert (read_settings(both).sample, read_settings(both).margin) == (5, 0.3)
+    assert [line.partition(":")[0] for line in said] == [
+        "MODEL.MBJ.MOMENTUM 0.5 does nothing",
+        "MODEL.MBJ.MARGIN 0.3 does nothing",
+        "MODEL.MBJ.SAMPLE 5 does nothing",
+    ]
 
 
 def test_a_config_from_before_the_plugin_has_the_defaults():

@@ -272,6 +272,7 @@ def test_other_number_of_classes():
         ({"size": 0}, "size must be .*, got 0"),
         ({"sample": 600}, "memory's 500.*600"),
         ({"sample": 5, "memory": "prototype"}, "sample 5 is of memorised features"),
+        ({"margin": 0.5}, r"margin 0.5 is of memorised prototypes.* \(or margin 0.2\)"),
         ({"norm": "typo"}, "norm.*'typo'"),
         ({"smoothing": 1.0}, "smoothing.*1.0"),
         ({"smoothing": -0.1}, "smoothing.*-0.1"),
