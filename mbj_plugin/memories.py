@@ -56,14 +56,9 @@ class Memories(nn.ModuleDict):
             )
 
     @property
-    def losses(self) -> dict[str, MemoryLoss]:
-        """Kind of memory to its loss."""
-        return dict(self.items())  # type: ignore[arg-type]
-
-    @property
     def banks(self) -> list[MemoryBank]:
         """Of each memory, what it holds."""
-        return [loss.bank for loss in self.losses.values()]
+        return [loss.bank for loss in self.values()]  # type: ignore[misc]
 
     def forward(self, labels: Tensor, inputs: Mapping[str, Callable[[], tuple[Tensor, ...]]]) -> Tensor:
         """Sum of eta * L_memory over the memories, each of which then remembers.

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import os
+from collections.abc import Iterable
 
 import torch
 
@@ -64,13 +65,18 @@ def unknown_names() -> str | None:
     @functools.wraps(get)
     def get_or_tell(self, name):
         if name not in self._obj_map:
-            close = difflib.get_close_matches(str(name), self._obj_map)
-            names = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(self._obj_map))}"
+            names = _near(str(name), self._obj_map, f"there are {', '.join(sorted(self._obj_map))}")
             raise UnknownNameError(f"there is no {name!r} in fast-reid's registry {self._name}: {names}")
         return get(self, name)
 
     Registry.get = get_or_tell
     return None
+
+
+def _near(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The names that are close; where none is, ``otherwise``."""
+    close = difflib.get_close_matches(name, list(known))
+    return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 
 class UnknownNameError(KeyError):
@@ -107,8 +113,7 @@ def unknown_solvers() -> str | None:
 
 def _check_solver(key: str, name: str, known: list[str]) -> None:
     if name not in known:
-        close = difflib.get_close_matches(name, known)
-        said = f"did you mean {' or '.join(close)}?" if close else f"it takes {', '.join(known)}"
+        said = _near(name, known, f"it takes {', '.join(known)}")
         raise ValueError(f"SOLVER.{key} is {name!r}, which fast-reid does not know: {said}")
 
 
