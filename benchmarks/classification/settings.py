@@ -67,7 +67,7 @@ class Protocol:
         if self.mixup and soft:
             raise ValueError(f"mixup makes soft labels, the loss {min(soft)} takes hard ones: take one on ce")
         if self.augment and method.loss == "bbn":
-            raise ValueError("augment makes one version of an image in each epoch, and bbn draws two batches: leave it")
+            raise ValueError("augment makes one version of an image in each epoch, bbn draws more: leave it")
 
     @property
     def curve_points(self) -> list[int]:

@@ -69,7 +69,7 @@ def test_deploy(make_trainer, tmp_path, monkeypatch):
     make_trainer("OUTPUT_DIR", "logs/my_run").train()
     timm_run = ["--dataset", "sklearn/digits", "--val-split", "test", "--model", "test_resnet", "--input-size", "3"]
     timm_run += ["32", "32", "-b", "64", "-j", "0", "--epochs", "1", "--lr", "0.01", "--imbalance-ratio", "50", "--mbj"]
-    train.train(parse_args([*timm_run, "--mbj-start", "0", "--no-progress", "--experiment", "mine"]))
+    train.train(parse_args([*timm_run, "--mbj-start", "0", "--no-progress", "--experiment", "mine/mbj"]))
     commands = {"python -m mbj_plugin.fastreid.export": export.main, "python -m mbj_plugin.timm.hub": hub.main}
     names = run_page("deploy.md", commands)
     assert names["features"].shape == (4, 16)

@@ -43,7 +43,9 @@ def test_a_run_comes_back_in_stock_timm(run, tmp_path, capsys):
         " 'names': model.pretrained_cfg['label_names']}, sys.argv[3])"
     )
     paths = [str(folder), str(tmp_path / "images.pt"), str(tmp_path / "back.pt")]
-    subprocess.run([sys.executable, "-c", code, *paths], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    # One thread, as here: sums in the same order.
+    alone = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, env=alone)
     back = torch.load(paths[2])
     checkpoint = torch.load(run / "last.pth.tar", weights_only=False)
     model = build.make_model(saved_args(run, "cpu", None), torch.device("cpu")).eval()
