@@ -220,8 +220,8 @@ def multi_prototype_loss(
 
 
 def _masked_logsumexp(values: Tensor, mask: Tensor) -> Tensor:
-    # A finite stand-in for log(0): logsumexp over -inf alone has a NaN gradient. Halved, so that two of them still add.
-    return torch.where(mask, values, torch.finfo(values.dtype).min / 2).logsumexp(dim=1)
+    # A finite stand-in for log(0): logsumexp over -inf alone has a NaN gradient.
+    return torch.where(mask, values, torch.finfo(values.dtype).min).logsumexp(dim=1)
 
 
 def _loss_dtype(*tensors: Tensor) -> torch.dtype:

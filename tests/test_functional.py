@@ -244,6 +244,9 @@ class TestMultiPrototype:
         multi_prototype_loss(similarity, torch.tensor([0, -1]), torch.tensor([0, 1])).backward()
         assert torch.isfinite(similarity.grad).all()
 
+    def test_nothing_labelled_is_zero(self):
+        assert multi_prototype_loss(randn(2, 3), torch.tensor([-1, -1]), torch.tensor([0, 1, 2])) == 0
+
     def test_extreme_similarities_stay_finite(self):
         similarity = torch.tensor([[-1.0, 1.0]], requires_grad=True)
         loss = multi_prototype_loss(similarity, torch.tensor([0]), torch.tensor([0, 1]), scale=1000.0)

@@ -133,16 +133,17 @@ class TestFeatureMemoryLoss:
         expected = 15.0 * memory_cross_entropy(whole.bank.rows[slots], whole.bank.labels[slots], weight)
         assert torch.equal(loss(x, given, weight), expected)
 
+    @pytest.mark.parametrize("world", [2, 3])
     @pytest.mark.parametrize("filled", [0, 1, 5, 7])
     @pytest.mark.parametrize("sample", [0, 4])
-    def test_the_mean_of_the_ranks_is_the_whole(self, weight, filled, sample):
+    def test_the_mean_of_the_ranks_is_the_whole(self, weight, filled, sample, world):
         loss = FeatureMemoryLoss(COUNTS, dim=4, size=7, sample=sample)
-        loss.bank.enqueue(*batch(0, rows=filled))
+        loss.bank.enqueue(torch.randn(filled, 4), torch.arange(filled) % 3)
         whole = loss._memory_loss(weight, None, 0, 1)
-        parts = [loss._memory_loss(weight, None, rank, 3) for rank in range(3)]
-        gradients = [torch.autograd.grad(value, weight)[0] for value in (whole, sum(parts) / 3)]
+        parts = [loss._memory_loss(weight, None, rank, world) for rank in range(world)]
+        gradients = [torch.autograd.grad(value, weight)[0] for value in (whole, sum(parts) / world)]
         torch.testing.assert_close(*gradients)
-        torch.testing.assert_close(sum(parts) / 3, whole)
+        torch.testing.assert_close(sum(parts) / world, whole)
         assert (whole > 0) == (filled > 0)
 
     def test_rows_of_all_ranks_enter_in_their_order(self, weight, monkeypatch):
@@ -164,6 +165,19 @@ class TestFeatureMemoryLoss:
         # Out of training nothing is shared: each rank may see other batches.
         monkeypatch.setattr(losses.dist, "all_gather", None)
         torch.testing.assert_close(loss.eval()(x1, y1, weight), loss._memory_loss(weight, None, 0, 1))
+
+    def test_before_the_start_weight_and_bias_are_in_use(self, weight):
+        bias = torch.nn.Parameter(torch.zeros(3))
+        for parameters in ((weight,), (weight, bias)):
+            value = FeatureMemoryLoss(COUNTS, dim=4, start=9)(*batch(0), *parameters)
+            assert {node.variable for node, _ in value.grad_fn.next_functions if node} == set(parameters)
+
+    def test_a_sample_may_be_the_whole_memory(self, weight):
+        whole, sampled = (FeatureMemoryLoss(COUNTS, dim=4, size=6, sample=k, **ALWAYS) for k in (0, 6))
+        values = [[loss(*batch(step), weight) for step in range(2)] for loss in (whole, sampled)]
+        torch.testing.assert_close(*values)
+        with pytest.raises(ValueError, match="sample must be at most the memory's 6 rows, got 7"):
+            FeatureMemoryLoss(COUNTS, dim=4, size=6, sample=7)
 
     def test_only_learning_steps_are_remembered(self, weight):
         loss = FeatureMemoryLoss(COUNTS, dim=4, **ALWAYS)
@@ -314,7 +328,15 @@ class TestBoth:
         value = loss(torch.ones(2, 4).bfloat16(), torch.tensor([0, 1]), weight.bfloat16())
         assert value == 0 and value.dtype == torch.float32
 
-    def test_eta_zero_is_off_but_remembers(self, kind, weight):
+    def test_a_class_without_images_does_not_enter_even_at_the_least_draw(self, kind, weight, monkeypatch):
+        monkeypatch.setattr(losses, "counter_uniform", lambda seed, step, count, stream: torch.zeros(count))
+        loss = kind([100, 0, 10], dim=4, size=20)
+        loss(torch.ones(3, 4), torch.arange(3), weight)
+        assert loss.bank.labels[:3].tolist() == [0, 2, -1]
+
+    def test_eta_zero_is_off_but_remembers(self, kind, weight, monkeypatch):
+        monkeypatch.setattr(losses, "finite_cross_entropy", None)  # nothing is computed
+        monkeypatch.setattr(losses, "multi_prototype_loss", None)
         loss = kind(COUNTS, dim=4, eta=0.0, **ALWAYS)
         assert [loss(*batch(step), weight).item() for step in range(3)] == [0, 0, 0]
         assert loss.bank.filled > 0

@@ -104,7 +104,8 @@ class TestStart:
             for step in range(6):
                 value = compiled(*batch(step), weight)
                 assert (value > 0) == (step >= 3)
-        assert counter.frame_count == 2
+        # torch 2.4 holds a module in its graph, so that each has graphs of its own.
+        assert counter.frame_count == (2 if torch.__version__ >= "2.5" else 2 * len(many))
         for step in range(6):
             eager(*batch(step), weight)
         for key, value in eager.state_dict().items():

@@ -104,6 +104,8 @@ def test_that_no_decay_comes_is_said_once(said):
     prepare(Model(*heads), loader())
     assert len(said["warning"]) == 1 and [head.start for head in heads] == [30, 30, 49]
     assert "the first of SOLVER.STEPS [10] is not within SOLVER.MAX_EPOCH 10" in said["warning"][0]
+    prepare(Model(make_head("SOLVER.WARMUP_ITERS", 57, START="auto")), loader())
+    assert "SOLVER.WARMUP_ITERS 57, 12 epochs of 5 iterations, puts off" in said["warning"][1]
 
 
 def test_fewer_images_than_a_batch():
@@ -151,6 +153,9 @@ def test_seeds_are_of_the_run_the_number_in_the_model_and_the_kind(monkeypatch):
     counts.seed_draws(heads, clouds)
     assert [int(cloud.seed) for cloud in clouds] == [seed_of(112, "0 cloud"), seed_of(111, "1 cloud")]
     counts.seed_draws([], [])
+    own = make_head(SEED=5)
+    counts.seed_draws([own], [])
+    assert own.memories["prototype"].seed == seed_of(5, "0 prototype")
 
 
 class Trainer(TrainerBase):
