@@ -311,7 +311,6 @@ class PrototypeMemoryLoss(_MemoryLoss):
             loss = multi_prototype_loss(similarity, labels, as_of_now(self.bank.labels), self.scale, self.margin)
         return self._weighted(loss)
 
-    @torch.no_grad()
     def _prototypes(self, weight: Tensor) -> Tensor:
         weight = weight.detach().float()
         if not self.momentum:

@@ -179,6 +179,13 @@ class TestFeatureMemoryLoss:
         with pytest.raises(ValueError, match="sample must be at most the memory's 6 rows, got 7"):
             FeatureMemoryLoss(COUNTS, dim=4, size=6, sample=7)
 
+    def test_only_on_a_cpu_the_ranks_batches_are_counted(self, monkeypatch):
+        monkeypatch.setattr(losses, "rank_and_world", lambda: (0, 2))
+        monkeypatch.setattr(losses.dist, "all_gather", None)
+        losses._check_even(torch.empty(2, 4, device="meta"))
+        with pytest.raises(TypeError):
+            losses._check_even(torch.empty(2, 4))
+
     def test_only_learning_steps_are_remembered(self, weight):
         loss = FeatureMemoryLoss(COUNTS, dim=4, **ALWAYS)
         with torch.no_grad():
@@ -322,6 +329,8 @@ class TestBoth:
         loss = kind(torch.tensor(COUNTS, dtype=torch.float64), dim=4)
         assert loss.probs.dtype == loss.class_counts.dtype == torch.float32
         assert loss.class_counts.tolist() == COUNTS
+        assert all(buffer.is_meta for buffer in loss.to("meta").buffers())
+        assert loss.probs.is_meta and loss.class_counts.is_meta
 
     def test_half_precision_before_the_start(self, kind, weight):
         loss = kind(COUNTS, dim=4, start=1)

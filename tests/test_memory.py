@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbj_plugin import MemoryBank
 from mbj_plugin.memory import as_of_now
@@ -67,8 +68,41 @@ def test_a_step_on_a_host_writes_the_stored_rows_alone(monkeypatch):
 
     monkeypatch.setattr(MemoryBank, "_enqueue_on_device", all_rows)
     MemoryBank(3, 2).enqueue(torch.ones(2, 2), torch.tensor([0, 1]), torch.tensor([True, False]))
+    MemoryBank(3, 2).enqueue(torch.ones(2, 2), torch.tensor([0, 1]))
     with FakeTensorMode(), pytest.raises(AssertionError, match="all rows"):  # values that nobody knows, on a CPU
         MemoryBank(3, 2).enqueue(torch.ones(2, 2), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("elsewhere", range(4))
+def test_where_the_host_cannot_look_at_a_value_all_rows_are_written(elsewhere, monkeypatch):
+    called = []
+    monkeypatch.setattr(MemoryBank, "_enqueue_on_device", lambda *args: called.append(args))
+    bank, given = MemoryBank(3, 2), [torch.ones(2, 2), torch.tensor([0, 1]), torch.tensor([True, False])]
+    if elsewhere == 3:
+        bank.to("meta")
+    else:
+        given[elsewhere] = given[elsewhere].to("meta")
+    bank.enqueue(*given)
+    assert called
+
+
+def test_a_device_writes_each_slot_once():
+    class Written(TorchDispatchMode):
+        slots = torch.tensor([])
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.index_copy_.default:
+                self.slots = args[2]
+            return func(*args, **(kwargs or {}))
+
+    bank = MemoryBank(3, 1)
+    with Written() as written:  # on a GPU the order of two writes to one slot is anyone's
+        bank._enqueue_on_device(torch.arange(8.0)[:, None], torch.arange(8), None)
+    assert sorted(written.slots.tolist()) == [0, 1, 2, 3, 3, 3, 3, 3]
+
+
+def test_all_of_it_moves():
+    assert all(buffer.is_meta for buffer in MemoryBank(3, 2).to("meta").buffers())
 
 
 def test_of_more_rows_than_slots_the_newest_stay():

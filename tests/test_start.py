@@ -95,6 +95,17 @@ class TestStart:
                 compiled(*batch(step), weight)
             assert other.started and not loss.started
 
+    @pytest.mark.parametrize("start", [-1, 0.5, "2"])
+    def test_a_start_that_is_no_number_of_steps(self, kind, start):
+        with pytest.raises(ValueError, match="start must be a number of steps >= 0, got"):
+            make(kind, start=start)
+
+    def test_a_start_where_no_value_is_known(self, kind):
+        loss = make(kind).to("meta")
+        for start, started in ((1, False), (0, True)):
+            loss.start = start
+            assert loss.started == started
+
     def test_one_recompile_however_many_losses(self, kind, weight):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
@@ -227,3 +238,12 @@ def test_ddp(tmp_path):
         else:
             torch.testing.assert_close(gradients[step - 2], expected)
     assert math.isfinite(float(expected.sum())) and expected.any()
+
+
+def test_without_distribution_this_is_the_one_rank():
+    assert clock.rank_and_world() == (0, 1)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no such tag")
+def test_inductor_leaves_the_counter_out_of_cuda_graphs():
+    assert torch.Tag.cudagraph_unsafe in torch.ops.mbj_plugin.count_call.default.tags

@@ -188,7 +188,7 @@ class MBJLoss(nn.Module):
     def _memory_loss(self, features: Tensor, target: Tensor) -> Tensor:
         assert self.heads is not None
         if target.ndim == 2 and self.smoothing:
-            target = ((target - self.smoothing / target.shape[1]) / (1 - self.smoothing)).clamp(min=0)
+            target = (target - self.smoothing / target.shape[1]) / (1 - self.smoothing)
         if self.meter is not None:
             self.meter.count_positives(target, self.memories.banks)
         heads = self.heads

@@ -50,7 +50,7 @@ def within_train_py(**locals_):
         ("loader_inside", None, lambda: compat.loader_inside(PrefetchLoader())),
         ("optimizer_inside", None, lambda: compat.optimizer_inside(Lookahead())),
         ("plateau_inside", None, lambda: compat.plateau_inside(object.__new__(PlateauLRScheduler))),
-        ("go_on_saving", None, lambda: compat.go_on_saving(object(), "x")),
+        ("go_on_saving", (compat.timm, "__version__", "1.0.31"), lambda: compat.go_on_saving(object(), "x")),
         ("training_run", (sys.modules["__main__"], "_parse_args", None), compat.training_run),
         ("training_run", None, lambda: within_train_py(args=argparse.Namespace(seed=1), loader_train=[1])),
     ],

@@ -18,7 +18,7 @@ def test_features_and_weight_give_the_logits(name, size, layers):
     model = timm.create_model(name, num_classes=5).train()
     keys, parameters = list(model.state_dict()), list(model.parameters())
     heads = attach_head(model)
-    assert list(model.state_dict()) == keys
+    assert list(model.state_dict()) == keys and not any(value.requires_grad for value in model.state_dict().values())
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert len(heads.layers) == layers
     logits = model(torch.randn(2, 3, size, size))
@@ -149,4 +149,5 @@ def test_the_same_map_up_to_half_precision(change, same):
     assert same_map(weight.bfloat16(), None, x.bfloat16(), change * F.linear(x, weight)) == same
     assert not same_map(weight, bias, x, F.linear(x, weight, bias)[:, :2])
     # A logit near 0 is as wrong as the largest one may be.
-    assert same_map(torch.eye(2), None, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.04]]))
+    for size in (1.0, 10.0):
+        assert same_map(torch.eye(2), None, torch.tensor([[size, 0.0]]), torch.tensor([[size, 0.04 * size]]))

@@ -207,7 +207,8 @@ def test_weights_and_biases_that_are_missing_stop_before_training(tmp_path, imag
 
 
 def loaders(image_folder, training=None):
-    shared = {"input_size": (3, 16, 16), "batch_size": 4, "device": torch.device("cpu"), "num_workers": 0}
+    shared = {"input_size": (3, 16, 16), "batch_size": 4, "device": torch.device("cpu")}
+    shared |= {"num_workers": 0, "persistent_workers": False}  # older torch refuses True without workers
     train_set = create_dataset("", root=str(image_folder), split="train") if training is None else training
     train = create_loader(train_set, is_training=True, **shared)
     return train, create_loader(create_dataset("", root=str(image_folder), split="validation"), **shared)

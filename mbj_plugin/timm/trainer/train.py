@@ -223,7 +223,7 @@ def _step(run: Run, images: Tensor, target: Tensor, need_update: bool, accum_ste
     with task.no_sync() if args.world_size > 1 and not need_update else nullcontext():
         with run.amp_autocast():
             output = task(images, target)
-        loss = output["loss"] / accum_steps if accum_steps > 1 else output["loss"]
+        loss = output["loss"] / accum_steps
         clipped = None
         if args.clip_grad is not None:
             clipped = task.get_clip_parameters(exclude_head="agc" in args.clip_mode)

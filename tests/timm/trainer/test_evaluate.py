@@ -83,6 +83,8 @@ def test_latex_to_paste():
     assert lines[6] == r"baseline & 5.00 $\pm$ 1.41 & 1.00 $\pm$ 0.00 & - & - & - & - & - \\"
     assert lines[7].startswith(r"mbj\_size\&5 & 5.00 $\pm$ 2.83 & -")
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    first, *_ = error_table({"mbj": TWO_SEEDS["mbj_size&5"][:1]}, "latex").splitlines()
+    assert first.startswith("% Test error in percent; head / medium / tail")
 
 
 def test_validate_counts_each_class():
