@@ -28,7 +28,7 @@ class Recipe:
     ema_decay: Callable | None = None  # of the number of updates, counted from 1
     mixup: float = 0.0
     mixup_epochs: int = EPOCHS
-    rounds: bool = True  # timm mixes images of 8 bits where it collates them
+    rounds: bool = True  # timm's prefetcher mixes images of 8 bits where it collates them
     smoothing: float = 0.0
     bf16: bool = False
     channels_last: bool = False
@@ -42,8 +42,9 @@ def read_images(folder):
     return torch.from_numpy(images), torch.tensor([int(path.parent.name.removeprefix("class")) for path in paths])
 
 
-def normalised(images):
-    return (images.float() - 255 * MEAN) / (255 * STD)
+def normalised(images, prefetched=True):
+    """timm's prefetcher normalises numbers up to 255, torchvision's transform numbers up to 1."""
+    return (images.float() - 255 * MEAN) / (255 * STD) if prefetched else (images.float() / 255 - MEAN) / STD
 
 
 def soft(labels, smoothing):
@@ -58,11 +59,11 @@ def mix(images, labels, recipe, on):
     targets = soft(labels, recipe.smoothing)
     targets = targets * share + targets.flip(0) * (1 - share)
     if share == 1:
-        return normalised(images), targets
+        return normalised(images, recipe.rounds), targets
     if recipe.rounds:
         mixed = (images.float() * np.float32(share) + images.flip(0).float() * np.float32(1 - share)).round()
         return normalised(mixed), targets
-    images = (images.float() / 255 - MEAN) / STD
+    images = normalised(images, prefetched=False)
     return images * share + images.flip(0) * (1 - share), targets
 
 
