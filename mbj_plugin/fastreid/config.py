@@ -74,7 +74,6 @@ def merge_other(merge: Callable, self: CfgNode, cfg_other: CfgNode) -> None:
         raise ValueError(f"MODEL.MBJ must hold the keys {', '.join(DEFAULTS)}, got {ours!r}")
     values = {key: checked(key, value) for key, value in ours.items()}
     others = cfg_other.clone()
-    others.defrost()
     del others.MODEL["MBJ"]
     merge(self, others)
     self.MODEL.MBJ.update(values)

@@ -144,6 +144,11 @@ def test_a_merged_config_is_left_as_it_was():
     one.merge_from_other_cfg(other)
     assert (one.MODEL.MBJ.SIZE, one.SOLVER.MAX_EPOCH) == (9, 7) and not one.is_frozen()
     assert (other.MODEL.MBJ.SIZE, other.SOLVER.MAX_EPOCH) == (9, 7) and other.is_frozen()
+    one.merge_from_other_cfg(CfgNode({"MODEL": CfgNode({"DEVICE": "meta"})}))  # what holds nothing of ours
+    assert (one.MODEL.MBJ.SIZE, one.MODEL.DEVICE) == (9, "meta")
+    before = CfgNode({"MODEL": CfgNode({"DEVICE": "cpu"})})  # a config that was made without the plugin
+    with pytest.raises(KeyError, match="Non-existent config key: MODEL.MBJ"):
+        before.merge_from_other_cfg(CfgNode({"MODEL": CfgNode({"MBJ": CfgNode({"SIZE": 3})})}))
     plain = CfgNode({"A": CfgNode({"B": 1})})  # of something else than fast-reid
     plain.merge_from_other_cfg(CfgNode({"A": CfgNode({"B": 2})}))
     plain.merge_from_list(["A.B", 3])

@@ -127,24 +127,6 @@ def test_bound_to_another_model():
     assert loss.bind(Tiny().to("meta")).memories["feature"].bank.rows.is_meta
 
 
-def test_unbound_the_model_is_stock():
-    model = Tiny()
-    loss = MBJLoss(COUNTS).bind(model)
-    assert type(model.fc) is not torch.nn.Linear
-    assert loss.unbind(model) is model and type(model.fc) is torch.nn.Linear and loss.heads is None
-
-
-@pytest.mark.parametrize("prototypes", ["batch", "memory"])
-def test_whose_prototypes_are_remembered(prototypes):
-    model = Tiny()
-    loss = MBJLoss(COUNTS, memory="both", prototypes=prototypes, **ALL).bind(model)
-    with torch.no_grad():
-        model.fc.batch_classifier.weight.add_(1.0)
-    loss(model(torch.ones(2, 4)), torch.tensor([0, 1]))
-    layer = model.fc.batch_classifier if prototypes == "batch" else model.fc
-    assert torch.equal(loss.memories["prototype"].bank.rows[:3], layer.weight)
-
-
 def test_the_model_is_looked_at_once(monkeypatch):
     model, looked = Tiny(), []
     monkeypatch.setattr(criterion, "same_map", lambda *args: looked.append(args) or True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mbj_plugin.timm import attach_head
-from mbj_plugin.timm.head import same_map
+from mbj_plugin.timm.head import detach_head, same_map
 
 # name, image size, layers of the classifier: linear, convolution, two heads that are averaged
 MODELS = [("resnet18", 32, 1), ("dla46_c", 64, 1), ("deit_tiny_distilled_patch16_224", 224, 2)]
@@ -128,6 +128,30 @@ def test_which_layer_is_the_classifier():
     assert attach_head(Model(only := nn.Linear(4, 9), num_classes=None)).layers == (only,)
     with pytest.raises(ValueError, match="gives Conv2d"):
         attach_head(Model(nn.Conv2d(4, 3, 3)))
+
+
+def test_layers_that_record_already_are_made_alike():
+    first, second = nn.Linear(4, 3), nn.Linear(4, 3)
+    attach_head(Model(first), True)
+    model = Model(first, second)
+    attach_head(model, True)
+    assert [type(layer.batch_classifier) for layer in (first, second)] == [nn.Linear] * 2
+    attach_head(model, False)
+    assert first.batch_classifier is second.batch_classifier is None
+    model(torch.ones(2, 4), torch.ones(2, 4))
+    attach_head(model, True)
+    assert [type(layer.batch_classifier) for layer in (first, second)] == [nn.Linear] * 2
+    model(torch.ones(2, 4), torch.ones(2, 4))
+    detach_head(model)
+    assert type(first) is nn.Linear and vars(first).keys() == vars(nn.Linear(4, 3)).keys()
+
+
+def test_one_layer_is_read_without_a_copy():
+    model, x = Model(nn.Linear(4, 3)), torch.ones(2, 4)
+    heads = attach_head(model, True)
+    model(x)
+    assert heads.take()[0].data_ptr() == x.data_ptr()
+    assert heads.affine()[1] is model.layers[0].bias
 
 
 def test_a_hook_of_the_layer_is_called_once():

@@ -277,6 +277,15 @@ def test_clipping_is_that_of_a_run_without_mbj(mode, bound):
         assert torch.equal(ours[f"fc.{name}"], parameter.grad), name
 
 
+def test_clipping_leaves_the_least_gradients_as_they_are():
+    model = small_model()
+    loss = MBJLoss(COUNTS).bind(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-12)
+    clip.dispatch_clip_grad(clip.clip_parameters(model, loss.heads, exclude_head=False), 1.0)
+    assert all((parameter.grad == 1e-12).all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("prototypes", ["batch", "memory"])
 def test_whose_prototypes_are_remembered(prototypes):
     model = small_model()

@@ -18,7 +18,7 @@ def arguments(*argv):
         (["--sched", "cosine", "--warmup-epochs", "0"], 100),
         (["--sched", "none"], 120),
         (["--sched", "plateau"], 120),
-        (["--sched", "multistep", "--decay-milestones", "120", "--sched-on-updates"], 120),
+        (["--sched", "multistep", "--decay-milestones", "100", "--sched-on-updates"], 100),
     ],
 )
 def test_auto_is_the_first_decay(flags, epoch):

@@ -1,9 +1,11 @@
+import inspect
+
 import pytest
 import timm
 import timm.task
 import torch
 
-from mbj_plugin.timm import MBJLoss, MBJTask
+from mbj_plugin.timm import MBJLoss, MBJTask, task
 from mbj_plugin.timm.task import checkpoint_classifier
 
 BANK = ["bank.calls", "bank.cursor", "bank.slot_calls", "bank.slot_labels", "bank.slot_rows", "seed", "step"]
@@ -77,6 +79,32 @@ def test_device_ids_are_for_devices(monkeypatch):
     assert given == [{"device_ids": None, "find_unused_parameters": True}, {"device_ids": [0]}]
 
 
+def test_what_is_clipped_is_what_a_run_without_mbj_clips():
+    task = make_task()
+    names = {id(parameter): name for name, parameter in task.trainable_module.named_parameters()}
+    clipped = [names[id(parameter)] for parameter in task.get_clip_parameters()]
+    assert clipped[-2:] == ["fc.batch_classifier.weight", "fc.batch_classifier.bias"]
+    assert [names[id(parameter)] for parameter in task.get_clip_parameters(exclude_head=True)] == clipped[:-2]
+
+
+@pytest.mark.parametrize("name", ["__init__", "get_clip_parameters", "get_task_state", "load_task_state"])
+def test_what_may_be_left_out_is_what_timm_says(name):
+    ours, stock = (
+        inspect.signature(getattr(kind, name)).parameters for kind in (MBJTask, timm.task.ClassificationTask)
+    )
+    defaults = {each: p.default for each, p in ours.items() if p.default is not p.empty}
+    assert defaults == {each: stock[each].default for each in defaults}
+
+
+def test_an_older_timm_is_refused_before_a_run(monkeypatch):
+    def older():
+        raise RuntimeError("older")
+
+    monkeypatch.setattr(task, "check_task_state", older)
+    with pytest.raises(RuntimeError, match="older"):
+        make_task()
+
+
 def test_an_average_of_the_model_has_no_memory():
     task = make_task()
     task.setup_ema(decay=0.9)
@@ -95,7 +123,7 @@ def test_a_checkpoint_without_memory_starts_with_an_empty_one(caplog):
     ("other", "message"),
     [
         ({"size": 7}, r"slot_rows is \(8, 16\).*\(501, 16\).*--mbj-size"),
-        ({"memory": "both"}, "differs in prototype.*--mbj-memory"),
+        ({"memory": "both"}, "differs in prototype.bank.calls: set --mbj-memory"),
     ],
 )
 def test_a_checkpoint_of_another_memory(other, message):
