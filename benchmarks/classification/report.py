@@ -229,6 +229,8 @@ def describe_protocol(name: str, p: Protocol) -> str:
         + " and ".join(str(m) for m in p.milestones),
         f"pad-{p.padding} crop and flip",
     ]
+    words += ["AutoAugment and Cutout"] if p.augment == "autoaugment" else []
+    words += [f"Mixup of alpha {p.mixup:g}"] if p.mixup else []
     words += [f"blocks of {p.shrink} x {p.shrink} pixels averaged into one"] if p.shrink > 1 else []
     if p.max_count:
         words.append("largest class " + ", ".join(f"{n} images ({TITLES[d]})" for d, n in p.max_count.items()))

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks.cells import check_rows, read_rows
-from benchmarks.classification.report import page_text, paper_error, tables, write_page
+from benchmarks.classification.report import describe_protocol, page_text, paper_error, tables, write_page
 from benchmarks.classification.settings import Cell, load_settings
 
 SETTINGS = load_settings()
@@ -99,6 +99,13 @@ def test_rows_of_other_settings_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row("ce", 0, 60.0, settings={"loss": "another"})) + "\n")
     with pytest.raises(ValueError, match="cifar10_lt rho 100 cpu ce seed 0 with other settings"):
         write_page(tmp_path / "rows.jsonl", tmp_path / "page.md", SETTINGS)
+
+
+def test_a_protocol_names_its_augmentation():
+    protocols = load_settings().protocols
+    for name, said in (("paper", ""), ("paper_autoaugment", "; AutoAugment and Cutout"), ("paper_mixup", "; Mixup of")):
+        words = describe_protocol(name, protocols[name])
+        assert said in words and (bool(said) == ("Mixup" in words or "Cutout" in words))
 
 
 def test_no_rows_is_a_clear_error(tmp_path):
