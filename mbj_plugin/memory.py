@@ -98,7 +98,7 @@ class MemoryBank(nn.Module):
         Raises:
             ValueError: where the shapes do not fit the bank or each other.
         """
-        if rows.ndim != 2 or rows.size(1) != self.dim or labels.ndim != 1 or len(labels) != len(rows):
+        if labels.ndim != 1 or rows.shape != (*labels.shape, self.dim):
             raise ValueError(
                 f"rows must be (N, {self.dim}) and labels (N,), got {tuple(rows.shape)} and {tuple(labels.shape)}"
             )
@@ -106,8 +106,9 @@ class MemoryBank(nn.Module):
             raise ValueError(f"keep must be (N,) like the labels {tuple(labels.shape)}, got {tuple(keep.shape)}")
         if rows.requires_grad:
             rows = rows.detach()
-        on_host = _on_host(rows) and _on_host(labels) and (keep is None or _on_host(keep)) and _on_host(self.cursor)
-        if on_host and not torch.compiler.is_compiling():
+        # A module's own look-up of a buffer takes as long as a small operation.
+        given = (rows, labels, self._buffers["cursor"], *(() if keep is None else (keep,)))
+        if all(map(_on_host, given)) and not torch.compiler.is_compiling():
             self._enqueue_on_host(rows, labels, keep)
         else:
             self._enqueue_on_device(rows.float(), labels, keep)
@@ -138,25 +139,25 @@ class MemoryBank(nn.Module):
             stored = torch.isfinite(rows.float()).all(dim=1) & (labels >= 0)
             rows, labels = rows[stored], labels[stored]
             count = len(labels)
-        buffers: dict[str, Any] = self._buffers  # a module's own look-up of a buffer takes as long as a small operation
+        buffers: dict[str, Any] = self._buffers
         cursor, calls = buffers["cursor"], buffers["calls"]
-        slot = int(cursor)
+        slot, call = int(cursor), int(calls) + 1
         cursor.fill_((slot + count) % self.size)
-        calls.add_(1)
+        calls.fill_(call)
         if count > self.size:  # the newest stay
             rows, labels, slot = rows[-self.size :], labels[-self.size :], (slot + count) % self.size
             count = self.size
         room = self.size - slot
         if count > room:
-            self._write(0, rows[room:], labels[room:], count - room)
+            self._write(0, rows[room:], labels[room:], count - room, call)
             rows, labels, count = rows[:room], labels[:room], room
-        self._write(slot, rows, labels, count)
+        self._write(slot, rows, labels, count, call)
 
-    def _write(self, slot: int, rows: Tensor, labels: Tensor, count: int) -> None:
+    def _write(self, slot: int, rows: Tensor, labels: Tensor, count: int, call: int) -> None:
         buffers: dict[str, Any] = self._buffers
         buffers["slot_rows"].narrow(0, slot, count).copy_(rows)
         buffers["slot_labels"].narrow(0, slot, count).copy_(labels)
-        buffers["slot_calls"].narrow(0, slot, count).fill_(buffers["calls"])
+        buffers["slot_calls"].narrow(0, slot, count).fill_(call)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.dim}"
