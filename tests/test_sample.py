@@ -13,7 +13,7 @@ def filled_loss(filled, **kwargs):
     """A loss that remembers so many rows in 12 slots, and a weight."""
     g = torch.Generator().manual_seed(0)
     loss = FeatureMemoryLoss(COUNTS, dim=4, size=12, eta=1.0, beta=0.0, norm="max", **kwargs)
-    loss.bank.enqueue(torch.randn(filled, 4, generator=g), torch.randint(0, 3, (filled,), generator=g))
+    loss.bank.enqueue(torch.randn(filled, 4, generator=g), torch.arange(filled) % 3)
     return loss, torch.nn.Parameter(torch.randn(3, 4, generator=g))
 
 
