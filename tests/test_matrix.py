@@ -9,7 +9,7 @@ matrix = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(matrix)
 
 JUNIT = """<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="1" tests="9" time="61.7">
-<testcase classname="tests.test_losses" name="a"/><testcase classname="tests.timm.trainer.test_args" name="b"/>
+<testcase classname="tests.test_memory.TestBank" name="a"/><testcase classname="tests.timm.trainer.test_args" name="b"/>
 </testsuite></testsuites>"""
 
 

@@ -76,3 +76,17 @@ def test_soft_labels_in_half_precision():
     """One image of a thousand classes: a running sum in bf16 would stop at 1/2 and give the rest to the last class."""
     labels = torch.full((1, 1024), 1 / 1024, dtype=torch.bfloat16)
     assert hard_labels(labels, torch.tensor([0.9])).item() == int(0.9 * 1024)
+
+
+def test_counter_uniform_is_uniform_and_independent():
+    seed = torch.tensor(3)
+    draws = torch.stack(
+        [counter_uniform(seed, torch.tensor(step), 1000, stream) for step in range(50) for stream in (0, 1)]
+    )
+    assert draws.min() >= 0 and draws.max() < 1
+    # Kolmogorov-Smirnov distance of 100,000 draws: 1.63 / sqrt(n) is the 1 % bound.
+    distance = (draws.flatten().sort().values - torch.arange(100_000) / 100_000).abs().max()
+    assert distance < 1.63 / 100_000**0.5
+    correlation = torch.corrcoef(draws).fill_diagonal_(0)
+    assert correlation.abs().max() < 5 / 1000**0.5
+    assert torch.corrcoef(torch.stack([draws.flatten()[:-1], draws.flatten()[1:]]))[0, 1].abs() < 0.02

@@ -33,9 +33,9 @@ def result(junit: Path) -> tuple[str, str]:
 
 
 def room(classname: str) -> str:
-    """`tests.timm.trainer.test_args` is a test of timm, `tests.test_losses` of the core."""
-    parts = classname.split(".")
-    return parts[1] if len(parts) > 2 else "core"
+    """`tests.timm.trainer.test_args` is a test of timm, `tests.test_memory` of the core, with a class or without."""
+    folder = classname.split(".")[1]
+    return "core" if folder.startswith("test_") else folder
 
 
 def put(page: str, name: str, row: str) -> str:
