@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.files import whole
+from mbj_plugin.timm.head import Heads, classifier_layers, same_map
+from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import make_parser
 from mbj_plugin.timm.trainer.checkpoint import read_checkpoint
+from mbj_plugin.timm.trainer.data import check_same_classes, make_dataset
 
 CHECKPOINTS = ("last.pth.tar", "model_best.pth.tar")
+Classifier = tuple[Tensor, Tensor]
 
 
 def saved_args(folder: Path, device: str, data: str | None) -> Namespace:
@@ -40,6 +51,24 @@ def saved_args(folder: Path, device: str, data: str | None) -> Namespace:
     fixed |= {"data_dir": data} if data else {}
     # The parser's defaults for what timm's train.py has no flag for: no config, so nothing of the digits'.
     return Namespace(**{**vars(make_parser().parse_args([])), **saved, **fixed})
+
+
+def saved_results(folder: Path) -> dict[str, Any]:
+    """The content of results.json.
+
+    Raises:
+        ValueError: where it is not there, or is not what a run writes.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: give the folder of a finished run of train_timm")
+    try:
+        results = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is cut short or no JSON ({error})") from error
+    if "class_counts" not in results:
+        raise ValueError(f"{path} holds no results of train_timm")
+    return results
 
 
 def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
@@ -96,3 +125,122 @@ def run_images(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@dataclass
+class Images:
+    """Inputs (N, D) of the classifier and labels (N,) of a set."""
+
+    features: Tensor
+    labels: Tensor
+
+    def wrong(self, classifier: Classifier, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """(C,) images of each class, and (C,) of them that the classifier gets wrong."""
+        answers = [F.linear(rows, *classifier).argmax(1) for rows in self.features.split(4096)]
+        missed = self.labels[torch.cat(answers) != self.labels]
+        counts = [torch.bincount(labels, minlength=num_classes).numpy() for labels in (self.labels, missed)]
+        return counts[0], counts[1]
+
+
+class FinishedRun:
+    """The run: its model and memory, and once they are read, the features of its images.
+
+    Args:
+        folder: of the run.
+        args: of the command.
+
+    Raises:
+        ValueError: for a folder that is no run of ``train_timm``, or a model without a plain classifier.
+    """
+
+    def __init__(self, folder: Path, args: Namespace) -> None:
+        name, self.checkpoint, _ = newest_checkpoint(folder)
+        if not name:
+            raise ValueError(f"cannot read a checkpoint in {folder}: they are cut short")
+        self.args = saved_args(folder, args.device, args.data)
+        with build.blame(f"--device {args.device}"):
+            self.device = torch.device(args.device)
+            torch.zeros(1, device=self.device)
+        if not args.no_images:
+            self.datasets = build.make_datasets(self.args)
+        self.model = build.make_model(self.args, self.device)
+        with build.blame(f"{name} does not fit the model of args.yaml"):
+            self.model.load_state_dict(evaluated_weights(self.checkpoint))
+        layers: Any = classifier_layers(self.model)
+        self.layers, heads = layers, Heads(layers)
+        weight, bias = heads.affine()
+        self.weight = weight.detach().float().cpu()
+        self.bias = None if bias is None else bias.detach().float().cpu()
+        self.evaluation: Images | None = None
+        self.validation: Images | None = None
+        if args.no_images:
+            self.counts = np.array(saved_results(folder)["class_counts"], dtype=np.int64)
+
+    def read_images(self, validation_split: str | None) -> None:
+        """Run the model on the training images without augmentation, the evaluation set, and the split to choose on."""
+        train, evaluation = self.datasets
+        if validation_split is not None:
+            validation = self._validation_set(validation_split)
+        loaders = build.make_loaders(self.args, self.model, self.datasets, self.device)
+        self.counts = loaders.counts
+        self.evaluation = self._features(loaders.evaluation)
+        train.transform = evaluation.transform
+        self.train = self._features(self._loader(train))
+        if validation_split is not None:
+            validation.transform = evaluation.transform
+            self.validation = self._features(self._loader(validation))
+
+    def _validation_set(self, split: str) -> Any:
+        for kind, used in (("trained", self.args.train_split), ("evaluated", self.args.val_split)):
+            if split == used:
+                raise ValueError(f"--choose-on {split}: the run was {kind} on that split, name another one")
+        dataset = make_dataset(self.args, split, False, build.image_mode(self.args))
+        check_same_classes(self.datasets[0], dataset)
+        return dataset
+
+    def _loader(self, dataset: Any) -> DataLoader:
+        return DataLoader(dataset, self.args.batch_size, num_workers=self.args.workers)
+
+    def _features(self, loader: Any) -> Images:
+        labels, features = [], []
+        for batch_labels, logits, inputs in run_images(self.model, self.layers, loader, self.device):
+            fits = inputs.shape[1] == self.weight.shape[1]
+            if not fits or not same_map(self.weight, self.bias, inputs, logits):
+                raise ValueError(
+                    f"the logits of {self.args.model} are not what its classifier computes from its input (it combines "
+                    "several heads, or scales them): another classifier cannot take its place"
+                )
+            labels.append(batch_labels)
+            features.append(inputs)
+        return Images(torch.cat(features), torch.cat(labels))
+
+    def errors(self, classifier: Classifier) -> dict[str, float]:
+        """Of the evaluation set, in percent: of all images and of each class group."""
+        assert self.evaluation is not None
+        images, wrong = self.evaluation.wrong(classifier, len(self.counts))
+        return group_errors(images, wrong, self.counts)
+
+    def write(self, classifier: Classifier, path: Path) -> None:
+        """A checkpoint with this classifier in the place of the trained one.
+
+        Raises:
+            ValueError: where the model has no bias and the classifier needs one, or the file cannot be written.
+        """
+        weight, bias = classifier
+        biased = [layer for layer in self.layers if layer.bias is not None]
+        if not biased and bias.abs().max() > 0:
+            raise ValueError(f"the classifier of {self.args.model} has no bias, and this one needs it: write another")
+        with torch.no_grad():
+            sizes = [layer.weight[0].numel() for layer in self.layers]
+            # Several layers are averaged by the model.
+            for layer, part in zip(self.layers, weight.split(sizes, dim=1), strict=True):
+                layer.weight.copy_(part.reshape(layer.weight.shape) * len(self.layers))
+            for layer in biased:
+                layer.bias.copy_(bias * len(self.layers) / len(biased))
+        state = {name: value.cpu() for name, value in self.model.state_dict().items()}
+        content = {"arch": self.args.model, "epoch": self.checkpoint.get("epoch"), "state_dict": state}
+        try:
+            with whole(path) as part:
+                torch.save(content, part)
+        except (OSError, RuntimeError) as error:  # torch's word for a folder that is not there
+            raise ValueError(f"cannot write {path} ({str(error).splitlines()[0]}): give --output FILE") from error

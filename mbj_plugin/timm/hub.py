@@ -5,7 +5,6 @@ timm's own ``save_for_hf`` writes weights and config; the model card beside them
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from timm.models import model_entrypoint, save_for_hf
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.timm.compat import generate_readme
-from mbj_plugin.timm.finished_run import evaluated_weights, newest_checkpoint, saved_args
+from mbj_plugin.timm.finished_run import evaluated_weights, newest_checkpoint, saved_args, saved_results
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import make_parser
 from mbj_plugin.timm.trainer.ranges import channels
@@ -51,7 +50,7 @@ def write_folder(run: Path, output: Path, licence: str = "unknown") -> str:
     """
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{output} holds files already: give a folder that is empty or not there")
-    results = _results(run)
+    results = saved_results(run)
     args = saved_args(run, "cpu", None)
     if args.loss == "ldam_drw":
         raise ValueError("--loss ldam_drw trains a classifier of cosines, which no model of timm's has")
@@ -71,16 +70,6 @@ def write_folder(run: Path, output: Path, licence: str = "unknown") -> str:
 def needs_plugin(architecture: str) -> bool:
     """Whether the architecture is one that the plugin registers with timm."""
     return model_entrypoint(architecture).__module__.startswith("mbj_plugin.")
-
-
-def _results(run: Path) -> dict[str, Any]:
-    path = run / "results.json"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}: give the folder of a finished run of train_timm")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is cut short or no JSON ({error})") from error
 
 
 def _describe_input(model: Any, args: Namespace) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from argparse import Namespace
@@ -24,7 +23,14 @@ from mbj_plugin.report.embedding import shown_classes
 from mbj_plugin.report.run import Features, Run, read_memories
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.diagnostics import input_layers
-from mbj_plugin.timm.finished_run import evaluated_weights, memory_states, newest_checkpoint, run_images, saved_args
+from mbj_plugin.timm.finished_run import (
+    evaluated_weights,
+    memory_states,
+    newest_checkpoint,
+    run_images,
+    saved_args,
+    saved_results,
+)
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.facts import class_names
 
@@ -69,10 +75,7 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
 
 
 def _read_results(run: Run, folder: Path) -> None:
-    try:
-        results = json.loads((folder / "results.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is cut short or no JSON ({error})") from error
+    results = saved_results(folder)
     run.errors = {key: float(value) for key, value in results["errors"].items()}
     run.class_errors = np.array(results["per_class_error"], dtype=float)
     run.class_counts = np.array(results["class_counts"], dtype=np.int64)

@@ -12,8 +12,8 @@ import yaml
 
 from mbj_plugin import after_training as formulas
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.timm.after_training import METHODS, FinishedRun, Images, _best, main, parser
-from mbj_plugin.timm.finished_run import saved_args
+from mbj_plugin.timm.after_training import METHODS, _best, classifier, main, parser
+from mbj_plugin.timm.finished_run import FinishedRun, Images, saved_args
 from mbj_plugin.timm.trainer import build, train
 
 
@@ -117,7 +117,7 @@ def test_each_classifier_is_its_formula_on_this_run(mbj_run):
         "retrained": formulas.retrained(rows[labels >= 0], labels[labels >= 0], weight, bias),
     }
     for method, (w, b) in expected.items():
-        (new_weight, new_bias), _ = run.classifier(method, args)
+        (new_weight, new_bias), _ = classifier(run, method, args)
         torch.testing.assert_close(new_weight, w, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(new_bias, b, rtol=1e-4, atol=1e-4)
 
