@@ -19,12 +19,10 @@ from mbj_plugin.timm.compat import generate_readme
 from mbj_plugin.timm.finished_run import evaluated_weights, newest_checkpoint, saved_args, saved_results
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import make_parser
+from mbj_plugin.timm.trainer.flags import PLACES
 from mbj_plugin.timm.trainer.ranges import channels
 
 PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct")
-# Arguments of a run that say where, not what.
-PLACES = {"output", "experiment", "local_rank", "rank", "progress", "compare", "seeds", "seed", "table", "config"}
-PLACES |= {"data", "data_dir", "device", "workers", "distributed", "world_size", "prefetcher", "resume", "mbj_recipe"}
 FILES = ("class_map", "initial_checkpoint", "pretrained_path", "mbj_class_counts")
 CITATION = """@article{liu2020mbj,
   title={Memory-based Jitter: Improving Visual Recognition on Long-tailed Data with Diversity In Memory},

@@ -137,6 +137,15 @@ LISTS: dict[str, tuple[type, Any, Any, str]] = {
     "ratio": (float, "+", [3.0 / 4.0, 4.0 / 3.0], "its width by its height"),
     "cutmix_minmax": (float, "+", None, "bounds of CutMix's patch; turns it on"),
 }
+# Arguments that say where and how a run is made, not what is learnt from what.
+PLACES = frozenset(
+    {
+        *("config", "mbj_recipe", "data", "data_dir", "dataset_download", "output", "experiment", "resume"),
+        *("no_resume_opt", "device", "rank", "local_rank", "distributed", "workers", "pin_mem", "prefetcher"),
+        *("no_prefetcher", "validation_batch_size", "checkpoint_hist", "mbj_diagnostics", "log_wandb"),
+        *("wandb_project", "compare", "seeds", "seed", "progress", "table"),
+    }
+)
 # timm's train.py has them, train_timm has not: more models, more losses, another loop.
 TRAIN_PY = frozenset(
     {

@@ -16,27 +16,12 @@ from mbj_plugin.timm.compat import optimizer_inside, plateau_inside
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.timm.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
 from mbj_plugin.timm.trainer.facts import DataFacts
+from mbj_plugin.timm.trainer.flags import PLACES
 
 # Flags that must be as they were: of what is learnt from, and of how the best checkpoint is chosen.
 SAME = ("dataset", "imbalance_ratio", "subset_seed", "eval_metric")
-# Flags that say nothing about what is learnt.
-PLACES = {
-    *(
-        "config",
-        "data",
-        "data_dir",
-        "device",
-        "experiment",
-        "local_rank",
-        "log_wandb",
-        "output",
-        "prefetcher",
-        "progress",
-    ),
-    *("rank", "distributed", "resume", "wandb_project", "workers", "pin_mem", "no_prefetcher", "compare", "seeds"),
-    *("validation_batch_size", "checkpoint_hist", "mbj_diagnostics", "mbj_recipe", "dataset_download", "no_resume_opt"),
-    *("initial_checkpoint", "pretrained", "pretrained_path", "table"),
-}
+# What the checkpoint's weights take the place of.
+WEIGHTS = {"initial_checkpoint", "pretrained", "pretrained_path"}
 
 
 class Resumed:
@@ -137,7 +122,7 @@ class Resumed:
     def changes(self) -> str | None:
         """A line on the settings that are not those of the checkpoint."""
         args = vars(self.args)
-        names = sorted(name for name in self.saved_args.keys() & args.keys() - PLACES if name != "seed")
+        names = sorted(self.saved_args.keys() & args.keys() - PLACES - WEIGHTS)
         changed = [
             f"--{name.replace('_', '-')} {self.saved_args[name]} -> {args[name]}"
             for name in names
