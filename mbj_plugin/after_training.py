@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mbj_plugin.batch_losses.checks import at_least_0
 from mbj_plugin.functional import memory_cross_entropy
 
 METRICS = ("cosine", "euclidean")
@@ -34,7 +35,7 @@ def logit_adjusted(
     counts = _counts(weight, class_counts)
     log_prior = (counts / counts.sum()).log()
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return weight.clone(), (bias.double() - _strength(tau) * log_prior).to(weight.dtype)
+    return weight.clone(), (bias.double() - at_least_0("tau", tau) * log_prior).to(weight.dtype)
 
 
 def multiplicatively_adjusted(
@@ -55,7 +56,7 @@ def multiplicatively_adjusted(
         ValueError: for a value out of range.
     """
     counts = _counts(weight, class_counts)
-    factor = (counts.max() / counts) ** _strength(gamma, "gamma")
+    factor = (counts.max() / counts) ** at_least_0("gamma", gamma)
     adjusted = F.normalize(weight.double(), dim=1) * factor[:, None]
     return adjusted.to(weight.dtype), weight.new_zeros(len(weight))
 
@@ -71,7 +72,7 @@ def tau_normalized(weight: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
         ValueError: for a tau out of range.
     """
     norms = weight.double().norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (weight.double() / norms ** _strength(tau)).to(weight.dtype), weight.new_zeros(len(weight))
+    return (weight.double() / norms ** at_least_0("tau", tau)).to(weight.dtype), weight.new_zeros(len(weight))
 
 
 def nearest_class_mean(
@@ -145,12 +146,6 @@ def retrained(
 
     optimizer.step(loss)
     return new_weight.detach().to(weight.dtype), new_bias.detach().to(weight.dtype)
-
-
-def _strength(value: float, name: str = "tau") -> float:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    return float(value)
 
 
 def _counts(weight: Tensor, class_counts: Tensor | Sequence[int]) -> Tensor:

@@ -43,6 +43,22 @@ def counts_tensor(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> T
     return torch.as_tensor(class_counts)
 
 
+def checked_counts(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> Tensor:
+    """:func:`counts_tensor` in fp64.
+
+    Raises:
+        ValueError: for counts that are empty, negative, not finite or all zero.
+    """
+    counts = counts_tensor(class_counts).double()
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise ValueError(f"class_counts must be a list of C counts, got shape {tuple(counts.shape)}")
+    if not torch.isfinite(counts).all() or (counts < 0).any():
+        raise ValueError(f"class_counts must be finite and >= 0, got {counts.tolist()}")
+    if not (counts > 0).any():
+        raise ValueError("class_counts are all zero: give the number of training images of each class")
+    return counts
+
+
 def sampling_probs(
     class_counts: Tensor | Sequence[int] | Mapping[int, int], beta: float = 1.5, norm: str = "sum"
 ) -> Tensor:
@@ -70,13 +86,7 @@ def sampling_probs(
     """
     counts = counts_tensor(class_counts)
     dtype = counts.dtype if counts.is_floating_point() else torch.get_default_dtype()
-    if counts.ndim != 1 or counts.numel() == 0:
-        raise ValueError(f"class_counts must be a list of C counts, got shape {tuple(counts.shape)}")
-    counts = counts.double()
-    if not torch.isfinite(counts).all() or (counts < 0).any():
-        raise ValueError(f"class_counts must be finite and >= 0, got {counts.tolist()}")
-    if not (counts > 0).any():
-        raise ValueError("class_counts are all zero: give the number of training images of each class")
+    counts = checked_counts(counts)
     if not 0 <= beta < float("inf"):
         raise ValueError(f"beta must be a finite number >= 0, got {beta}")
     if norm not in NORMS:

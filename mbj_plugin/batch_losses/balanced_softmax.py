@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbj_plugin.batch_losses.checks import check_hard_labels, checked_counts
+from mbj_plugin.batch_losses.checks import at_least_0, check_hard_labels
+from mbj_plugin.functional import checked_counts
 
 
 class BalancedSoftmaxLoss(nn.Module):
@@ -29,9 +30,7 @@ class BalancedSoftmaxLoss(nn.Module):
 
     def __init__(self, class_counts: Tensor | Sequence[int], tau: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= tau < float("inf"):
-            raise ValueError(f"tau must be a finite number >= 0, got {tau}")
-        self.tau = float(tau)
+        self.tau = at_least_0("tau", tau)
         counts = checked_counts(class_counts)
         self.register_buffer("log_prior", (counts / counts.sum()).log().float(), persistent=False)
 

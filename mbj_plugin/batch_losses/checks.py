@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 
-def checked_counts(class_counts: Tensor | Sequence[int]) -> Tensor:
-    """(C,) fp64 training images per class.
+def at_least_0(name: str, value: float) -> float:
+    """The value, which the user calls ``name``.
 
     Raises:
-        ValueError: for counts that are empty, negative, not finite or all zero.
+        ValueError: for a value that is below 0 or not finite.
     """
-    counts = torch.as_tensor(class_counts).double().cpu()
-    if counts.ndim != 1 or counts.numel() == 0:
-        raise ValueError(f"class_counts must be a list of C counts, got shape {tuple(counts.shape)}")
-    if not torch.isfinite(counts).all() or (counts < 0).any() or not (counts > 0).any():
-        raise ValueError(f"class_counts must be finite, >= 0 and not all zero, got {counts.tolist()}")
-    return counts
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    return float(value)
 
 
 def check_hard_labels(logits: Tensor, target: Tensor) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mbj_plugin.batch_losses.checks import check_hard_labels, checked_counts
+from mbj_plugin.batch_losses.checks import at_least_0, check_hard_labels
 from mbj_plugin.batch_losses.focal import focal_terms
+from mbj_plugin.functional import checked_counts
 
 
 def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:
@@ -50,9 +51,7 @@ class ClassBalancedFocalLoss(nn.Module):
 
     def __init__(self, class_counts: Tensor | Sequence[int], beta: float = 0.9999, gamma: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
-        self.gamma = float(gamma)
+        self.gamma = at_least_0("gamma", gamma)
         self.register_buffer("class_weights", effective_number_weights(class_counts, beta), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

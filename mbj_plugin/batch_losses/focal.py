@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbj_plugin.batch_losses.checks import check_hard_labels
+from mbj_plugin.batch_losses.checks import at_least_0, check_hard_labels
 
 
 def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
@@ -32,9 +32,7 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
-        self.gamma = float(gamma)
+        self.gamma = at_least_0("gamma", gamma)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits and (B,) classes in [0, C)."""

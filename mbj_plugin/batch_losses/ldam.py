@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbj_plugin.batch_losses.checks import check_hard_labels, checked_counts
+from mbj_plugin.batch_losses.checks import at_least_0, check_hard_labels
 from mbj_plugin.batch_losses.class_balanced import effective_number_weights
+from mbj_plugin.functional import checked_counts
 
 
 class CosineLinear(nn.Module):
@@ -97,8 +98,6 @@ class LDAMLoss(nn.Module):
         beta: float = 0.9999,
     ) -> None:
         super().__init__()
-        if not 0 <= max_margin < float("inf"):
-            raise ValueError(f"max_margin must be a finite number >= 0, got {max_margin}")
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale must be a finite number > 0, got {scale}")
         if int(start) != start or start < 0:
@@ -106,7 +105,7 @@ class LDAMLoss(nn.Module):
         self.scale, self.start = float(scale), int(start)
         counts = checked_counts(class_counts)
         margins = torch.where(counts > 0, counts.clamp(min=1) ** -0.25, 0.0)
-        margins = margins * (max_margin / margins.max())
+        margins = margins * (at_least_0("max_margin", max_margin) / margins.max())
         self.register_buffer("margins", margins.float(), persistent=False)
         self.register_buffer("deferred_weights", effective_number_weights(counts, beta), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
