@@ -19,7 +19,7 @@ from mbj_plugin.report.style import (
     MARKERS,
     draw_bars,
     drawing,
-    legend_below,
+    plot,
     rank_axis,
     shown,
     size_axis,
@@ -83,8 +83,7 @@ def draw_groups(runs: list[Run], names: tuple[str, ...], title: str, path: Path)
     """Bars of the error of each group, one per run, with the number of classes and training images below."""
     counts: Any = np.asarray(runs[0].class_counts)
     groups = class_groups(counts)
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, f"Error by {title}", "error, %") as axis:
         draw_bars(axis, {run.name: [run.errors.get(name, np.nan) for name in names] for run in runs})
         labels = []
         for name in names:
@@ -92,15 +91,11 @@ def draw_groups(runs: list[Run], names: tuple[str, ...], title: str, path: Path)
             words = f"{len(classes)} class{'es' * (len(classes) != 1)}\n{images:,} image{'s' * (images != 1)}"
             labels.append(f"{name.removesuffix('_shot')}\n{words}")
         axis.set_xticks(range(len(names)), labels)
-        axis.set_ylabel("error, %")
-        axis.set_title(f"Error by {title}")
-        legend_below(figure, axis)
 
 
 def draw_class_errors(runs: list[Run], path: Path) -> None:
     """Error of each class against its number of training images."""
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, f"Error by class size, {len(np.asarray(runs[0].class_counts))} classes", "error, %") as axis:
         for index, run in enumerate(runs):
             counts, errors = np.asarray(run.class_counts), np.asarray(run.class_errors)
             known = counts > 0
@@ -116,9 +111,6 @@ def draw_class_errors(runs: list[Run], path: Path) -> None:
                 mfc="none" if index % 2 else None,
             )
         size_axis(axis)
-        axis.set_ylabel("error, %")
-        axis.set_title(f"Error by class size, {len(np.asarray(runs[0].class_counts))} classes")
-        legend_below(figure, axis)
 
 
 def _change_figures(runs: list[Run], folder: Path) -> list[Figure]:
@@ -141,8 +133,7 @@ def draw_change(change: np.ndarray, counts: np.ndarray, title: str, path: Path) 
     """Bars of the (C,) change of each class's error, in points; classes from the largest to the smallest."""
     order = np.argsort(-counts, kind="stable")
     change, ranks = change[order], np.arange(1, len(order) + 1)
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, title, "change of error, points") as axis:
         for mask, colour, hatch, label in (
             (change <= 0, COLOURS[0], "", "better"),
             (change > 0, COLOURS[1], "///", "worse"),
@@ -154,9 +145,6 @@ def draw_change(change: np.ndarray, counts: np.ndarray, title: str, path: Path) 
         axis.axhline(0, color="black", lw=0.8)
         axis.grid(False, axis="x")
         rank_axis(axis, counts[order])
-        axis.set_ylabel("change of error, points")
-        axis.set_title(title)
-        legend_below(figure, axis)
 
 
 def confusion_section(runs: list[Run], folder: Path) -> Section | None:
@@ -196,8 +184,7 @@ def confusion_section(runs: list[Run], folder: Path) -> Section | None:
 
 def draw_answers(answers: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     """Stacked bars: for each true group and run, right, and wrong by the group of the answer; in percent."""
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, "Answers by true group", "share of the group's test images, %") as axis:
         places: list[float] = []
         labels: list[str] = []
         for group in GROUPS:
@@ -218,9 +205,6 @@ def draw_answers(answers: dict[str, dict[str, dict[str, float]]], path: Path) ->
             places, labels, rotation=0 if flat else 60, ha="center" if flat else "right", fontsize=9 if flat else 8
         )
         axis.grid(False, axis="x")
-        axis.set_ylabel("share of the group's test images, %")
-        axis.set_title("Answers by true group")
-        legend_below(figure, axis)
 
 
 def draw_matrix(run: Run, path: Path) -> None:

@@ -13,9 +13,8 @@ from mbj_plugin.report.style import (
     GROUPS,
     LINES,
     MARKERS,
-    drawing,
-    legend_below,
     log_axis,
+    plot,
     shown,
 )
 
@@ -44,8 +43,7 @@ def curve_section(runs: list[Run], folder: Path) -> Section | None:
 
 def draw_curves(lines: dict[str, Curve], title: str, x: str, y: str, path: Path, log: bool = False) -> None:
     """One line per name, told apart by colour, dash and marker; a name without points is left out."""
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, title, y) as axis:
         for index, (name, (xs, ys)) in enumerate(lines.items()):
             if xs:
                 every = max(len(xs) // 8, 1)
@@ -58,9 +56,6 @@ def draw_curves(lines: dict[str, Curve], title: str, x: str, y: str, path: Path,
         if (log or title == "learning rate") and values and min(values) > 0:
             log_axis(axis)
         axis.set_xlabel(x)
-        axis.set_ylabel(y)
-        axis.set_title(title)
-        legend_below(figure, axis)
 
 
 def jitter_section(runs: list[Run], folder: Path) -> Section | None:
@@ -76,9 +71,7 @@ def jitter_section(runs: list[Run], folder: Path) -> Section | None:
         kinds = {PROBES: "fixed images"}
         kinds |= {f"mbj/{kind}/jitter": f"rows in the {kind} memory" for kind in ("feature", "prototype")}
         for key, what in kinds.items():
-            lines = {group: series(run.diagnostics, "step", f"{key}_{group}") for group in GROUPS}
-            lines = {group: line for group, line in lines.items() if line[0]}
-            if lines:
+            if lines := group_lines(run, key):
                 path = folder / f"jitter-{number}-{key.replace('mbj/', '').replace('/', '-')}.png"
                 draw_curves(lines, f"{shown(run.name)}: {what}", "iteration", "angular variance, rad²", path, log=True)
                 last = ", ".join(f"{group} {ys[-1]:.2g}" for group, (_, ys) in lines.items())
@@ -91,7 +84,7 @@ def jitter_section(runs: list[Run], folder: Path) -> Section | None:
     return section
 
 
-def memory_lines(run: Run, kind: str, quantity: str) -> dict[str, Curve]:
-    """Recorded ``quantity`` ("entries" or "age") of each group of a memory over iterations."""
-    lines = {group: series(run.diagnostics, "step", f"mbj/{kind}/{quantity}_{group}") for group in GROUPS}
+def group_lines(run: Run, key: str) -> dict[str, Curve]:
+    """What was recorded as ``key`` of each group over iterations, such as "mbj/feature/age"."""
+    lines = {group: series(run.diagnostics, "step", f"{key}_{group}") for group in GROUPS}
     return {group: line for group, line in lines.items() if line[0]}

@@ -10,7 +10,7 @@ import torch
 
 from mbj_plugin.diagnostics.jitter import class_angular_variance
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.report.curves import draw_curves, memory_lines
+from mbj_plugin.report.curves import draw_curves, group_lines
 from mbj_plugin.report.page import Figure, Section, Table
 from mbj_plugin.report.run import Memory, Run
 from mbj_plugin.report.style import (
@@ -19,8 +19,7 @@ from mbj_plugin.report.style import (
     GROUP_HATCHES,
     GROUPS,
     MARKERS,
-    drawing,
-    legend_below,
+    plot,
     rank_axis,
     shown,
     size_axis,
@@ -58,7 +57,7 @@ def memory_section(runs: list[Run], folder: Path) -> Section | None:
                 )
         for kind in ("feature", "prototype"):
             for quantity, label in (("entries", "rows"), ("age", "mean age, iterations")):
-                if lines := memory_lines(run, kind, quantity):
+                if lines := group_lines(run, f"mbj/{kind}/{quantity}"):
                     path = folder / f"memory-{number}-{kind}-{quantity}-over-time.png"
                     title = f"{run.name}: {kind} memory"
                     draw_curves(lines, title, "iteration", label, path)
@@ -100,8 +99,7 @@ def draw_rows(run: Run, memory: Memory, path: Path) -> None:
     order = np.argsort(-counts, kind="stable")
     held = np.bincount(memory.labels, minlength=len(counts))[order]
     ranks = np.arange(1, len(order) + 1)
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, f"{shown(run.name)}: {memory.kind} memory", "share, %") as axis:
         if len(order) <= 40:
             axis.bar(
                 ranks, 100 * held / held.sum(), 0.8, color=COLOURS[1], hatch="///", edgecolor="white", label="memory"
@@ -112,9 +110,6 @@ def draw_rows(run: Run, memory: Memory, path: Path) -> None:
                   marker="o" if len(order) <= 40 else None, label="training images")  # fmt: skip
         axis.grid(False, axis="x")
         rank_axis(axis, counts[order])
-        axis.set_ylabel("share, %")
-        axis.set_title(f"{shown(run.name)}: {memory.kind} memory")
-        legend_below(figure, axis)
 
 
 def draw_ages(run: Run, memory: Memory, path: Path) -> None:
@@ -123,8 +118,7 @@ def draw_ages(run: Run, memory: Memory, path: Path) -> None:
     ages = [memory.ages[np.isin(memory.labels, groups[group])] for group in GROUPS]
     width = int(memory.ages.max()) // 20 + 1  # whole iterations, so that every bar holds as many of them
     bins = np.arange(0, memory.ages.max() + width + 1, width)
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, f"{shown(run.name)}: age in the {memory.kind} memory", "rows") as axis:
         bottom = np.zeros(len(bins) - 1)
         for group, values in zip(GROUPS, ages, strict=True):
             held, _ = np.histogram(values, bins)
@@ -133,22 +127,15 @@ def draw_ages(run: Run, memory: Memory, path: Path) -> None:
             axis.bar(bins[:-1], held, np.diff(bins), bottom, align="edge", label=label, **look)
             bottom += held
         axis.set_xlabel("age, iterations")
-        axis.set_ylabel("rows")
-        axis.set_title(f"{shown(run.name)}: age in the {memory.kind} memory")
-        legend_below(figure, axis)
 
 
 def draw_spread(run: Run, memory: Memory, path: Path) -> None:
     """Angular variance of each class's rows against its training images, marked by group."""
     counts = np.asarray(run.class_counts)
     spread, groups = spread_of_classes(memory, len(counts)), class_groups(counts)
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, f"{shown(run.name)}: {memory.kind} memory", "spread of its rows, rad²") as axis:
         for index, group in enumerate(GROUPS):
             classes = groups[group][np.isfinite(spread[groups[group]])]
             axis.plot(counts[classes], spread[classes], MARKERS[index], color=GROUP_COLOURS[group],
                       alpha=0.8 if len(counts) < 50 else 0.5, label=f"{group} ({len(classes)} classes)")  # fmt: skip
         size_axis(axis)
-        axis.set_ylabel("spread of its rows, rad²")
-        axis.set_title(f"{shown(run.name)}: {memory.kind} memory")
-        legend_below(figure, axis)

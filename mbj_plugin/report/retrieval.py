@@ -11,7 +11,7 @@ from PIL import Image
 from mbj_plugin.report.page import Figure, Section, Table, merged
 from mbj_plugin.report.run import Run
 from mbj_plugin.report.search import Search
-from mbj_plugin.report.style import COLOURS, draw_bars, drawing, legend_below, shown
+from mbj_plugin.report.style import COLOURS, draw_bars, drawing, plot, shown
 
 WORST = 6
 
@@ -83,8 +83,7 @@ def _table(title: str, searches: dict[str, Search], names: list[str]) -> Table:
 
 def draw_scores(searches: dict[str, Search], names: list[str], score: int, title: str, path: Path) -> None:
     """Bars of mAP (score 0) or Rank-1 (1) by group, one per run."""
-    with drawing(path) as figure:
-        axis = figure.subplots()
+    with plot(path, title, f"{('mAP', 'Rank-1')[score]}, %") as axis:
         heights = {}
         for run, search in searches.items():
             none = np.zeros(len(search.query), dtype=bool)
@@ -93,9 +92,6 @@ def draw_scores(searches: dict[str, Search], names: list[str], score: int, title
         queries = [sum(search.groups[name].sum() for search in list(searches.values())[:1] if name in search.groups)
                    for name in names]  # fmt: skip
         axis.set_xticks(range(len(names)), [f"{name}\n{n:,} queries" for name, n in zip(names, queries, strict=True)])
-        axis.set_ylabel(f"{('mAP', 'Rank-1')[score]}, %")
-        axis.set_title(title)
-        legend_below(figure, axis)
 
 
 def draw_worst(search: Search, title: str, path: Path) -> None:

@@ -54,6 +54,17 @@ def drawing(path: Path, width: float = 4.8, height: float = 3.4) -> Iterator[Fig
         figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
+@contextmanager
+def plot(path: Path, title: str, y: str) -> Iterator[Any]:
+    """Axes of a figure of their own, with its title, the name of its y axis and, below, the legend."""
+    with drawing(path) as figure:
+        axis = figure.subplots()
+        axis.set_title(title)
+        axis.set_ylabel(y)
+        yield axis
+        legend_below(figure, axis)
+
+
 def shown(name: str) -> str:
     """A user's name as a label: matplotlib leaves those that begin with ``_`` out of legends, and a long one leaves no
     room for the axes."""
