@@ -22,7 +22,7 @@ from mbj_plugin.diagnostics.writer import DiagnosticsWriter
 from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.criterion import MBJLoss
-from mbj_plugin.timm.head import classifier_layers
+from mbj_plugin.timm.head import classifier_layers, recorded_inputs
 
 _logger = logging.getLogger("mbj_plugin")
 
@@ -147,14 +147,8 @@ def input_layers(model: nn.Module) -> list[nn.Module]:
 
 def classifier_input(model: nn.Module, layers: list[nn.Module], images: Tensor) -> Tensor:
     """(P, D) inputs of the classifier ``layers`` for P images, in evaluation mode. Nothing of the model changes."""
-    seen: list[Tensor] = []
-    handles = [layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1))) for layer in layers]
     parameter = next(model.parameters())
-    try:
-        with evaluating(model):
-            # forward, not __call__: a compiled model stays out of it.
-            model.forward(images.to(parameter.device, parameter.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.cat(seen, dim=1)
+    with recorded_inputs(layers) as inputs, evaluating(model):
+        # forward, not __call__: a compiled model stays out of it.
+        model.forward(images.to(parameter.device, parameter.dtype))
+    return torch.cat(inputs, dim=1)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.files import whole
-from mbj_plugin.timm.head import Heads, classifier_layers, same_map
+from mbj_plugin.timm.head import Heads, classifier_layers, recorded_inputs, same_map
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.args import make_parser
 from mbj_plugin.timm.trainer.checkpoint import read_checkpoint
@@ -112,19 +112,14 @@ def run_images(
 
     Unlabelled images are left out. Without layers the inputs are (B, 0).
     """
-    inputs: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1))) for layer in layers]
     model.eval()
-    try:
+    with recorded_inputs(layers) as inputs:
         for images, labels in loader:
             inputs.clear()
             logits = model(images.to(device)).float().cpu()
             known = labels >= 0
             features = torch.cat(inputs, dim=1).float().cpu() if inputs else logits[:, :0]
             yield labels[known], logits[known], features[known]
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -259,6 +261,18 @@ def _own_class(layer: Any) -> Any:
 
 def _empty_recording(kind: type) -> Any:
     return object.__new__(_recording_class(kind))
+
+
+@contextmanager
+def recorded_inputs(layers: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """The (B, D) input of each layer, in the order in which they are called."""
+    inputs: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1))) for layer in layers]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def same_map(weight: Tensor, bias: Tensor | None, features: Tensor, output: Tensor) -> bool:

@@ -7,9 +7,10 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -116,21 +117,12 @@ def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
 @contextmanager
 def offline() -> Iterator[None]:
     """Hugging Face's hub, which ``hf-hub:`` models and ``hfds/`` data sets ask, is asked for what is on disk only."""
-    held = [(module, name) for module, name in _SWITCHES if hasattr(sys.modules.get(module), name)]
-    before = [getattr(sys.modules[module], name) for module, name in held]
-    for module, name in held:
-        setattr(sys.modules[module], name, True)
-    environment = os.environ.get("HF_HUB_OFFLINE")  # read by what is imported only now
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, HF_HUB_OFFLINE="1"))  # read by what is imported only now
+        for module, name in _SWITCHES:
+            if hasattr(sys.modules.get(module), name):
+                stack.enter_context(mock.patch.object(sys.modules[module], name, True))
         yield
-    finally:
-        for (module, name), value in zip(held, before, strict=True):
-            setattr(sys.modules[module], name, value)
-        if environment is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = environment
 
 
 def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per_class: int) -> None:
