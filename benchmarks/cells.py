@@ -7,11 +7,13 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing as mp
+
+from mbj_plugin.command_line import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,3 +142,15 @@ def claimed(path: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def check_known(what: str, name: str, names: Iterable[str]) -> None:
+    """Raises ValueError where ``name`` is none of ``names``, with the nearest one and all of them.
+
+    Args:
+        what: kind of the name, as in "unknown WHAT 'name'".
+        name: as given.
+        names: those that there are.
+    """
+    if name not in (names := sorted(names)):
+        raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, names)} There are: {', '.join(names)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -60,3 +60,9 @@ def reason(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return lines[-1] if lines[0].startswith("Caught ") else " ".join(lines)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of a message on a name that is not known; empty where none of ``names`` is near."""
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f", did you mean {near[0]!r}?" if near else ""

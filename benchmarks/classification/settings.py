@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.cells import check_known
 from mbj_plugin.batch_losses import LOSSES
-from mbj_plugin.names import check_known
 from mbj_plugin.settings import CLASSIFIERS
 
 PRECISIONS = ("fp32", "bf16")

@@ -12,10 +12,10 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
+from benchmarks.cells import check_known
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
 from mbj_plugin.fastreid.train import find_config
-from mbj_plugin.names import check_known
 
 #: The parts of a config that a row carries: what makes the run, without paths and logging.
 RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import nn
 
+from mbj_plugin.command_line import reason
 from mbj_plugin.diagnostics.memory_report import memories_report
 from mbj_plugin.diagnostics.probe import Probe
 from mbj_plugin.diagnostics.step_meter import StepMeter
@@ -58,8 +59,7 @@ class Monitor:
             try:
                 self.probe.record(step, last)
             except Exception as error:  # out of memory, say: it must not end the run
-                reason = str(error).split("\n")[0][:200] or type(error).__name__
-                _logger.warning("Diagnostics go on without probe images: %s", reason)
+                _logger.warning("Diagnostics go on without probe images: %s", reason(error)[:200])
                 self.probe.stop()
             scalars |= self.probe.scalars(step)
         return scalars

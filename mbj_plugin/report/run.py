@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mbj_plugin.command_line import reason
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.report.search import Search
 
@@ -72,9 +73,8 @@ class Run:
         try:
             yield
         except Exception as error:  # a broken file can raise anything, and must not cost the rest of the page
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-            self.missing.append(f"{what}: {kind}{reason}")
+            self.missing.append(f"{what}: {kind}{reason(error)[:300]}")
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number."""

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any
 
 from mbj_plugin.batch_losses import create_loss
-from mbj_plugin.names import did_you_mean
+from mbj_plugin.command_line import did_you_mean
 from mbj_plugin.settings import PRESETS, RULES, MBJSettings, read
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.task import checkpoint_classifier

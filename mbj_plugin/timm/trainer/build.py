@@ -24,6 +24,7 @@ from torch import nn
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
+from mbj_plugin.command_line import reason
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
 from mbj_plugin.timm.trainer.data import check_same_classes, make_dataset, pad_crop
 from mbj_plugin.timm.trainer.ranges import channels, image_mode
@@ -52,8 +53,7 @@ def blame(flags: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, AssertionError, RuntimeError, OSError, ImportError, LookupError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{flags}: {reason}") from error
+        raise ValueError(f"{flags}: {reason(error)[:300]}") from error
 
 
 def init_device(args: Namespace) -> torch.device:
@@ -267,16 +267,12 @@ def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Modul
         ValueError: for soft labels with a loss that takes hard ones.
     """
     mixup = bool(_mixup_settings(args))
-    if args.mbj and args.mbj_classifier_loss and (mixup or args.smoothing or args.bce_loss):
-        raise ValueError(
-            f"--mbj-classifier-loss {args.mbj_classifier_loss} (--mbj-recipe balanced) takes hard labels: add "
-            "--smoothing 0, leave out Mixup, CutMix and --bce-loss"
-        )
+    hard = f"--loss {args.loss}" if args.loss != "ce" else ""
+    if args.mbj and args.mbj_classifier_loss:
+        hard = f"--mbj-classifier-loss {args.mbj_classifier_loss} (--mbj-recipe balanced)"
+    if hard and (mixup or args.smoothing or args.bce_loss):
+        raise ValueError(f"{hard} takes hard labels: add --smoothing 0, leave out Mixup, CutMix and --bce-loss")
     if args.loss != "ce":
-        if mixup or args.smoothing or args.bce_loss:
-            raise ValueError(
-                f"--loss {args.loss} takes hard labels: add --smoothing 0, leave out Mixup, CutMix and --bce-loss"
-            )
         return create_loss(args.loss, counts.tolist(), start=start)
     if args.bce_loss and (mixup or args.smoothing):
         return BinaryCrossEntropy(

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from mbj_plugin.command_line import did_you_mean, reason
 from mbj_plugin.files import find_config
-from mbj_plugin.names import did_you_mean
 
 
 def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"cannot read the config {path}: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the config {path} must be a mapping of flag names, got {type(values).__name__}")
     base = values.pop("_BASE_", None)

@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
+from mbj_plugin.command_line import reason
 from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.timm.counts import dataset_labels
 
@@ -73,7 +74,7 @@ class ReadableImages(WrappedImages):
         if index not in self._said:
             self._said.add(index)
             instead = "another of its class is taken" if self.training else "it is left out"
-            _logger.warning(f"Cannot read {self._name(index)} ({_reason(error)}): {instead}.")
+            _logger.warning(f"Cannot read {self._name(index)} ({reason(error)[:120]}): {instead}.")
         if not self.training:
             return Image.new(self.dataset.input_img_mode or "RGB", (256, 256)), -1
         labels = dataset_labels(self.dataset)
@@ -111,12 +112,8 @@ class ReadableImages(WrappedImages):
                     image.load()
                     break
                 except UNREADABLE as error:
-                    first = first or f"{self._name(index)}: {_reason(error)}"
+                    first = first or f"{self._name(index)}: {reason(error)[:120]}"
             else:
                 if first is not None:
                     which = f"of the {len(images)} {part} images of class {names[c] if names else c!r}"
                     raise ValueError(f"none {which} can be read ({first}): mend them, or take the class away")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -13,7 +13,6 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,15 +246,14 @@ def _evaluate(run: Run) -> dict[str, Any]:
     if args.world_size > 1 and args.dist_bn in ("broadcast", "reduce"):
         for module in filter(None, (task.get_trainable_module(), average)):
             utils.distribute_bn(module, args.world_size, args.dist_bn == "reduce")
-    measure = partial(
-        validate,
+    if average is not None:
+        # timm's train.py evaluates the plain model too and throws that away; here only what its loader draws is drawn.
+        torch.empty((), dtype=torch.int64).random_()
+    return validate(
+        task.get_eval_model(ema=average is not None),
         loader=run.data.evaluation,
         num_classes=args.num_classes,
         device=run.device,
         amp_autocast=run.amp_autocast,
         channels_last=args.channels_last,
     )
-    if average is not None:
-        # timm's train.py evaluates the plain model too and throws that away; here only what its loader draws is drawn.
-        torch.empty((), dtype=torch.int64).random_()
-    return measure(task.get_eval_model(ema=average is not None))
