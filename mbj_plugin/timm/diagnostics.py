@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
 
 from mbj_plugin.batch_losses import CosineLinear
 from mbj_plugin.diagnostics.monitor import Monitor
@@ -101,37 +101,23 @@ def _make_probe(model: nn.Module, class_counts: ArrayLike, train_loader: Any, ev
     return probe_or_none(make, _logger)
 
 
-class _Prepared(Dataset):
-    """Some images of a data set, prepared for evaluation."""
-
-    def __init__(self, dataset: Any, indices: np.ndarray, transform: Any) -> None:
-        self.dataset, self.indices, self.transform = dataset, indices.tolist(), transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        training = self.dataset.transform
-        self.dataset.transform = self.transform
-        try:
-            return self.dataset[self.indices[index]]
-        finally:
-            self.dataset.transform = training
-
-
 def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray) -> Tensor:
     """(P, ...) images of the training set, as the model sees them in evaluation, on the loader's device."""
-    inner = loader_inside(evaluation_loader)
-    prepared = _Prepared(train_loader.dataset, indices, evaluation_loader.dataset.transform)
+    dataset, inner = train_loader.dataset, loader_inside(evaluation_loader)
     # In a worker where training has some: file handles that a reader opens here would be shared with them.
     workers = min(1, inner.num_workers)
-    loader = DataLoader(prepared, len(prepared), num_workers=workers, collate_fn=inner.collate_fn)
+    images = Subset(dataset, indices.tolist())
+    loader = DataLoader(images, len(images), num_workers=workers, collate_fn=inner.collate_fn)
     if inner is not evaluation_loader:
         prefetch = copy.copy(evaluation_loader)
         prefetch.loader = loader
         loader = prefetch
-    with preserved_random_state():
-        return next(iter(loader))[0]
+    training, dataset.transform = dataset.transform, evaluation_loader.dataset.transform
+    try:
+        with preserved_random_state():
+            return next(iter(loader))[0]
+    finally:
+        dataset.transform = training
 
 
 def input_layers(model: nn.Module) -> list[nn.Module]:
