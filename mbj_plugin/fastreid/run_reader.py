@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.report.run import Features, Run, read_memories, series
+from mbj_plugin.report.run import Features, Run, first_of_each, read_memories, series
 from mbj_plugin.report.search import Images, groups_by_matches, search
 
 CHECKPOINTS = ("model_final.pth", "model_best.pth")
@@ -173,8 +173,7 @@ def _run_model(run: Run, cfg: Any, state: dict[str, Any], train: CommDataset, im
         if neck is None:
             raise ValueError("the model has no single bottleneck before its classifier")
         labels = images.identities
-        kept = [np.flatnonzero(labels == label)[:images_per_class] for label in np.unique(labels)]
-        chosen = np.sort(np.concatenate(kept))
+        chosen = first_of_each(labels, np.unique(labels), images_per_class)
         run.train_features = Features(neck[chosen], labels[chosen])
 
 

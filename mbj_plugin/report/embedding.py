@@ -17,6 +17,11 @@ from mbj_plugin.report.style import COLOURS, drawing, shown
 ALL_CLASSES = 10  # more cannot be told apart
 HEAD_SHOWN, TAIL_SHOWN = 3, 6
 ROWS_PER_CLASS = 40
+LOOKS: dict[str, dict[str, Any]] = {
+    "training images": {"s": 22, "marker": "o", "zorder": 3},
+    "test images": {"s": 14, "linewidths": 0.7, "zorder": 1},
+}
+MEMORISED: dict[str, Any] = {"s": 24, "marker": "x", "linewidths": 1.0, "zorder": 2}
 
 
 def embedding_section(runs: list[Run], folder: Path) -> Section | None:
@@ -104,21 +109,9 @@ def draw_clouds(drawn: list[Any], clouds: list[Any], run: Run, tail: np.ndarray,
         axis = figure.subplots()
         for what, place, labels in drawn:
             colour = [colours.get(int(c), "#9A9A9A") for c in labels]
-            if what == "training images":
-                axis.scatter(place[:, 0], place[:, 1], s=22, c=colour, marker="o", label=what, zorder=3)
-            elif what == "test images":
-                axis.scatter(
-                    place[:, 0],
-                    place[:, 1],
-                    s=14,
-                    facecolors="none",
-                    edgecolors=colour,
-                    linewidths=0.7,
-                    label=what,
-                    zorder=1,
-                )
-            else:
-                axis.scatter(place[:, 0], place[:, 1], s=24, c=colour, marker="x", linewidths=1.0, label=what, zorder=2)
+            look = LOOKS.get(what, MEMORISED)
+            fill = {"facecolors": "none", "edgecolors": colour} if what == "test images" else {"c": colour}
+            axis.scatter(place[:, 0], place[:, 1], label=what, **look, **fill)
         _name_classes(axis, run, drawn[0], colours)
         axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
         axis.set_ylim(low[1] - margin[1], high[1] + margin[1])

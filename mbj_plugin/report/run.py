@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mbj_plugin.command_line import reason
 from mbj_plugin.files import read_jsonl
+from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.report.search import Search
 
 
@@ -153,6 +154,12 @@ def read_bank(kind: str, state: dict[str, Tensor]) -> Memory:
     ages = now - calls[:-1]
     kept = [tensor[filled].cpu().numpy() for tensor in (rows[:-1], labels[:-1], ages)]
     return Memory(kind, len(filled), *kept)
+
+
+def first_of_each(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the first ``count`` images of each of the classes."""
+    of_classes = images_of_classes(labels, int(max(labels.max(initial=-1), classes.max(initial=-1))) + 1)
+    return np.sort(np.concatenate([of_classes[c][:count] for c in classes]))
 
 
 def short_names(folders: list[Path]) -> list[str]:

@@ -19,9 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from mbj_plugin.diagnostics.groups import group_errors
-from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.report.embedding import shown_classes
-from mbj_plugin.report.run import Features, Run, read_memories
+from mbj_plugin.report.run import Features, Run, first_of_each, read_memories
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.diagnostics import input_layers
 from mbj_plugin.timm.finished_run import (
@@ -148,12 +147,12 @@ def _run_model(run: Run, args: Namespace, checkpoint: dict[str, Any], images_per
             "the checkpoint is of another epoch, or the images have changed"
         )
     if features is not None:
-        chosen = _first_of_each(run.truth, np.unique(run.truth), images_per_class)
+        chosen = first_of_each(run.truth, np.unique(run.truth), images_per_class)
         run.test_features = Features(features[chosen], run.truth[chosen])
         with run.part("features of training images"):
             train, labels = datasets[0], dataset_labels(datasets[0])
             train.transform = datasets[1].transform
-            chosen = _first_of_each(labels, shown_classes(run.class_counts, run.memories), images_per_class)
+            chosen = first_of_each(labels, shown_classes(run.class_counts, run.memories), images_per_class)
             loader = DataLoader(Subset(train, chosen.tolist()), args.batch_size, num_workers=args.workers)
             truth, _, rows = _predict(model, layers, loader, device)
             run.train_features = None if rows is None else Features(rows, truth)
@@ -171,9 +170,3 @@ def _predict(
         predicted.append(logits.argmax(1).numpy())
         features.append(inputs.numpy())
     return np.concatenate(truth), np.concatenate(predicted), np.concatenate(features) if layers else None
-
-
-def _first_of_each(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the first ``count`` images of each of the classes."""
-    of_classes = images_of_classes(labels, int(max(labels.max(initial=-1), classes.max(initial=-1))) + 1)
-    return np.sort(np.concatenate([of_classes[c][:count] for c in classes]))
