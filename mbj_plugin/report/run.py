@@ -16,6 +16,7 @@ from mbj_plugin.command_line import reason
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.report.search import Search
+from mbj_plugin.start import is_number
 
 
 @dataclass
@@ -90,12 +91,8 @@ def printable(name: str) -> str:
 def series(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
     """The points of ``y`` over ``x`` in rows that have both as finite numbers."""
     pairs: list[tuple[Any, Any]] = [(row.get(x), row.get(y)) for row in rows]
-    points = [(float(a), float(b)) for a, b in pairs if _is_number(a) and _is_number(b)]
-    return [a for a, _ in points], [b for _, b in points]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    points = [pair for pair in pairs if all(is_number(v) and math.isfinite(v) for v in pair)]
+    return [float(a) for a, _ in points], [float(b) for _, b in points]
 
 
 def read_diagnostics(run: Run, folder: Path) -> None:

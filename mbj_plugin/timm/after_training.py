@@ -17,6 +17,7 @@ from mbj_plugin.after_training import (
     retrained,
     tau_normalized,
 )
+from mbj_plugin.batch_losses.checks import at_least_0
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.timm.finished_run import Classifier, FinishedRun, Images, memory_states
 from mbj_plugin.timm.trainer.error_table import TABLES, error_table
@@ -113,8 +114,7 @@ def _check(args: Namespace) -> None:
     if args.write and len(args.run) > 1:
         raise ValueError(f"--write writes the checkpoint of one run, got {len(args.run)}")
     for name in ("tau", "gamma"):
-        if not 0 <= getattr(args, name) < float("inf"):
-            raise ValueError(f"--{name} must be a finite number >= 0, got {getattr(args, name)}")
+        at_least_0(f"--{name}", getattr(args, name))
     if args.output and not args.write:
         raise ValueError("--output is the file of --write: say which classifier to write")
     if args.no_images and (not args.write or args.choose_on or args.write == "class-mean"):

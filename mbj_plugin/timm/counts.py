@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from mbj_plugin.longtail import class_counts
+from mbj_plugin.start import is_number
 
 HOW_TO_GIVE_COUNTS = (
     "give the images per class as a JSON list, in the order of the class indices: "
@@ -68,13 +69,9 @@ def counts_from_file(path: str | Path) -> np.ndarray:
         raise ValueError(f"the class counts {path} are no JSON: {error}") from error
     if isinstance(content, dict):
         content = content.get("pos_counts", content.get("class_counts"))
-    if not isinstance(content, list) or not all(_is_count(n) for n in content):
+    if not isinstance(content, list) or not all(is_number(n) and n >= 0 and float(n).is_integer() for n in content):
         raise ValueError(f"the class counts {path} must be a JSON list of whole numbers >= 0, one per class")
     return np.asarray(content, dtype=np.int64)
-
-
-def _is_count(n: Any) -> bool:
-    return isinstance(n, int | float) and not isinstance(n, bool) and n >= 0 and float(n).is_integer()
 
 
 def _check_against(dataset: Any, counts: np.ndarray, path: str | Path) -> None:

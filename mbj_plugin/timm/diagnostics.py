@@ -120,14 +120,13 @@ def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray)
         dataset.transform = training
 
 
-def input_layers(model: nn.Module) -> list[nn.Module]:
+def input_layers(model: Any) -> list[nn.Module]:
     """The layers that classify, whose input is what jitters: linear ones, or LDAM's of cosines.
 
     Raises:
         ValueError: where the model has no such classifier.
     """
-    get_classifier: Any = getattr(model, "get_classifier", None)
-    classifier = get_classifier() if get_classifier is not None else None
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     return [classifier] if isinstance(classifier, CosineLinear) else classifier_layers(model)
 
 

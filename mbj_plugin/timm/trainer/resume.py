@@ -17,6 +17,7 @@ from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.timm.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
 from mbj_plugin.timm.trainer.facts import DataFacts
 from mbj_plugin.timm.trainer.flags import PLACES
+from mbj_plugin.timm.trainer.run_folder import plain
 
 # Flags that must be as they were: of what is learnt from, and of how the best checkpoint is chosen.
 SAME = ("dataset", "imbalance_ratio", "subset_seed", "eval_metric")
@@ -126,7 +127,7 @@ class Resumed:
         changed = [
             f"--{name.replace('_', '-')} {self.saved_args[name]} -> {args[name]}"
             for name in names
-            if _comparable(self.saved_args[name]) != _comparable(args[name])
+            if plain(self.saved_args[name]) != plain(args[name])
         ]
         return f"Resumed after {self.epoch} epochs with other settings: {', '.join(changed)}." if changed else None
 
@@ -149,18 +150,14 @@ class Resumed:
 
 
 def _adding_batch_classifier(task: Any, checkpoint: dict[str, Any], optimizer: Any) -> Any:
-    """A context in which the optimizer's state of a run without MBJ loads into one with a batch classifier."""
+    """A context in which the optimizer's state of a run without MBJ loads into one with a batch classifier, which gets
+    what its twin has."""
     if not isinstance(task, MBJTask) or "mbj" in (checkpoint.get("task_state") or {}):
         return nullcontext()
-    return optimizer_inside(optimizer).register_load_state_dict_pre_hook(_add_batch_classifier(task))
-
-
-def _add_batch_classifier(task: MBJTask) -> Any:
-    """A hook that adds to the optimizer's state of a run without MBJ what the batch classifier needs: its twin's."""
     assert task.criterion.heads is not None
     memory_of = {id(batch): memory for memory, batch in task.criterion.heads.twins}
 
-    def hook(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    def add(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         state: dict[int, Any] = {}
         groups, saved_id, number = [], {}, 0
         for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
@@ -176,7 +173,7 @@ def _add_batch_classifier(task: MBJTask) -> Any:
             groups.append({**saved_group, "params": numbers})
         return {**saved, "state": state, "param_groups": groups}
 
-    return hook
+    return optimizer_inside(optimizer).register_load_state_dict_pre_hook(add)
 
 
 def saved_start(task: Any, epoch: float) -> dict[str, Any]:
@@ -197,10 +194,6 @@ def plateau_state(scheduler: Any) -> dict[str, Any] | None:
         return None
     names = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
     return {"progress": {name: getattr(inner, name) for name in names}, "restore_lr": scheduler.restore_lr}
-
-
-def _comparable(value: Any) -> Any:
-    return [_comparable(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _check_model(checkpoint: dict[str, Any], model: nn.Module, name: str, path: str) -> None:
