@@ -54,7 +54,8 @@ class EnabledTask(MBJTask):
             criterion = create_classification_loss(**criterion_kwargs)
         counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
         updates = -(-len(loader) // max(1, args.grad_accum_steps))
-        epoch = start_epoch(settings.start, args, updates)
+        rates = learning_rates(args, updates)
+        epoch = start_epoch(settings.start, args.sched, rates)
         calls = round(epoch * len(loader))
         mbj_loss = make_criterion(settings, counts, criterion, calls, args.seed, args.smoothing)
         if verbose:
@@ -63,8 +64,7 @@ class EnabledTask(MBJTask):
             )
         super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
         if settings.diagnostics and rank_and_world()[0] == 0:
-            epochs = len(learning_rates(args, updates))
-            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader), epochs)
+            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader), len(rates))
 
 
 class _Summary:

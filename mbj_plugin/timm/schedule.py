@@ -41,17 +41,16 @@ def first_decay(rates: list[float], stepwise: bool) -> int | None:
     return next((epoch for epoch in range(rates.index(peak), len(rates)) if rates[epoch] <= bound), None)
 
 
-def start_epoch(start: Start, args: Namespace, updates_per_epoch: int) -> float:
+def start_epoch(start: Start, sched: str, rates: list[float]) -> float:
     """Epoch at which the memory loss starts.
 
     Args:
         start: of MBJ's settings, in epochs.
-        args: timm's training arguments.
-        updates_per_epoch: optimizer steps in an epoch.
+        sched: timm's name of the schedule.
+        rates: of :func:`learning_rates`, one for each epoch of the run.
 
     Raises:
         ValueError: for a start past the end of the run.
     """
-    rates = learning_rates(args, updates_per_epoch)
-    decay = first_decay(rates, stepwise=args.sched in ("step", "multistep"))
+    decay = first_decay(rates, stepwise=sched in ("step", "multistep"))
     return float(start_at(start, len(rates), decay, "epochs"))

@@ -1,12 +1,17 @@
 import pytest
 
 from mbj_plugin.settings import read
-from mbj_plugin.timm.schedule import first_decay, learning_rates, start_epoch
+from mbj_plugin.timm import schedule
+from mbj_plugin.timm.schedule import first_decay, learning_rates
 from mbj_plugin.timm.trainer.args import make_parser
 
 
 def arguments(*argv):
     return make_parser().parse_args(["--epochs", "200", "--lr", "0.1", *argv])
+
+
+def start_epoch(start, args, updates_per_epoch):
+    return schedule.start_epoch(start, args.sched, learning_rates(args, updates_per_epoch))
 
 
 @pytest.mark.parametrize(

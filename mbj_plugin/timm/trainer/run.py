@@ -17,7 +17,7 @@ from timm.task import load_task_ema_checkpoint
 
 from mbj_plugin.timm import clip
 from mbj_plugin.timm.diagnostics import make_monitor
-from mbj_plugin.timm.schedule import start_epoch
+from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.settings import from_args, make_criterion, resumed
 from mbj_plugin.timm.trainer import build
 from mbj_plugin.timm.trainer.checkpoint import ResumableMBJTask, ResumableTask, read_checkpoint
@@ -67,7 +67,7 @@ def make_run(args: Namespace) -> Run:
     args.lr = args.lr or build.scaled_lr(args)
     updates_per_epoch = -(-len(data.train) // args.grad_accum_steps)
 
-    start = start_epoch(settings.start, args, updates_per_epoch)
+    start = start_epoch(settings.start, args.sched, learning_rates(args, updates_per_epoch))
     calls = round(start * len(data.train))
     batch_loss = build.make_batch_loss(args, data.counts, calls).to(device)
     task: Any

@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks.classification.settings import load_settings
 from mbj_plugin.files import config_folder, find_config
-from mbj_plugin.timm.schedule import start_epoch
+from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.trainer.args import parse_args
 from mbj_plugin.timm.trainer.config import load_config
 
@@ -31,7 +31,7 @@ def test_the_paper_s_inaturalist_recipe():
     args = parse_args(["-c", "inat18", "--data-dir", "somewhere"])
     assert (args.model, args.epochs, args.batch_size, args.lr, args.num_classes) == ("resnet50", 180, 128, 0.01, 8142)
     assert (args.mbj_size, args.decay_milestones, args.decay_rate) == (25_000, [120, 160], 0.1)
-    assert start_epoch("auto", args, updates_per_epoch=10) == 120
+    assert start_epoch("auto", args.sched, learning_rates(args, 10)) == 120
 
 
 def test_command_line_over_config_over_base(tmp_path):
@@ -75,7 +75,8 @@ def test_the_recipes_are_methods_of_the_results_page(recipe, name, start):
 
 
 def test_the_cifar_recipe_decays_at_the_end_of_epoch_120():
-    assert start_epoch("auto", parse_args(["-c", "cifar10_lt100"]), updates_per_epoch=10) == 120
+    args = parse_args(["-c", "cifar10_lt100"])
+    assert start_epoch("auto", args.sched, learning_rates(args, 10)) == 120
 
 
 def test_without_a_data_set_the_digits_are_taken(tmp_path):
