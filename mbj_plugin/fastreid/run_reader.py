@@ -48,7 +48,7 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
         use_model: False leaves out what needs the model and the images.
     """
     logging.getLogger("fastreid").setLevel(logging.ERROR)
-    run = Run(name, "fastreid", curve_unit="iteration")
+    run = Run(name, curve_unit="iteration")
     with run.part("config.yaml"):
         run.settings = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
         run.facts["model"] = f"{run.settings['MODEL.META_ARCHITECTURE']}, {run.settings['MODEL.HEADS.NAME']}"

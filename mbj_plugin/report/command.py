@@ -91,14 +91,10 @@ def read(folder: Path, name: str, args: argparse.Namespace) -> Run:
     """One run, by its host."""
     host = kind_of(folder)
     if host is None:
-        run = Run(name, "unknown")
         expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
-        run.missing.append(f"no file of a run in {folder.name} (expected one of {expected})")
-        return run
+        return Run(name, missing=[f"no file of a run in {folder.name} (expected one of {expected})"])
     try:
         module: Any = importlib.import_module(f"mbj_plugin.{host}.run_reader")
     except ModuleNotFoundError as error:
-        run = Run(name, host)
-        run.missing.append(f"this is a run of {host}, and {error.name} is not installed")
-        return run
+        return Run(name, missing=[f"this is a run of {host}, and {error.name} is not installed"])
     return module.read_run(folder, name, args.device, args.data, args.images_per_class, not args.no_model)

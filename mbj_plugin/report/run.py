@@ -47,7 +47,6 @@ class Run:
     """
 
     name: str
-    host: str
     curve_unit: str = "epoch"
     facts: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

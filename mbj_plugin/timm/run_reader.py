@@ -62,7 +62,7 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
         images_per_class: images of each class, of each set, whose features are kept.
         use_model: False leaves out what needs the model and the images.
     """
-    run = Run(name, "timm")
+    run = Run(name)
     with run.part("results.json"):
         _read_results(run, folder)
     with run.part("curves (summary.csv)"):

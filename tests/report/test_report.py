@@ -29,7 +29,7 @@ def classifier_run(name, seed=0, with_memory=True):
     rng = np.random.default_rng(seed)
     truth = np.repeat(np.arange(5), 8)
     predicted = np.where(rng.random(40) < 0.7, truth, rng.integers(0, 5, 40))
-    run = Run(name, "timm", class_counts=COUNTS, truth=truth, predicted=predicted)
+    run = Run(name, class_counts=COUNTS, truth=truth, predicted=predicted)
     run.errors = {"error": 30.0, "head": 10.0, "medium": 20.0, "tail": 40.0 + seed, "few_shot": 50.0}
     run.class_errors = rng.random(5) * 100
     run.curves = {"error, tail": ([0.0, 1.0], [90.0, 40.0]), "learning rate": ([0.0, 1.0], [0.1, 0.01])}
@@ -120,7 +120,7 @@ def test_the_confusion_on_the_page_is_counted(tmp_path):
 
 
 def test_a_run_without_anything_gives_a_page_that_says_so(tmp_path):
-    run = Run("empty", "timm", missing=["results.json: it is <broken> & cut short"])
+    run = Run("empty", missing=["results.json: it is <broken> & cut short"])
     tree, text = read_page(write_report([run], tmp_path))
     assert "results.json: it is <broken> & cut short" in text
     assert "nothing was recorded while training" in text and "neither settings nor versions" in text
@@ -149,7 +149,7 @@ def test_runs_that_go_only_each_alone_are_a_line_on_all(tmp_path):
             raise ValueError("not together")
         return Section("one")
 
-    runs = [Run("a", "timm"), Run("b", "timm")]
+    runs = [Run("a"), Run("b")]
     assert _section(both_section, runs, tmp_path) is None
     assert [run.missing for run in runs] == [["both section: not together"]] * 2
 
@@ -165,7 +165,7 @@ def test_retrieval_shows_the_worst_queries(tmp_path):
     images = Images(rng.normal(size=(24, 4)), np.arange(24) % 4, np.arange(24) // 4 % 3, paths)
     found = search(images, images, "toy")
     found.groups = {"head": found.identity < 2, "tail": found.identity >= 2}
-    run = Run("reid", "fastreid", searches=[found])
+    run = Run("reid", searches=[found])
     tree, text = read_page(write_report([run], tmp_path / "report"))
     precision, first = found.scores(found.groups["tail"])
     rows = [[cell.text for cell in row] for row in tree.iter("tr")]
@@ -185,7 +185,7 @@ def test_the_same_line_of_two_runs_is_one():
 
 def test_more_runs_than_can_be_told_apart_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="1 to 8 runs, got 9"):
-        write_report([Run(str(i), "timm") for i in range(9)], tmp_path)
+        write_report([Run(str(i)) for i in range(9)], tmp_path)
 
 
 def test_too_many_runs_are_an_error_before_any_is_read(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_a_run_without_a_checkpoint_shows_what_its_memory_held(tmp_path):
 
 
 def test_a_curve_of_any_name(tmp_path):
-    run = Run("one", "fastreid", curves={"Market1501/mAP": ([0.0, 1.0], [1.0, 2.0])})
+    run = Run("one", curves={"Market1501/mAP": ([0.0, 1.0], [1.0, 2.0])})
     read_page(write_report([run], tmp_path))
     assert (tmp_path / "curve-Market1501-mAP.png").is_file()
 

@@ -28,11 +28,11 @@ def test_series_leaves_out_what_is_no_number():
 
 
 def test_missing_and_broken_diagnostics_are_lines(tmp_path):
-    run = Run("a", "timm")
+    run = Run("a")
     read_diagnostics(run, tmp_path)
     assert run.diagnostics == [] and "diagnostics.jsonl" in run.missing[0]
     (tmp_path / "diagnostics.jsonl").write_text('{"step": 1}\nnonsense\n')
-    run = Run("a", "timm")
+    run = Run("a")
     read_diagnostics(run, tmp_path)
     assert run.diagnostics == [{"step": 1}] and "1 broken line " in run.missing[0]
 
@@ -51,7 +51,7 @@ def test_the_bank_is_what_it_was_with_its_ages():
 
 
 def test_a_part_that_fails_becomes_a_line_and_the_next_is_read():
-    run = Run("a", "timm")
+    run = Run("a")
     with run.part("first"):
         raise KeyError("errors")
     with run.part("second"):
