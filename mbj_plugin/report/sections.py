@@ -52,10 +52,7 @@ def write_report(runs: list[Run], folder: Path) -> Path:
     """
     check_number(len(runs))
     folder.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for draw in DRAW:
-        if (section := _section(draw, runs, folder)) is not None:
-            sections.append(section)
+    sections = [section for draw in DRAW if (section := _section(draw, runs, folder)) is not None]
     title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
     missing = merged([(run.name, line) for run in runs for line in run.missing])
     first = [_overview(runs)]
