@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,10 @@ TRAIN_QUERIES = 3000  # more add time and no precision
 BANK = re.compile(r"(?:(?P<head>.*)\.)?memories\.(?P<kind>\w+)\.bank\.(?P<entry>\w+)")
 
 
-def read_run(folder: Path, name: str, device: str, data: str | None, images_per_class: int, use_model: bool) -> Run:
-    """Everything that is there.
-
-    Args:
-        folder: of the run.
-        name: what the report calls it.
-        device: where the model runs.
-        data: the folder that FASTREID_DATASETS names, where it is another now.
-        images_per_class: images of each training identity whose features are kept.
-        use_model: False leaves out what needs the model and the images.
-    """
+def read_run(run: Run, folder: Path, args: Namespace) -> None:
+    """Fill in everything that is there; ``args`` are those of the report's command."""
     logging.getLogger("fastreid").setLevel(logging.ERROR)
-    run = Run(name, curve_unit="iteration")
+    run.curve_unit = "iteration"
     with run.part("config.yaml"):
         run.settings = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
         run.facts["model"] = f"{run.settings['MODEL.META_ARCHITECTURE']}, {run.settings['MODEL.HEADS.NAME']}"
@@ -57,12 +49,11 @@ def read_run(folder: Path, name: str, device: str, data: str | None, images_per_
         _read_metrics(run, folder)
     checkpoint = read_memories(run, folder, _checkpoint, _banks)
     with run.part("class sizes and images"):
-        cfg = _config(folder, device, data)
+        cfg = _config(folder, args.device, args.data)
         train = _training_set(run, cfg)
-        if use_model and checkpoint:
+        if checkpoint and not args.no_model:
             with run.part("retrieval and embedding"):
-                _run_model(run, cfg, checkpoint, train, images_per_class)
-    return run
+                _run_model(run, cfg, checkpoint, train, args.images_per_class)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -88,13 +88,16 @@ def kind_of(folder: Path) -> str | None:
 
 
 def read(folder: Path, name: str, args: argparse.Namespace) -> Run:
-    """One run, by its host."""
-    host = kind_of(folder)
+    """One run, by the ``run_reader`` of its host: ``read_run(run, folder, args)`` fills in what it finds."""
+    run, host = Run(name), kind_of(folder)
     if host is None:
         expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
-        return Run(name, missing=[f"no file of a run in {folder.name} (expected one of {expected})"])
+        run.missing.append(f"no file of a run in {folder.name} (expected one of {expected})")
+        return run
     try:
         module: Any = importlib.import_module(f"mbj_plugin.{host}.run_reader")
     except ModuleNotFoundError as error:
-        return Run(name, missing=[f"this is a run of {host}, and {error.name} is not installed"])
-    return module.read_run(folder, name, args.device, args.data, args.images_per_class, not args.no_model)
+        run.missing.append(f"this is a run of {host}, and {error.name} is not installed")
+    else:
+        module.read_run(run, folder, args)
+    return run

@@ -51,27 +51,16 @@ CURVES = {
 }
 
 
-def read_run(folder: Path, name: str, device: str, data: str | None, images_per_class: int, use_model: bool) -> Run:
-    """Everything that is there.
-
-    Args:
-        folder: of the run.
-        name: what the report calls it.
-        device: where the model runs.
-        data: folder of the images, where they are no longer where the run found them.
-        images_per_class: images of each class, of each set, whose features are kept.
-        use_model: False leaves out what needs the model and the images.
-    """
-    run = Run(name)
+def read_run(run: Run, folder: Path, args: Namespace) -> None:
+    """Fill in everything that is there; ``args`` are those of the report's command."""
     with run.part("results.json"):
         _read_results(run, folder)
     with run.part("curves (summary.csv)"):
         _read_summary(run, folder)
     checkpoint = read_memories(run, folder, _checkpoint, memory_states)
-    if use_model and checkpoint:
+    if checkpoint and not args.no_model:
         with run.part("confusion and embedding"), offline():
-            _run_model(run, saved_args(folder, device, data), checkpoint, images_per_class)
-    return run
+            _run_model(run, saved_args(folder, args.device, args.data), checkpoint, args.images_per_class)
 
 
 def _read_results(run: Run, folder: Path) -> None:

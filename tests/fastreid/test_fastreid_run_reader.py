@@ -1,6 +1,7 @@
 """The report on a real run of fast-reid, whole and broken."""
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from fastreid.engine import DefaultTrainer
 
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.run_reader import read_run
+from mbj_plugin.report.run import Run
 
 
 @pytest.fixture
@@ -23,7 +25,9 @@ def run_folder(make_trainer, tmp_path):
 
 
 def read(folder, use_model=True, data=None):
-    return read_run(Path(folder), "run", "cpu", data, 3, use_model)
+    run = Run("run")
+    read_run(run, Path(folder), Namespace(device="cpu", data=data, images_per_class=3, no_model=not use_model))
+    return run
 
 
 def test_a_run_is_read_whole_and_broken(run_folder, tiny_plan, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ pytest.importorskip("matplotlib")
 from mbj_plugin.diagnostics.groups import confusion_matrix
 from mbj_plugin.report import main
 from mbj_plugin.report.embedding import shown_classes
+from mbj_plugin.report.run import Run
 from mbj_plugin.timm.run_reader import read_run
 from mbj_plugin.timm.trainer import train
 
 
 def read(folder, use_model=True, data=None):
-    return read_run(folder, "run", "cpu", data, 5, use_model)
+    run = Run("run")
+    read_run(run, folder, Namespace(device="cpu", data=data, images_per_class=5, no_model=not use_model))
+    return run
 
 
 def test_a_whole_run_is_read_whole(digit_runs):
