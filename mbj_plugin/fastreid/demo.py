@@ -97,3 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             result = run(head, seed, args.output / f"{arm}-seed{seed}", args.opts)
             scores.setdefault(seed, {})[arm] = result
     print(table(scores))
+
+
+if __name__ == "__main__":
+    main()
