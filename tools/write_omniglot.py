@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.retrieval.omniglot import SPLITS, write_dataset
 from mbj_plugin.command_line import OneLineParser, one_line
-from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal, write_dataset
 
 if __name__ == "__main__":
     parser = OneLineParser(description="Write Omniglot's background set as two re-ID data sets.")
@@ -18,5 +18,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
     args = parser.parse_args()
     with one_line("write_omniglot"):
-        for kind in (Omniglot, OmniglotVal):
+        for kind in SPLITS:
             print(f"{kind.__name__}: {write_dataset(args.archive, args.folder, kind)}")

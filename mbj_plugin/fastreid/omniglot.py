@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from glob import glob
 from pathlib import Path
 
-import numpy as np
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
-from PIL import Image
-
-from mbj_plugin.fastreid.omniglot_archive import SIDE, read_drawings
 
 PARTS = ("bounding_box_train", "query", "bounding_box_test")
-QUERY_DRAWERS = 4
-SHRINK = 3  # blocks of 3 x 3 pixels are averaged into one: 35 x 35
 
 
 @DATASET_REGISTRY.register()
@@ -29,8 +22,6 @@ class Omniglot(ImageDataset):
     """The first 20 alphabets for training, the last 10 for test; drawers 0-3 of these are the queries."""
 
     dataset_name = "omniglot"
-    train_alphabets = range(0, 20)
-    test_alphabets = range(20, 30)
 
     def __init__(self, root: str = "datasets", **kwargs) -> None:
         folder = Path(root) / self.dataset_name
@@ -70,48 +61,3 @@ class OmniglotVal(Omniglot):
     """Validation, for choices: the first 15 alphabets for training, the next 5 for test."""
 
     dataset_name = "omniglot-validation"
-    train_alphabets = range(0, 15)
-    test_alphabets = range(15, 20)
-
-
-def write_dataset(archive: str | Path, root: str | Path, kind: type[Omniglot] = Omniglot, seed: int = 0) -> Path:
-    """Write the images of ``kind`` in the folder layout of Market-1501, below ``root``.
-
-    Ink is white on black, 35 x 35 pixels. A file is called ``IDENTITY_cDRAWER_ALPHABET-CHARACTER.png``. Identities are
-    numbered in a random order: editions rank identities of one size by name, and the head must not be one alphabet.
-
-    Args:
-        archive: what :func:`~mbj_plugin.fastreid.omniglot_archive.read_drawings` reads.
-        root: folder that FASTREID_DATASETS names.
-        kind: :class:`Omniglot` or :class:`OmniglotVal`.
-        seed: of the numbering.
-
-    Returns:
-        The set's folder.
-
-    Raises:
-        ValueError: for an archive that is not the set, or a set that is there already.
-    """
-    data = read_drawings(archive)
-    written = Path(root) / kind.dataset_name
-    if written.exists():
-        raise ValueError(f"{written} is there already: remove it, or give another folder")
-    folder = written.with_name(written.name + ".unfinished")  # a set that was cut short must not look whole
-    shutil.rmtree(folder, ignore_errors=True)
-    for part in PARTS:
-        (folder / part).mkdir(parents=True)
-    numbers = np.random.default_rng(seed).permutation(int(data.character.max()) + 1)
-    pixels = data.ink.reshape(-1, SIDE // SHRINK, SHRINK, SIDE // SHRINK, SHRINK).mean((2, 4))
-    columns = (column.tolist() for column in (data.character, data.drawer, data.alphabet))
-    for image, character, drawer, alphabet in zip(pixels, *columns, strict=True):
-        if alphabet in kind.train_alphabets:
-            part = PARTS[0]
-        elif alphabet in kind.test_alphabets:
-            part = PARTS[1] if drawer < QUERY_DRAWERS else PARTS[2]
-        else:
-            continue
-        name = re.sub(r"\W+", "", str(data.alphabet_names[alphabet]))
-        file = f"{numbers[character]:04d}_c{drawer:02d}_{name}-{character:03d}.png"
-        Image.fromarray(np.round(255 * image).astype(np.uint8)).save(folder / part / file)
-    folder.rename(written)
-    return written

@@ -18,6 +18,7 @@ from mbj_plugin.fastreid import synthetic
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts, labels_of
 from mbj_plugin.fastreid.datasets import register_edition
+from mbj_plugin.fastreid.omniglot import Omniglot
 from mbj_plugin.functional import sampling_probs
 
 IMAGES = 72  # of the tiny set: 4 identities with 8, 20 with 2
@@ -170,3 +171,17 @@ def test_names_of_no_edition(name, message):
 def test_a_missing_folder_says_what_to_do(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="FASTREID_DATASETS"):
         DATASET_REGISTRY.get(name)(root=str(tmp_path / "nowhere"))
+
+
+def test_a_missing_omniglot_says_what_to_do(tmp_path):
+    for name in ("Omniglot", "OmniglotVal_LT_H50_S5"):
+        with pytest.raises(FileNotFoundError, match=r"write_omniglot\.py.*FASTREID_DATASETS"):
+            DATASET_REGISTRY.get(name)(root=str(tmp_path))
+
+
+def test_a_foreign_image_in_omniglot_is_a_clear_error(tmp_path):
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "omniglot" / part).mkdir(parents=True)
+    (tmp_path / "omniglot" / "query" / "photo.png").touch()
+    with pytest.raises(ValueError, match=r"photo\.png is not called IDENTITY_cDRAWER"):
+        len(Omniglot(root=str(tmp_path)).query)  # read when it is asked for

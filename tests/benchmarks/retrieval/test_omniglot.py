@@ -8,8 +8,8 @@ import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal, write_dataset
-from mbj_plugin.fastreid.omniglot_archive import SIDE, read_drawings
+from benchmarks.retrieval.omniglot import SIDE, read_drawings, write_dataset
+from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +71,6 @@ def test_the_head_is_not_the_first_alphabets(root):
     numbers = np.random.default_rng(0).permutation(60)
     assert head == set(sorted(range(40), key=lambda character: f"omniglot_{numbers[character]}")[:20])
     assert head != set(sorted(range(40), key=str)[:20]) and head != set(range(20))
-
-
-def test_a_missing_folder_says_what_to_do(tmp_path):
-    for name in ("Omniglot", "OmniglotVal_LT_H50_S5"):
-        with pytest.raises(FileNotFoundError, match=r"write_omniglot\.py.*FASTREID_DATASETS"):
-            DATASET_REGISTRY.get(name)(root=str(tmp_path))
-
-
-def test_a_foreign_image_is_a_clear_error(tmp_path):
-    for part in ("bounding_box_train", "query", "bounding_box_test"):
-        (tmp_path / "omniglot" / part).mkdir(parents=True)
-    (tmp_path / "omniglot" / "query" / "photo.png").touch()
-    with pytest.raises(ValueError, match=r"photo\.png is not called IDENTITY_cDRAWER"):
-        len(Omniglot(root=str(tmp_path)).query)  # read when it is asked for
 
 
 def test_a_wrong_archive_is_a_clear_error(tmp_path):

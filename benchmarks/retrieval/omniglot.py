@@ -1,9 +1,10 @@
-"""Omniglot's background set as it is handed on: the authors' images_background.zip, or one .npz file."""
+"""Writes Omniglot's background set as a re-ID data set, from the authors' images_background.zip or one .npz file."""
 
 from __future__ import annotations
 
 import io
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mbj_plugin.fastreid.omniglot import PARTS, Omniglot, OmniglotVal
+
 SIDE, ALPHABETS, DRAWERS = 105, 30, 20
+# Alphabets for training, and for test.
+SPLITS = {Omniglot: (range(0, 20), range(20, 30)), OmniglotVal: (range(0, 15), range(15, 20))}
+QUERY_DRAWERS = 4
+SHRINK = 3  # blocks of 3 x 3 pixels are averaged into one: 35 x 35
 
 
 class Drawings(NamedTuple):
@@ -109,3 +116,47 @@ def _check(data: Drawings, path: str | Path) -> None:
     if (incomplete := np.flatnonzero((drawn > 0) & (drawn < DRAWERS))).size:
         one = incomplete[0]
         raise ValueError(f"{path}: character {one} was drawn by {drawn[one]} of {DRAWERS} people: is the file whole?")
+
+
+def write_dataset(archive: str | Path, root: str | Path, kind: type[Omniglot] = Omniglot, seed: int = 0) -> Path:
+    """Write the images of ``kind`` in the folder layout of Market-1501, below ``root``.
+
+    Ink is white on black, 35 x 35 pixels. A file is called ``IDENTITY_cDRAWER_ALPHABET-CHARACTER.png``. Identities are
+    numbered in a random order: editions rank identities of one size by name, and the head must not be one alphabet.
+
+    Args:
+        archive: what :func:`read_drawings` reads.
+        root: folder that FASTREID_DATASETS names.
+        kind: one of the two data sets.
+        seed: of the numbering.
+
+    Returns:
+        The set's folder.
+
+    Raises:
+        ValueError: for an archive that is not the set, or a set that is there already.
+    """
+    data = read_drawings(archive)
+    written = Path(root) / kind.dataset_name
+    if written.exists():
+        raise ValueError(f"{written} is there already: remove it, or give another folder")
+    folder = written.with_name(written.name + ".unfinished")  # a set that was cut short must not look whole
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in PARTS:
+        (folder / part).mkdir(parents=True)
+    numbers = np.random.default_rng(seed).permutation(int(data.character.max()) + 1)
+    pixels = data.ink.reshape(-1, SIDE // SHRINK, SHRINK, SIDE // SHRINK, SHRINK).mean((2, 4))
+    train, test = SPLITS[kind]
+    columns = (column.tolist() for column in (data.character, data.drawer, data.alphabet))
+    for image, character, drawer, alphabet in zip(pixels, *columns, strict=True):
+        if alphabet in train:
+            part = PARTS[0]
+        elif alphabet in test:
+            part = PARTS[1] if drawer < QUERY_DRAWERS else PARTS[2]
+        else:
+            continue
+        name = re.sub(r"\W+", "", str(data.alphabet_names[alphabet]))
+        file = f"{numbers[character]:04d}_c{drawer:02d}_{name}-{character:03d}.png"
+        Image.fromarray(np.round(255 * image).astype(np.uint8)).save(folder / part / file)
+    folder.rename(written)
+    return written
