@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
 class UpstreamChangedError(RuntimeError):
@@ -82,17 +81,6 @@ def rebind(old: object, new: object) -> None:
                 setattr(module, attribute, new)
 
 
-def _import_error(*modules: str) -> str:
-    try:
-        for module in modules:
-            importlib.import_module(module)
-    except ImportError as error:
-        if "'Mapping'" in str(error):
-            return str(error)
-        raise
-    return ""
-
-
 @patch(
     "data/build.py", "`No module named 'torch._six'` on import (the wheel; FastFace's utils_amp.py too), torch >= 2.0"
 )
@@ -111,16 +99,24 @@ def torch_six() -> str | None:
 @patch("data/build.py, evaluation/testing.py", "`cannot import name 'Mapping' from 'collections'`, Python >= 3.10")
 def collections_mapping() -> str | None:
     """The name is lent to `collections` while these two files are imported, and taken away again."""
-    if not _import_error("fastreid.data", "fastreid.evaluation"):
+    try:
+        _import_both()
+    except ImportError as error:
+        if "'Mapping'" not in str(error):
+            raise
+    else:
         return "fastreid.data and fastreid.evaluation import"
-    expect(not hasattr(collections, "Mapping"), "collections_mapping", "importing Mapping fails though it exists")
     collections.Mapping = collections.abc.Mapping  # type: ignore[attr-defined]
     try:
-        importlib.import_module("fastreid.data")
-        importlib.import_module("fastreid.evaluation")
+        _import_both()
     finally:
         del collections.Mapping  # type: ignore[attr-defined]
     return None
+
+
+def _import_both() -> None:
+    importlib.import_module("fastreid.data")
+    importlib.import_module("fastreid.evaluation")
 
 
 @patch(
@@ -133,8 +129,6 @@ def flat_gradients() -> str | None:
     from fastreid.solver import build as solver_build
     from fastreid.utils.params import ContiguousParams
 
-    if inspect.signature(torch.optim.Optimizer.zero_grad).parameters["set_to_none"].default is not True:
-        return f"torch {torch.__version__} keeps gradients in zero_grad()"
     build = solver_build.build_optimizer
     expect("contiguous" in inspect.signature(build).parameters, "flat_gradients", "build_optimizer(contiguous) is gone")
     expect(hasattr(ContiguousParams, "buffer_is_valid"), "flat_gradients", "buffer_is_valid is gone")
@@ -175,8 +169,6 @@ def random_affine() -> str | None:
     from fastreid.data.transforms import build as transforms_build
 
     transforms = transforms_build.T
-    if "resample" in inspect.signature(transforms.RandomAffine.__init__).parameters:
-        return "torchvision knows resample"
     expect("fillcolor=0" in inspect.getsource(transforms_build), "random_affine", "RandomAffine's arguments differ")
 
     def affine(degrees, translate=None, scale=None, shear=None, resample=False, fillcolor=0):

@@ -6,7 +6,9 @@ import functools
 import importlib.util
 import inspect
 import sys
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 from mbj_plugin.fastreid.compat import expect, patch, rebind
 
@@ -55,24 +57,18 @@ def evaluate_rank_name() -> str | None:
     return None
 
 
-class _EmptyModule:
+class _EmptyDriver(MetaPathFinder, Loader):
     """Finds one module, which is empty, and as the last of all finders only where no other does."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def find_spec(self, name, path=None, target=None) -> ModuleSpec | None:
+        return importlib.util.spec_from_loader(name, self) if name == "fastclas.distracted_driver" else None
 
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(name, self) if name == self.name else None  # type: ignore[arg-type]
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module) -> None:
-        return None
+    def exec_module(self, module: ModuleType) -> None:
+        pass
 
 
 @patch("projects/FastClas", "`No module named 'fastclas.distracted_driver'`, a file that is not in the repository")
 def fastclas_driver() -> str | None:
     """Where the file is missing, an empty module takes its place: it would only register one more data set."""
-    sys.meta_path.append(_EmptyModule("fastclas.distracted_driver"))  # type: ignore[arg-type]
+    sys.meta_path.append(_EmptyDriver())
     return None
