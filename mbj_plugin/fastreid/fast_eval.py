@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import logging
 import os
 import shutil
@@ -11,9 +11,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -59,27 +58,16 @@ def load() -> bool:
     (a home folder can be shared by several)."""
     if not all(_library(name).exists() for name in MODULES):
         return False
-    for name in MODULES:
-        full_name = f"{PACKAGE}.{name}"
-        if full_name not in sys.modules:
-            try:
-                sys.modules[full_name] = _import(full_name, _library(name))
-            except ImportError as error:
-                logger.warning("The fast evaluation in %s does not load here (%s)", cache_dir(), error)
-                return False
+    importlib.import_module(PACKAGE).__path__.insert(0, str(cache_dir()))
+    try:
+        rank_cy, _ = [importlib.import_module(f"{PACKAGE}.{name}") for name in MODULES]
+    except ImportError as error:
+        logger.warning("The fast evaluation in %s does not load here (%s)", cache_dir(), error)
+        return False
     rank = sys.modules.get("fastreid.evaluation.rank")
     if rank is not None:  # imported before, it has settled for Python
-        vars(rank).update(evaluate_cy=sys.modules[f"{PACKAGE}.rank_cy"].evaluate_cy, IS_CYTHON_AVAI=True)
+        vars(rank).update(evaluate_cy=rank_cy.evaluate_cy, IS_CYTHON_AVAI=True)
     return True
-
-
-def _import(full_name: str, library: Path) -> ModuleType:
-    loader = ExtensionFileLoader(full_name, str(library))
-    spec = importlib.util.spec_from_loader(full_name, loader)
-    assert spec is not None  # the loader knows its file
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 def build() -> str:
