@@ -63,7 +63,7 @@ def _prefix(saved: dict[str, Tensor]) -> str:
 
 def _memory_keys(model: nn.Module) -> list[str]:
     prefixes = tuple(f"{name}.memories." for name in _head_names(model))
-    return [name for name in model.state_dict() if name.startswith(prefixes)] if prefixes else []
+    return [name for name in model.state_dict() if name.startswith(prefixes)]
 
 
 def _weight_keys(model: nn.Module) -> list[str]:

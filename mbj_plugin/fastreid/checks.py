@@ -11,7 +11,6 @@ from typing import Any
 
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.engine.defaults import DefaultTrainer
-from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.modeling.meta_arch import Baseline
 from fastreid.modeling.meta_arch.mgn import MGN
 from fastreid.utils import comm
@@ -135,13 +134,9 @@ def check_evaluation(trainer: type[DefaultTrainer], cfg: Any) -> None:
         )
     for name in cfg.DATASETS.TESTS:
         DATASET_REGISTRY.get(name)
-        if _function(trainer.build_evaluator) is _function(DefaultTrainer.build_evaluator):
+        if inspect.getattr_static(trainer, "build_evaluator") is vars(DefaultTrainer)["build_evaluator"]:
             loader, num_query = trainer.build_test_loader(cfg, name)
             check_searchable(name, loader.dataset, num_query)
-
-
-def _function(method: Any) -> Any:
-    return getattr(method, "__func__", method)
 
 
 def check_searchable(name: str, dataset: Any, num_query: int) -> None:
@@ -186,15 +181,6 @@ def train_checked(train: Callable, self: DefaultTrainer) -> Any:
     check_solver(self.cfg, self.start_epoch)
     check_evaluation(type(self), self.cfg)
     return train(self)
-
-
-def init_checked(
-    init: Callable, self: SimpleTrainer, model: nn.Module, data_loader: Any, optimizer: Any, param_wrapper: Any
-) -> None:
-    """SimpleTrainer.__init__."""
-    if type(self) in (SimpleTrainer, AMPTrainer):  # a project's own trainer may have its loss elsewhere
-        check_a_batch_loss(getattr(model, "module", model))
-    init(self, model, data_loader, optimizer, param_wrapper)
 
 
 def clas_init_checked(init: Callable, self: Any, cfg: Any, *arguments: Any, **options: Any) -> None:

@@ -54,11 +54,7 @@ def cpu_device() -> str | None:
     def build_on_cpu(cfg):
         if cfg.MODEL.DEVICE.startswith("cuda"):
             logger.warning("MODEL.DEVICE is %s, but there is no CUDA: the model runs on the CPU", cfg.MODEL.DEVICE)
-            frozen = cfg.is_frozen()
-            cfg.defrost()
-            cfg.MODEL.DEVICE = "cpu"
-            if frozen:
-                cfg.freeze()
+            cfg.MODEL["DEVICE"] = "cpu"  # as an item, for the config may be frozen
         return build(cfg)
 
     rebind(build, build_on_cpu)

@@ -21,9 +21,8 @@ def identity_samplers() -> str | None:
     from fastreid.data.samplers import triplet_sampler
 
     for name, check in _CHECKS.items():
-        sampler = getattr(triplet_sampler, name, None)
-        expect(sampler is not None, "identity_samplers", f"{name} is gone")
-        assert sampler is not None
+        expect(hasattr(triplet_sampler, name), "identity_samplers", f"{name} is gone")
+        sampler = getattr(triplet_sampler, name)
         names = {"data_source", "mini_batch_size", "num_instances"}
         expect(names <= set(inspect.signature(sampler.__init__).parameters), "identity_samplers", f"{name} differs")
         sampler.__init__ = _checked(name, sampler.__init__, check)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
+from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from mbj_plugin.fastreid.checks import check_class_head
+from mbj_plugin.fastreid.checks import check_a_batch_loss, check_class_head
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.feature_cloud import FeatureCloud
 from mbj_plugin.fastreid.head import MBJHead
@@ -104,15 +104,10 @@ def prepare(model: nn.Module, data_loader) -> None:
     for said in dict.fromkeys(head.schedule.warning(head.settings.start, images // batch_size) for head in heads):
         if said:
             logger.warning(said)
-    seen = counts[counts > 0]
+    seen, s = counts[counts > 0], heads[0].settings
     logger.info(
-        "MBJ: %s memory of %d; %d classes of %d to %d images; its loss counts from iteration %d",
-        heads[0].settings.memory,
-        heads[0].settings.size,
-        len(seen),
-        seen.min(),
-        seen.max(),
-        heads[0].start,
+        f"MBJ: {s.memory} memory of {s.size}; {len(seen)} classes of {seen.min()} to {seen.max()} images; "
+        f"its loss counts from iteration {heads[0].start}"
     )
 
 
@@ -139,6 +134,8 @@ def prepare_first(
     init: Callable, self: SimpleTrainer, model: nn.Module, data_loader: Any, optimizer: Any, param_wrapper: Any
 ) -> None:
     """SimpleTrainer.__init__, and so that of every trainer built on it."""
+    if type(self) in (SimpleTrainer, AMPTrainer):  # a project's own trainer may have its loss elsewhere
+        check_a_batch_loss(getattr(model, "module", model))
     prepare(model, data_loader)
     init(self, model, data_loader, optimizer, param_wrapper)
 

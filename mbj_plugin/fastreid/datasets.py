@@ -94,12 +94,10 @@ def __getattr__(name: str) -> type[ImageDataset]:
 
 
 def register_datasets() -> None:
-    """Register the paper's editions with fast-reid, and let it find others by their names. Runs once."""
+    """Register the paper's editions with fast-reid, and let it find others by their names."""
     for base in (Market1501, DukeMTMC, Omniglot, OmniglotVal):
         for num_head in HEADS:
             register_edition(base, num_head)
-    if "get" in vars(DATASET_REGISTRY):
-        return
     get = DATASET_REGISTRY.get
 
     def get_or_register(name: str) -> object:

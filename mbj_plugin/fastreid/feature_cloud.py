@@ -142,6 +142,5 @@ def _turned(cosine: Tensor, delta: Tensor) -> Tensor:
 
 def register_feature_cloud() -> None:
     """Let MODEL.HEADS.CLS_LAYER name it: EmbeddingHead looks its layers up in ``any_softmax``."""
-    if "FeatureCloud" not in any_softmax.__all__:
-        any_softmax.FeatureCloud = FeatureCloud
-        any_softmax.__all__.append("FeatureCloud")
+    any_softmax.FeatureCloud = FeatureCloud
+    any_softmax.__all__.append("FeatureCloud")

@@ -40,10 +40,9 @@ def install() -> None:
     around(CfgNode, "merge_from_other_cfg", config.merge_other)  # keys of MODEL.MBJ are checked by our rules
     around(CfgNode, "merge_from_list", config.merge_list)
     around(meta_arch_build, "build_model", collect.build_collecting)  # loss_mbj comes into the loss dict
-    around(SimpleTrainer, "__init__", counts.prepare_first)  # class counts, from the trainer's own loader
+    around(SimpleTrainer, "__init__", counts.prepare_first)  # a batch loss; class counts, from the trainer's own loader
     around(TrainerBase, "train", counts.train_from)  # the iteration that training begins at
     around(DefaultTrainer, "train", checks.train_checked)  # what would end the run after hours
-    around(SimpleTrainer, "__init__", checks.init_checked)  # a model without a batch loss
     around(ClasEvaluator, "__init__", checks.clas_init_checked)  # a head without logits under FastClas
     around(TrainerBase, "train", diagnostics.train_watched)  # the hook that measures
     around(Checkpointer, "_load_model", checkpoint.load_model_checked)  # memories load whole, or not at all

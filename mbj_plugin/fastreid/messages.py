@@ -58,9 +58,9 @@ def _of_a_rank(text: str) -> str | None:
 
 
 def watch_errors() -> None:
-    """Let this process end with one line where the user is wrong, unless MBJ_TRACEBACK=1 is set. Runs once."""
+    """Let this process end with one line where the user is wrong, unless MBJ_TRACEBACK=1 is set."""
     previous = sys.excepthook
-    if getattr(previous, "says_mbj", False) or os.environ.get(SWITCH, "0") != "0":
+    if os.environ.get(SWITCH, "0") != "0":
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -70,5 +70,4 @@ def watch_errors() -> None:
         else:
             print(said, file=sys.stderr)
 
-    vars(hook)["says_mbj"] = True
     sys.excepthook = hook

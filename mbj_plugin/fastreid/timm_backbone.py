@@ -83,11 +83,7 @@ def build_timm_backbone(cfg) -> nn.Module:
         torch.set_rng_state(rng)
         backbone = _pretrained(name, options, node.PRETRAIN_PATH, cfg.INPUT.SIZE_TRAIN, backbone)
         _check_pixels(cfg, backbone.model)
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    node.FEAT_DIM = backbone.feat_dim
-    if frozen:
-        cfg.freeze()
+    node["FEAT_DIM"] = backbone.feat_dim  # as an item, for the config may be frozen
     images = " x ".join(map(str, (3, *cfg.INPUT.SIZE_TRAIN)))
     logger.info(f"timm's {name}: {images} -> {' x '.join(map(str, backbone.map_shape))}, MODEL.BACKBONE.FEAT_DIM")
     return backbone

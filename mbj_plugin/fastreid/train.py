@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from fastreid.config import CfgNode, get_cfg
+from fastreid.config import get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from fastreid.utils.checkpoint import Checkpointer
 
@@ -24,22 +24,16 @@ def find_config(name: str) -> str:
     return str(files.find_config(name, "fastreid", ".yml"))
 
 
-def read_config(args: Namespace) -> CfgNode:
-    """Config of a run: defaults, the config file, then the options of the command line."""
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    return cfg
-
-
 def train(args: Namespace) -> dict | None:
     """One rank of a run: train, or with ``--eval-only`` evaluate MODEL.WEIGHTS.
 
     Returns:
         fast-reid's results, such as mAP and Rank-1 in percent; None on other ranks than the first.
     """
-    cfg = read_config(args)
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
     default_setup(cfg, args)
     if args.eval_only:
         cfg.defrost()
