@@ -56,7 +56,7 @@ def dispatch_clip_grad(parameters: Any, value: float, mode: str = "norm", norm_t
         # An infinite bound scales by 1: this is the norm alone, before the features are scaled.
         norm = torch.nn.utils.clip_grad_norm_(with_memory, float("inf"), norm_type=norm_type)
         _scale([twin for _, twin in memory], value, norm)
-    elif mode == "value":
+    elif memory and mode == "value":
         torch.nn.utils.clip_grad_value_([twin for _, twin in memory], value)
     _STOCK(parameters, value, mode=mode, norm_type=norm_type)
 

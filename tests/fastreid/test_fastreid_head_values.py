@@ -5,17 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fastreid.config import get_cfg
-from fastreid.engine import defaults as fastreid_engine
 from fastreid.modeling.heads import build_heads
-from fastreid.modeling.meta_arch import build as meta_arch_build
 from torch import nn
 from torch.nn import functional as F
 
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, memories
-from mbj_plugin.diagnostics.step_meter import StepMeter
-from mbj_plugin.fastreid import collect
 from mbj_plugin.fastreid import head as head_module
-from mbj_plugin.fastreid.collect import collect_losses, mbj_heads
 
 COUNTS, DIM = [9, 6, 4, 2, 1], 3
 # Each value its own, so that none can stand for another.
@@ -214,119 +209,3 @@ class Model(nn.Module):
         if self.fails:
             raise KeyError("the model itself")
         return {"loss_a": features.sum(), "loss_b": features[:, 0]} if self.returned is None else self.returned
-
-
-def two_heads(losses=None):
-    model = Model(make_head(), make_head(SCALE=9.0), nn.Identity(), losses=losses)
-    model.heads[2].forward = lambda features, targets: None
-    collect_losses(model)
-    return model.train()
-
-
-def test_the_model_returns_the_mean_over_its_heads():
-    model, alone = two_heads(), [make_head(), make_head(SCALE=9.0)]
-    assert mbj_heads(model) == list(model.heads[:2])
-    for head in model.heads[:2]:
-        head.meter = StepMeter(5)
-    for step in range(4):
-        losses = model(*batch(step))
-        each = []
-        for head in alone:
-            head(*batch(step))
-            each += head.pending
-            head.pending = []
-        assert list(losses) == ["loss_a", "loss_b", "loss_mbj"]
-        assert losses["loss_mbj"].item() == pytest.approx((each[0].item() + each[1].item()) / 2)
-        assert not any(head.pending or head.collecting for head in model.heads[:2])
-    assert each[0] != each[1]
-    for head in model.heads[:2]:
-        memory_loss, batch_loss = head.meter._losses[-2:]
-        assert memory_loss == losses["loss_mbj"] and not memory_loss.requires_grad
-        total = losses["loss_a"] + losses["loss_b"].sum()  # loss_b has one number an image
-        assert batch_loss.item() == pytest.approx(total.item(), rel=1e-5)
-
-
-def test_collecting_twice_changes_nothing():
-    model = two_heads()
-    collect_losses(model)
-    assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1
-    plain = Model()
-    collect_losses(plain)
-    assert list(plain(*batch(0))) == ["loss_a", "loss_b"]
-
-
-def test_without_memories_there_is_nothing_to_collect():
-    assert mbj_heads(Model(make_head(ETA=0), build_heads(make_cfg("MODEL.HEADS.NAME", "EmbeddingHead")))) == []
-
-
-def test_a_step_that_failed_leaves_its_loss_behind():
-    model, again = two_heads(), two_heads()
-    model.fails = True
-    with pytest.raises(KeyError):
-        model(*batch(0))
-    model.fails = False
-    again(*batch(0))
-    assert torch.equal(model(*batch(1))["loss_mbj"], again(*batch(1))["loss_mbj"])
-
-
-def test_what_a_model_returns_beside_no_loss_is_left_alone():
-    for returned in ("features", torch.ones(2), {}):
-        model = two_heads(returned)
-        model.eval()
-        assert model(batch(0)[0]) is returned
-
-
-@pytest.mark.parametrize(
-    ("returned", "error", "said"),
-    [
-        (torch.ones(2), TypeError, "^Model returns Tensor in training, not a dict of losses: the memory loss cannot"),
-        ({}, ValueError, "^Model returns no batch loss, so the memory loss would train alone: name one in"),
-    ],
-)
-def test_a_model_whose_losses_cannot_be_added_to(returned, error, said):
-    with pytest.raises(error, match=said):
-        two_heads(returned)(*batch(0))
-
-
-def checked(head, *opts, names=("CrossEntropyLoss",), model=None):
-    cfg = make_cfg("MODEL.HEADS.NAME", head, *opts)
-    cfg.MODEL.LOSSES.NAME = names
-    collect._check_heads(model or Model(build_heads(cfg)), cfg)
-
-
-def test_losses_and_heads_that_go_together():
-    for names in (("CrossEntropyLoss",), ("CrossEntropyLoss", "MBJLoss"), "CrossEntropyLoss", ()):
-        checked("MBJHead", names=names)
-    checked("EmbeddingHead")
-    checked("EmbeddingHead", names=())
-
-
-@pytest.mark.parametrize("names", ["MBJLoss", ("MBJLoss",), ("MBJLoss", "MBJLoss")])
-def test_losses_and_heads_that_do_not(names):
-    with pytest.raises(ValueError, match=r"^MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train"):
-        checked("MBJHead", names=names)
-    with pytest.raises(ValueError, match="asks for MBJLoss, but MODEL.HEADS.NAME is EmbeddingHead: set it to MBJHead$"):
-        checked("EmbeddingHead", names=names)
-
-
-def test_heads_that_were_not_built():
-    with pytest.raises(ValueError, match="^MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE Baseline builds"):
-        checked("MBJHead", model=Model())
-
-
-def test_what_the_checks_of_a_model_say_is_heard(monkeypatch):
-    heard = []
-    monkeypatch.setattr(collect, "check_loss_names", lambda model: heard.append("names"))
-    monkeypatch.setattr(collect, "check_head_outputs", lambda model: heard.append("outputs"))
-    checked("EmbeddingHead")
-    checked("MBJHead")
-    assert heard == ["names", "names", "outputs"]
-
-
-def test_build_model_collects(monkeypatch):
-    checked = []
-    monkeypatch.setattr(collect, "_check_heads", lambda model, cfg: checked.append(cfg))
-    for head, collects in ((make_head(), True), (nn.Identity(), False)):
-        model = collect.build_collecting(lambda cfg, head=head: Model(head), "cfg")
-        assert getattr(model, "collects_mbj", False) == collects and checked.pop() == "cfg"
-    assert meta_arch_build.build_model.__wrapped__ and fastreid_engine.build_model is meta_arch_build.build_model
