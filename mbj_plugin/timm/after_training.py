@@ -176,3 +176,7 @@ def table(rows: Results) -> str:
             f"{cells[4]:>7}{cells[5]:>8}{cells[6]:>7}"
         )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
