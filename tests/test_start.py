@@ -71,6 +71,16 @@ class TestStart:
         make(kind)(x.requires_grad_(), y, weight).backward()
         assert weight.grad is None and x.grad is None
 
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_the_device_is_asked_once_and_only_among_ranks(self, kind, weight, ranks, monkeypatch):
+        loss, asked = make(kind), []
+        monkeypatch.setattr(clock, "rank_and_world", lambda: (0, ranks))
+        monkeypatch.setattr(kind, "_calls", lambda self: asked.append(1) or int(self.step))
+        for step in range(5):
+            assert loss.idle() == (step < 3)
+            loss.count_call()
+        assert len(asked) == ranks - 1
+
     @pytest.mark.parametrize("assign", [False, True])
     def test_a_resumed_loss_goes_on(self, kind, assign, weight):
         first, resumed = make(kind), torch.nn.ModuleDict({"loss": make(kind)})
