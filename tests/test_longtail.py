@@ -135,6 +135,12 @@ def test_class_counts():
         class_counts([4], 4)
 
 
+def test_the_smallest_profile_of_all_is_tried_too():
+    least = exponential_counts(10, 100, 100)
+    available = [1000, *least[1:]]  # but of the first class no more than for 100
+    assert longtail.largest_exponential_counts(available, 100).tolist() == least.tolist()
+
+
 def test_the_largest_profile_is_that_of_trying_every_size_and_is_found_in_few_steps(monkeypatch):
     rng = np.random.default_rng(0)
     for _ in range(50):
