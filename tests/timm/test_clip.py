@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_own_classifier import ALL, COUNTS, images, small_model
+from timm import utils
+from timm.utils import cuda as timm_cuda
 
 from mbj_plugin.timm import MBJLoss, clip
 
@@ -53,3 +55,10 @@ def test_other_parameters_are_clipped_as_by_timm(mode):
         parameters[0].grad = torch.tensor([3.0, -4.0, 0.0])
         dispatch(parameters, 0.5, mode)
     assert torch.equal(ours[0].grad, stock[0].grad) and stock[0].grad.abs().max() < 3
+
+
+def test_timm_s_trainer_and_scaler_call_it(monkeypatch):
+    for place in (utils, timm_cuda):
+        monkeypatch.setattr(place, "dispatch_clip_grad", clip._STOCK)
+    clip.install()
+    assert utils.dispatch_clip_grad is timm_cuda.dispatch_clip_grad is clip.dispatch_clip_grad

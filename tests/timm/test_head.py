@@ -18,7 +18,8 @@ def test_features_and_weight_give_the_logits(name, size, layers):
     model = timm.create_model(name, num_classes=5).train()
     keys, parameters = list(model.state_dict()), list(model.parameters())
     heads = attach_head(model)
-    assert list(model.state_dict()) == keys and not any(value.requires_grad for value in model.state_dict().values())
+    assert list(model.state_dict()) == keys
+    assert not any(value.requires_grad for value in heads.layers[0].state_dict().values())
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert len(heads.layers) == layers
     logits = model(torch.randn(2, 3, size, size))
