@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_has_its_memory(saved):
     folder, memory = saved
     model, counter = Model(make_head()), Counter()
     checkpointer = Checkpointer(model, str(folder), counter=counter)
-    assert checkpointer.resume_or_load("", resume=True)["epoch"] == 6
+    assert checkpointer.resume_or_load(path="", resume=True)["epoch"] == 6
     assert same_memory(model, memory) and counter.value == 3
     assert not hasattr(checkpointer, "resumes_mbj")
     with pytest.raises(ValueError, match="^cannot resume: heads.0.memories.* has shape .* Set MODEL.MBJ .SIZE, MEMORY"):
