@@ -124,9 +124,31 @@ def test_retraining_without_a_bias_gives_one_and_leaves_its_inputs(numbers):
         (lambda w: nearest_class_mean(w, torch.full((4,), -1)), "class 0 has no feature"),
         (lambda w: nearest_class_mean(w, torch.arange(4), metric="l1"), "metric must be one of"),
         (lambda w: retrained(w, torch.arange(4), w, weight_decay=0), "weight_decay must be a finite number > 0, got 0"),
+        (lambda w: retrained(w, torch.arange(4), w, weight_decay=math.inf), "a finite number > 0, got inf"),
         (lambda w: retrained(w, torch.full((4,), -1), w), "the memory is empty"),
     ],
 )
 def test_a_wrong_value_is_named(numbers, call, said):
     with pytest.raises(ValueError, match=said):
         call(numbers[2])
+
+
+def test_strengths_that_are_left_out(numbers):
+    _, _, weight, bias = numbers
+    pairs = [
+        (logit_adjusted(weight, bias, COUNTS), logit_adjusted(weight, bias, COUNTS, 1.0)),
+        (multiplicatively_adjusted(weight, COUNTS), multiplicatively_adjusted(weight, COUNTS, 0.2)),
+        (tau_normalized(weight), tau_normalized(weight, 1.0)),
+    ]
+    assert all(torch.equal(*each) for pair in pairs for each in zip(*pair, strict=True))
+
+
+def test_a_class_whose_weight_is_zero_stays_finite():
+    weight, _ = tau_normalized(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    torch.testing.assert_close(weight, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+
+
+def test_a_memory_of_the_first_class_alone_is_a_memory(numbers):
+    features, _, weight, bias = numbers
+    new_weight, _ = retrained(features, torch.zeros(N, dtype=torch.long), weight, bias)
+    assert torch.isfinite(new_weight).all()

@@ -10,7 +10,7 @@ import torch
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss
 from mbj_plugin.memories import Memories
 from mbj_plugin.settings import PRESETS, RULES, MBJSettings, checked, read
-from mbj_plugin.start import start_at
+from mbj_plugin.start import as_start, start_at
 from mbj_plugin.timm import MBJLoss
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -123,6 +123,10 @@ def test_a_setting_of_a_memory_that_is_not_there(values):
 )
 def test_the_rule_of_the_start(start, decay, at):
     assert start_at(start, 200 if at == 120 else 100, decay, "epochs") == at
+
+
+def test_the_latest_start():
+    assert as_start(10**12) == 10**12 and as_start(10**12 + 1) is None
 
 
 def test_a_start_past_the_end():
