@@ -1,5 +1,6 @@
 """The classifiers after training against loops written from their formulas, in plain Python numbers."""
 
+import inspect
 import math
 
 import pytest
@@ -15,7 +16,7 @@ from mbj_plugin.after_training import (
 )
 
 C, D, N = 4, 3, 40
-COUNTS = [50, 20, 7, 2]
+COUNTS = [50, 20, 7, 1]
 
 
 @pytest.fixture
@@ -141,6 +142,11 @@ def test_strengths_that_are_left_out(numbers):
         (tau_normalized(weight), tau_normalized(weight, 1.0)),
     ]
     assert all(torch.equal(*each) for pair in pairs for each in zip(*pair, strict=True))
+
+
+def test_retraining_that_is_told_nothing():
+    defaults = {name: p.default for name, p in inspect.signature(retrained).parameters.items()}
+    assert (defaults["bias"], defaults["weight_decay"], defaults["steps"]) == (None, 5e-4, 200)
 
 
 def test_a_class_whose_weight_is_zero_stays_finite():
