@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,49 @@ def test_both_pages_list_every_setting():
         assert f"`--mbj-{name.replace('_', '-')}`" in timm, name
         if name not in ("classifier", "classifier_loss", "class_counts"):
             assert f"`{name.upper()}`" in fastreid, name
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most", "wanted"),
+    [
+        ("eta", 0.0, 1e6, "a number from 0 (which turns it off) to 1e+06"),
+        ("beta", 0.0, 100.0, "a number from 0 to 100"),
+        ("margin", 0.0, 1e6, "a number from 0 to 1e+06"),
+        ("scale", 5e-324, 1e6, "a number above 0, up to 1e+06"),
+        ("momentum", 0.0, 1 - 2**-53, "a number from 0 to below 1"),
+        ("size", 1, 10**8, "a whole number of slots from 1 to 100000000"),
+        ("sample", 0, 10**8, "a whole number of rows from 0 to 100000000"),
+        ("ramp", 0, 10**12, "a whole number of steps from 0 to 1000000000000"),
+        ("interval", 1, 10**12, "a whole number of steps from 1 to 1000000000000"),
+        ("seed", 0, 2**63 - 1, "a whole number from 0 to 9223372036854775807"),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it_and_no_more(name, least, most, wanted):
+    assert (checked(name, least), checked(name, most), RULES[name].wanted) == (least, most, wanted)
+    whole = isinstance(most, int)
+    for beyond in (least - 1, most + 1) if whole else (math.nextafter(least, -1), math.nextafter(most, math.inf)):
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be {wanted}, got {beyond!r}")):
+            checked(name, beyond)
+
+
+def test_presets():
+    assert PRESETS == {
+        "classification": {
+            "default": {},
+            "balanced": {"classifier_loss": "balanced_softmax", "eta": 1.0},
+            "paper": {"norm": "sum", "start": 0},
+        },
+        "retrieval": {
+            "default": {"memory": "prototype", "eta": 3.0, "size": 3500},
+            "paper": {"memory": "prototype", "eta": 1 / 7, "size": 3500, "norm": "sum", "start": 0},
+        },
+    }
+    both = MBJSettings(memory="both", size=7.0)
+    assert both.kinds == ("feature", "prototype") and type(both.size) is int and both.diagnostics is True
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        both.size = 8
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", False), ("1", True), ("False ", False), (" TRUE", True)])
+def test_switches_in_words(text, value):
+    assert read("diagnostics", text) is value
