@@ -44,7 +44,7 @@ def counts_tensor(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> T
 
 
 def checked_counts(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> Tensor:
-    """:func:`counts_tensor` in fp64.
+    """:func:`counts_tensor` in fp64, on the device of the counts.
 
     Raises:
         ValueError: for counts that are empty, negative, not finite or all zero.

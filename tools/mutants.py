@@ -91,19 +91,24 @@ def passes(tree: Path, tests: list[str], seconds: int) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
+def time_limit(tree: Path, tests: list[str]) -> int:
+    """Seconds after which a loop without an end is noticed; an error where the tests fail without any change."""
+    started = time.monotonic()
+    if not passes(tree, tests, 3600):
+        sys.exit(f"mutants: {' '.join(tests)} fail without any change")
+    return 20 + 10 * round(time.monotonic() - started)
+
+
 def mutate(module: str, tests: list[str], tree: Path, every: int) -> None:
     """Print the differences that no test noticed, and how many were."""
     path, source = tree / module, (ROOT / module).read_text()
     path.write_text(source)
-    started = time.monotonic()
-    if not passes(tree, tests, 3600):
-        sys.exit(f"mutants: {' '.join(tests)} fail without any change")
-    seconds = 20 + 10 * round(time.monotonic() - started)  # a loop without an end is noticed
     files = [test for test in tests if test.startswith("tests/")]
+    tries = [(each, time_limit(tree, each)) for each in ([tests] if files == tests else [tests, files])]
     tried, noticed = list(dict.fromkeys(mutants(source)))[::every], 0
     for changed in tried:
         path.write_text(changed)
-        if not passes(tree, tests, seconds) or (files != tests and not passes(tree, files, 10 * seconds)):
+        if not all(passes(tree, each, seconds) for each, seconds in tries):
             noticed += 1
             continue
         lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), module, module, n=1, lineterm="")

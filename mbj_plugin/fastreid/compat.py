@@ -1,9 +1,9 @@
 """What fast-reid 1.4.0 and its main branch need to run on today's Python, torch, NumPy and torchvision.
 
 Nothing but this file and compat_*.py beside it patches fast-reid for this. One function, one patch: its docstring is
-the fix, its decorator names the upstream file and the symptom. A patch looks for its symptom first, and where there is
-none it returns the reason and leaves fast-reid alone. Every patch runs once per process. Nothing is written to
-fast-reid's files. `python -m mbj_plugin.fastreid.doctor` lists what came out.
+the fix, its decorator names the upstream file and the symptom. A patch whose symptom not every supported version has
+looks for it first, and where there is none it returns the reason and leaves fast-reid alone. Every patch runs once per
+process. Nothing is written to fast-reid's files. `python -m mbj_plugin.fastreid.doctor` lists what came out.
 """
 
 from __future__ import annotations

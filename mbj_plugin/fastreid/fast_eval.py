@@ -58,7 +58,9 @@ def load() -> bool:
     (a home folder can be shared by several)."""
     if not all(_library(name).exists() for name in MODULES):
         return False
-    importlib.import_module(PACKAGE).__path__.insert(0, str(cache_dir()))
+    path = importlib.import_module(PACKAGE).__path__
+    if str(cache_dir()) not in path:
+        path.insert(0, str(cache_dir()))
     try:
         rank_cy, _ = [importlib.import_module(f"{PACKAGE}.{name}") for name in MODULES]
     except ImportError as error:

@@ -169,7 +169,10 @@ class FinishedRun:
         self.evaluation: Images | None = None
         self.validation: Images | None = None
         if args.no_images:
-            self.counts = np.array(saved_results(folder)["class_counts"], dtype=np.int64)
+            try:
+                self.counts = np.array(saved_results(folder)["class_counts"], dtype=np.int64)
+            except ValueError as error:
+                raise ValueError(f"--no-images takes the class counts from results.json: {error}") from error
 
     def read_images(self, validation_split: str | None) -> None:
         """Run the model on the training images without augmentation, the evaluation set, and the split to choose on."""
@@ -200,7 +203,7 @@ class FinishedRun:
         labels, features = [], []
         for batch_labels, logits, inputs in run_images(self.model, self.layers, loader, self.device):
             fits = inputs.shape[1] == self.weight.shape[1]
-            if not fits or not same_map(self.weight, self.bias, inputs, logits):
+            if not fits or not same_map(self.weight, self.bias, inputs, logits, tolerance=0.01):
                 raise ValueError(
                     f"the logits of {self.args.model} are not what its classifier computes from its input (it combines "
                     "several heads, or scales them): another classifier cannot take its place"

@@ -275,10 +275,10 @@ def recorded_inputs(layers: list[nn.Module]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def same_map(weight: Tensor, bias: Tensor | None, features: Tensor, output: Tensor) -> bool:
-    """Whether ``output`` is what a linear layer computes from ``features``, up to half precision's error."""
+def same_map(weight: Tensor, bias: Tensor | None, features: Tensor, output: Tensor, tolerance: float = 0.05) -> bool:
+    """Whether ``output`` is what a linear layer computes from ``features``, up to half precision's error by default."""
     with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
         expected = F.linear(features.float(), weight.float(), None if bias is None else bias.float())
         return expected.shape == output.shape and torch.allclose(
-            expected, output.float(), rtol=0.05, atol=0.05 * float(expected.abs().max())
+            expected, output.float(), rtol=tolerance, atol=tolerance * float(expected.abs().max())
         )

@@ -203,6 +203,9 @@ def test_a_folder_that_is_no_run_is_one_line(digit_runs, mbj_run, tmp_path):
             main([str(path)])
     with pytest.raises(SystemExit, match="no memory of features"):
         main([str(digit_runs / "baseline"), "--write", "retrained"])
+    (mbj_run / "results.json").unlink()
+    with pytest.raises(SystemExit, match="--no-images takes the class counts from results.json: there is no"):
+        main([str(mbj_run), "--no-images", "--write", "tau-norm"])
     for name in ("last.pth.tar", "model_best.pth.tar"):
         (mbj_run / name).write_bytes(b"cut")
     with pytest.raises(SystemExit, match="cannot read a checkpoint"):
@@ -216,9 +219,10 @@ def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
         main([str(tmp_path / "run")])
 
 
-def test_logits_that_are_no_plain_product_are_one_line(mbj_run):
+@pytest.mark.parametrize("scale", [2, 0.97])
+def test_logits_that_are_no_plain_product_are_one_line(mbj_run, scale):
     run = FinishedRun(mbj_run, parser().parse_args([str(mbj_run)]))
-    run.model.register_forward_hook(lambda module, args, logits: 2 * logits)
+    run.model.register_forward_hook(lambda module, args, logits: scale * logits)
     with pytest.raises(ValueError, match="are not what its classifier computes"):
         run.read_images(None)
 

@@ -137,7 +137,7 @@ LISTS: dict[str, tuple[type, Any, Any, str]] = {
     "ratio": (float, "+", [3.0 / 4.0, 4.0 / 3.0], "its width by its height"),
     "cutmix_minmax": (float, "+", None, "bounds of CutMix's patch; turns it on"),
 }
-# Arguments that say where and how a run is made, not what is learnt from what.
+# Arguments that say where and how a run is made, not what is learnt from what; the seed is said apart.
 PLACES = frozenset(
     {
         *("config", "mbj_recipe", "data", "data_dir", "dataset_download", "output", "experiment", "resume"),
