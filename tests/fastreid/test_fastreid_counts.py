@@ -202,4 +202,15 @@ def test_trainers_are_watched_once_and_prepare_before_they_begin(said):
     assert head.memories["feature"].class_counts.tolist() == COUNTS
 
 
-# Checkpoints.
+def test_of_fast_reids_own_trainers_a_batch_loss_is_asked_for(monkeypatch, said):
+    class Loader(list):
+        dataset = people()
+
+    class Own(SimpleTrainer):
+        """A project's, which may have its loss elsewhere."""
+
+    asked, model = [], Model(make_head())
+    monkeypatch.setattr(counts, "check_a_batch_loss", asked.append)
+    for kind in (SimpleTrainer, Own):
+        kind(model, Loader([1]), "optimizer", "wrapper")
+    assert asked == [model]
