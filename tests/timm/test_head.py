@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mbj_plugin.timm import attach_head
-from mbj_plugin.timm.head import detach_head, same_map
+from mbj_plugin.timm.head import detach_head, recorded_inputs, same_map
 
 # name, image size, layers of the classifier: linear, convolution, two heads that are averaged
 MODELS = [("resnet18", 32, 1), ("dla46_c", 64, 1), ("deit_tiny_distilled_patch16_224", 224, 2)]
@@ -176,3 +176,13 @@ def test_the_same_map_up_to_half_precision(change, same):
     # A logit near 0 is as wrong as the largest one may be.
     for size in (1.0, 10.0):
         assert same_map(torch.eye(2), None, torch.tensor([[size, 0.0]]), torch.tensor([[size, 0.04 * size]]))
+
+
+def test_inputs_are_recorded_while_they_are_asked_for():
+    linear, convolution = nn.Linear(4, 3), nn.Conv2d(4, 3, 1)
+    rows, maps = torch.randn(2, 4), torch.randn(2, 4, 1, 1)
+    with recorded_inputs([linear, convolution]) as inputs:
+        linear(rows), convolution(maps)
+    assert torch.equal(inputs[0], rows) and torch.equal(inputs[1], maps.flatten(1)) and len(inputs) == 2
+    linear(rows)
+    assert len(inputs) == 2
