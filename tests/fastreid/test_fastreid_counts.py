@@ -209,8 +209,8 @@ def test_of_fast_reids_own_trainers_a_batch_loss_is_asked_for(monkeypatch, said)
     class Own(SimpleTrainer):
         """A project's, which may have its loss elsewhere."""
 
-    asked, model = [], Model(make_head())
+    asked, model, other = [], Model(make_head()), Model(make_head())
     monkeypatch.setattr(counts, "check_a_batch_loss", asked.append)
-    for kind in (SimpleTrainer, Own):
-        kind(model, Loader([1]), "optimizer", "wrapper")
+    SimpleTrainer(model, Loader([1]), "optimizer", "wrapper")
+    Own(other, Loader([1]), "optimizer", "wrapper")
     assert asked == [model]
