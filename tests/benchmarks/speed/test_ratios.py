@@ -45,7 +45,8 @@ def test_ranks_say_what_they_receive():
     assert all(seconds > 0 for seconds in row["seconds"])
 
 
-def test_a_step_of_timm_trains(tmp_path):
+def test_a_step_of_timm_trains(tmp_path, caplog):
+    caplog.set_level("WARNING", logger="mbj_plugin")  # as the step sets it, but for this test alone
     hosts.draw(tmp_path / "images")
     step = hosts.timm_step(str(tmp_path), 4, "--mbj", "--mbj-start", "0", "--model-kwargs", "depth=8")
     (run,) = (cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "task"))

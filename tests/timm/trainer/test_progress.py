@@ -70,7 +70,7 @@ def test_several_runs():
 
 
 def test_the_command_says_it(tmp_path, tiny, caplog, capsys):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="mbj_plugin")
     two = ["--epochs", "2", "--mbj", "--compare", "--seeds", "2", "--table", "latex"]
     trainer.main([*tiny, *two, "--output", str(tmp_path), "--experiment", "e"])
     runs = [line.split(": ")[0] for line in caplog.messages if line.startswith("run ")]
