@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from memory_batches import COUNTS
 
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss
 from mbj_plugin.sampling import counter_uniform, sample_slots
-
-COUNTS = [100, 10, 2]
 
 
 def filled_loss(filled, **kwargs):

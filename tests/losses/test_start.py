@@ -8,26 +8,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from memory_batches import COUNTS, batch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, clock, losses
 
-COUNTS = [100, 10, 2]
 KINDS = [FeatureMemoryLoss, PrototypeMemoryLoss]
-
-
-def batch(step, rows=6):
-    g = torch.Generator().manual_seed(step)
-    return torch.randn(rows, 4, generator=g), torch.randint(0, 3, (rows,), generator=g)
 
 
 def make(kind, **kwargs):
     return kind(COUNTS, **{"dim": 4, "size": 7, "beta": 0.0, "norm": "max", "start": 3, **kwargs})
-
-
-@pytest.fixture
-def weight():
-    return torch.nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(99)))
 
 
 def value_and_gradients(loss, step, weight):
