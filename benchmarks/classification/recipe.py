@@ -13,10 +13,11 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from benchmarks.classification.bbn import BilateralBranch, BilateralLoss
+from benchmarks.classification.bbn import two_branches
 from benchmarks.classification.iem import EpisodicLoss, EpisodicMemory
 from benchmarks.classification.settings import SYSTEMS, Method, Protocol
 from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
+from mbj_plugin.batch_losses.bbn import BilateralBranch, BilateralLoss
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.models import CifarResNet  # registers resnet32_cifar
 
@@ -36,7 +37,7 @@ def build_model(protocol: Protocol, method: Method, num_classes: int, seed: int)
         model = timm.create_model("resnet32_cifar", depth=protocol.depth, width=protocol.width, num_classes=num_classes)
         if method.loss in SYSTEMS:
             assert isinstance(model, CifarResNet)
-            model = BilateralBranch(model) if method.loss == "bbn" else EpisodicMemory(model)
+            model = two_branches(model) if method.loss == "bbn" else EpisodicMemory(model)
         elif getattr(create_loss(method.loss, [1] * num_classes), "cosine_classifier", False):
             use_cosine_classifier(model)
     return model.to(memory_format=torch.channels_last)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 import mbj_plugin
 from benchmarks.classification.batches import Batches
-from benchmarks.classification.bbn import BilateralBranch, cumulative_alpha
 from benchmarks.classification.data import Images
 from benchmarks.classification.feature_log import FeatureLog
 from benchmarks.classification.graph import graphed
 from benchmarks.classification.recipe import build_criterion, build_model, build_optimizer, normalize
 from benchmarks.classification.settings import Method, Protocol
+from mbj_plugin.batch_losses.bbn import BilateralBranch, BilateralLoss
 from mbj_plugin.longtail import class_counts, class_groups
 
 SAVE_EVERY_S = 300.0
@@ -112,8 +112,8 @@ class CellRun:
 
     def _train_epoch(self) -> None:
         self.model.train()
-        if isinstance(self.model, BilateralBranch):
-            self.model.alpha.fill_(cumulative_alpha(self.epoch, self.protocol.epochs))
+        if isinstance(self.criterion, BilateralLoss):
+            self.criterion.begin_epoch(self.epoch, self.protocol.epochs)
         total = torch.zeros((), device=self.device)
         for step, draw in enumerate(self.batches.epoch(self.epoch)):
             self.scheduler.step_update(self.epoch * self.steps + step)

@@ -16,6 +16,9 @@ from mbj_plugin.batch_losses.focal import FocalLoss
 from mbj_plugin.batch_losses.ldam import CosineLinear, LDAMLoss, use_cosine_classifier
 
 LOSSES = ("ce", "focal", "cb_focal", "ldam_drw", "balanced_softmax")
+#: Those that train a classifier of their own, which no memory knows; "bbn", of two branches and two samplers, is
+#: more than a loss: :mod:`mbj_plugin.batch_losses.bbn`.
+OWN_CLASSIFIER = ("ldam_drw", "bbn")
 
 
 def create_loss(name: str, class_counts: Tensor | Sequence[int], *, start: int = 0) -> nn.Module:
@@ -49,6 +52,7 @@ def create_loss(name: str, class_counts: Tensor | Sequence[int], *, start: int =
 
 __all__ = [
     "LOSSES",
+    "OWN_CLASSIFIER",
     "BalancedSoftmaxLoss",
     "ClassBalancedFocalLoss",
     "CosineLinear",

@@ -13,6 +13,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.models import model_entrypoint, save_for_hf
 
+from mbj_plugin.batch_losses import OWN_CLASSIFIER
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.timm.compat import generate_readme
@@ -50,8 +51,8 @@ def write_folder(run: Path, output: Path, licence: str = "unknown") -> str:
         raise ValueError(f"{output} holds files already: give a folder that is empty or not there")
     results = saved_results(run)
     args = saved_args(run, "cpu", None)
-    if args.loss == "ldam_drw":
-        raise ValueError("--loss ldam_drw trains a classifier of cosines, which no model of timm's has")
+    if args.loss in OWN_CLASSIFIER:
+        raise ValueError(f"--loss {args.loss} trains a classifier of its own kind, which no model of timm's has")
     _, checkpoint, broken = newest_checkpoint(run)
     if broken:
         raise ValueError(f"cannot read {run / broken[0]}, it is no checkpoint or cut short")

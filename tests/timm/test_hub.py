@@ -117,7 +117,7 @@ def test_bad_input(run, tmp_path):
     assert "last.pth.tar, it is no checkpoint or cut short" in fails(broken, tmp_path / "new")
     args = (broken / "args.yaml").read_text().replace("loss: ce", "loss: ldam_drw")
     (broken / "args.yaml").write_text(args)
-    assert "--loss ldam_drw trains a classifier of cosines" in fails(broken, tmp_path / "new")
+    assert "--loss ldam_drw trains a classifier of its own kind" in fails(broken, tmp_path / "new")
     (broken / "results.json").write_text("{")
     assert "results.json is cut short" in fails(broken, tmp_path / "new")
     assert not (tmp_path / "new").exists()

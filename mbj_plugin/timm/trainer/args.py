@@ -84,10 +84,11 @@ def make_parser() -> argparse.ArgumentParser:
     ours.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed, side by side")
     ours.add_argument(
         "--loss",
-        choices=LOSSES,
+        choices=(*LOSSES, "bbn"),
         default="ce",
         help="batch loss, with --mbj or without: 'ce' is what timm's flags choose; the others are "
-        "for long tails and take hard labels, so --smoothing is 0 beside them (default: %(default)s)",
+        "for long tails and take hard labels, so --smoothing is 0 beside them; 'bbn' is a network of two branches, "
+        "each of which takes a batch in every step (default: %(default)s)",
     )
     ours.add_argument("--seeds", type=int, default=1, metavar="N", help="train with N seeds, report mean and spread")
     ours.add_argument(

@@ -12,6 +12,7 @@ from timm.task import resume_task_checkpoint
 from timm.utils import unwrap_model
 from torch import nn
 
+from mbj_plugin.batch_losses import OWN_CLASSIFIER
 from mbj_plugin.timm.compat import optimizer_inside, plateau_inside
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.timm.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
@@ -83,7 +84,7 @@ class Resumed:
                 "it was"
             )
         losses = self.saved_args.get("loss", args["loss"]), args["loss"]
-        if losses[0] != losses[1] and "ldam_drw" in losses:  # it has a classifier of its own
+        if losses[0] != losses[1] and set(losses) & set(OWN_CLASSIFIER):
             raise ValueError(
                 f"{self.path} was trained by --loss {losses[0]}, this run asks for {losses[1]}: set it back"
             )

@@ -115,6 +115,11 @@ def test_flags_that_exclude_mbj():
         build.make_model(arguments(torchscript=True, mbj=True), CPU)
     with pytest.raises(ValueError, match="^--loss ldam_drw brings a classifier of its own, .*: drop one of them$"):
         build.make_model(arguments(loss="ldam_drw", mbj=True), CPU)
+    with pytest.raises(ValueError, match="^--loss bbn brings a classifier of its own, .*: drop one of them$"):
+        build.make_model(arguments(loss="bbn", mbj=True), CPU)
+    for flag in ("torchscript", "grad_checkpointing"):
+        with pytest.raises(ValueError, match="^--loss bbn calls its model twice .*: drop --torchscript and --grad-ch"):
+            build.make_model(arguments(loss="bbn", **{flag: True}), CPU)
     assert isinstance(build.make_model(arguments(torchscript=True), CPU), torch.jit.ScriptModule)
     assert isinstance(build.make_model(arguments(loss="ldam_drw"), CPU).get_classifier(), CosineLinear)
 
@@ -212,7 +217,7 @@ def test_data_sets(monkeypatch, tmp_path):
 
 
 def batch_loss(start=0, **values):
-    return build.make_batch_loss(arguments(**values), np.array([5, 3, 1]), start)
+    return build.make_batch_loss(arguments(**values), nn.Identity(), np.array([5, 3, 1]), start)
 
 
 def test_the_loss_of_hard_labels_is_told_the_classes():
