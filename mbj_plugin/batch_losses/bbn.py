@@ -35,7 +35,6 @@ def cumulative_alpha(epoch: int, epochs: int) -> float:
         >>> [cumulative_alpha(epoch, 4) for epoch in range(4)]
         [1.0, 0.9375, 0.75, 0.4375]
     """
-    assert 0 <= epoch < epochs
     return 1 - (epoch / epochs) ** 2
 
 
@@ -86,7 +85,7 @@ class BilateralBranch(nn.Module):
             )
         self._place = _last_block(model)
         parent, _, name = self._place.rpartition(".")
-        both = _Branches(model.get_submodule(self._place), twin.get_submodule(self._place))
+        both = _Branches(net.get_submodule(self._place) for net in (model, twin))
         setattr(model.get_submodule(parent), name, both)
         self.num_classes, self.num_features = classifier.out_features, classifier.in_features
         self.pretrained_cfg = getattr(model, "pretrained_cfg", {})
@@ -133,9 +132,7 @@ class BilateralBranch(nn.Module):
 class _Branches(nn.ModuleList):
     """In the place of the last block: that of the branch that is asked."""
 
-    def __init__(self, conventional: nn.Module, rebalancing: nn.Module) -> None:
-        super().__init__([conventional, rebalancing])
-        self.active = 0
+    active: int
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self[self.active](*args, **kwargs)

@@ -36,6 +36,7 @@ def test_alpha_is_the_papers_parabola():
 def test_the_reversed_sampler_draws_in_proportion_to_n_max_over_n():
     weights = [60 / 60, 60 / 3, 60 / 12]
     assert reversed_probs([60, 3, 12]) == pytest.approx([w / sum(weights) for w in weights])
+    assert reversed_probs([1, 3]) == pytest.approx([3 / 4, 1 / 4])
     with pytest.raises(ValueError, match="class 1 has no image"):
         reversed_probs([3, 0, 1])
 
@@ -91,13 +92,14 @@ def test_each_batch_is_normalised_alone(parts, images):
 
 
 def test_the_loss_weighs_two_cross_entropies(parts):
-    logits, labels, others = torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 0.0]]), [0, 1], [2, 2]
+    logits, labels, others = torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 0.0], [3.0, 1.0, 0.0]]), [0, 1, 0], [2, 2, 1]
     expected = 0.0
     for row, y_c, y_r in zip(logits.tolist(), labels, others, strict=True):
         total = math.log(sum(math.exp(z) for z in row))
-        expected += (0.75 * (total - row[y_c]) + 0.25 * (total - row[y_r])) / 2
+        expected += (0.75 * (total - row[y_c]) + 0.25 * (total - row[y_r])) / 3
     assert bbn_loss(logits, torch.tensor(labels), torch.tensor(others), 0.75).item() == pytest.approx(expected)
     loss = BilateralLoss(parts[2])
+    assert not loss.state_dict()  # alpha is the epoch's
     loss.begin_epoch(1, 2)
     assert loss(logits, torch.tensor(labels + others)).item() == pytest.approx(expected)
 
