@@ -202,7 +202,8 @@ def test_its_parts(image_folder):
     # Padded crops take the place of timm's random ones in both.
     args.crop_pad = 2
     pair = build.make_loaders(args, model, datasets, device).train
-    assert " RandomCrop(" in str(datasets[0].transform) and pair._other.dataset.transform is datasets[0].transform
+    assert " RandomCrop(" in str(datasets[0].transform)
+    assert pair._other.dataset.dataset is datasets[0] and pair._other.dataset.transform is datasets[0].transform
 
 
 def test_an_averaged_copy_has_branches_of_its_own():
