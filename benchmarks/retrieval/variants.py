@@ -1,7 +1,7 @@
 """Other readings of MBJ-W's loss, for the question what a remembered prototype is worth beside a wider margin.
 
 Each is a head that a method of the settings names (``HEADS: {NAME: ...}``) in place of ``MBJHead``, with the same
-MODEL.MBJ; its one memory is of prototypes. None helped enough to be installed: docs/results/choices.md.
+MODEL.MBJ; its one memory is of prototypes. What they gave, and why none is installed: docs/results/choices.md.
 """
 
 from __future__ import annotations
@@ -117,42 +117,15 @@ class _VariantHead(MBJHead):
             None, given.bank.dim, given.bank.size, num_classes=len(self.weight), **shared
         )
 
-
-@REID_HEADS_REGISTRY.register()
-class MBJOwnProjectionHead(_VariantHead):
-    """See :class:`OwnProjectionLoss`."""
-
-    loss = OwnProjectionLoss
-
-
-@REID_HEADS_REGISTRY.register()
-class MBJIdentityMeansHead(_VariantHead):
-    """See :class:`IdentityMeansLoss`."""
-
-    loss = IdentityMeansLoss
-
     def describe_training_set(self, class_counts: Tensor, iters_per_epoch: int) -> None:
         """As MBJHead."""
         super().describe_training_set(class_counts, iters_per_epoch)
-        self.memories["prototype"].epoch_steps = iters_per_epoch  # type: ignore[assignment, union-attr]
+        memory = self.memories["prototype"]
+        if isinstance(memory, IdentityMeansLoss):
+            memory.epoch_steps = iters_per_epoch
 
 
-@REID_HEADS_REGISTRY.register()
-class MBJPositivesHead(_VariantHead):
-    """See :class:`PositivesLoss`."""
-
-    loss = PositivesLoss
-
-
-@REID_HEADS_REGISTRY.register()
-class MBJNegativesHead(_VariantHead):
-    """See :class:`NegativesLoss`."""
-
-    loss = NegativesLoss
-
-
-@REID_HEADS_REGISTRY.register()
-class MBJTailNegativesHead(_VariantHead):
-    """See :class:`TailNegativesLoss`."""
-
-    loss = TailNegativesLoss
+# MBJOwnProjectionHead has OwnProjectionLoss, and so on.
+for _loss in (OwnProjectionLoss, IdentityMeansLoss, PositivesLoss, NegativesLoss, TailNegativesLoss):
+    _name = f"MBJ{_loss.__name__.removesuffix('Loss')}Head"
+    REID_HEADS_REGISTRY.register(type(_name, (_VariantHead,), {"loss": _loss}))
