@@ -122,6 +122,7 @@ class BilateralBranch(nn.Module):
         if self.training:
             images, reversed_images = images.chunk(2)
             return self.mixed(images, reversed_images, self.alpha)
+        # Two calls, though they share all but a block: a stage around it may know the size of its batch (PVT).
         return self.mixed(images, images, 0.5)
 
     def _features(self, images: Tensor, branch: int) -> Tensor:
