@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.retrieval.market_layout import write_images
 from mbj_plugin.fastreid.omniglot import PARTS, Omniglot, OmniglotVal
 
 SIDE, ALPHABETS, DRAWERS = 105, 30, 20
@@ -136,14 +137,10 @@ def write_dataset(archive: str | Path, root: str | Path, kind: type[Omniglot] = 
     Raises:
         ValueError: for an archive that is not the set, or a set that is there already.
     """
-    data = read_drawings(archive)
-    written = Path(root) / kind.dataset_name
-    if written.exists():
-        raise ValueError(f"{written} is there already: remove it, or give another folder")
-    folder = written.with_name(written.name + ".unfinished")  # a set that was cut short must not look whole
-    shutil.rmtree(folder, ignore_errors=True)
-    for part in PARTS:
-        (folder / part).mkdir(parents=True)
+    return write_images(root, kind, _images(read_drawings(archive), kind, seed))
+
+
+def _images(data: Drawings, kind: type[Omniglot], seed: int) -> Iterator[tuple[str, str, np.ndarray]]:
     numbers = np.random.default_rng(seed).permutation(int(data.character.max()) + 1)
     pixels = data.ink.reshape(-1, SIDE // SHRINK, SHRINK, SIDE // SHRINK, SHRINK).mean((2, 4))
     train, test = SPLITS[kind]
@@ -157,6 +154,4 @@ def write_dataset(archive: str | Path, root: str | Path, kind: type[Omniglot] = 
             continue
         name = re.sub(r"\W+", "", str(data.alphabet_names[alphabet]))
         file = f"{numbers[character]:04d}_c{drawer:02d}_{name}-{character:03d}.png"
-        Image.fromarray(np.round(255 * image).astype(np.uint8)).save(folder / part / file)
-    folder.rename(written)
-    return written
+        yield part, file, np.round(255 * image).astype(np.uint8)

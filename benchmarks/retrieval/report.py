@@ -32,6 +32,7 @@ TITLES = {
     "omniglot_timm_val": "Omniglot, pretrained, validation alphabets",
     "omniglot_timm_short": "Omniglot, pretrained, short recipe",
     "omniglot_timm_short_val": "Omniglot, pretrained, short recipe, validation alphabets",
+    "glyphs": "Rendered glyphs",
     "market1501": "Market-1501",
     "dukemtmc": "DukeMTMC-reID",
 }
@@ -55,6 +56,8 @@ NUMBERS = ("mAP", "rank1", "mINP", "train_accuracy", "train_loss")
 COMPARED = (
     ("mbj_w", "mbj_w_now_val_margin46"),
     ("mbj_w_sum_eta3", "mbj_w_now_val_margin46"),
+    ("mbj_w", "mbj_w_now_glyphs_margin54"),
+    ("mbj_w_sum_eta3", "mbj_w_now_glyphs_margin54"),
     ("mbj_w_sum_eta3", "mbj_w"),
     ("mbj_w", "baseline_margin3"),
     ("mbj_wf", "mbj_w"),

@@ -22,6 +22,7 @@ class Omniglot(ImageDataset):
     """The first 20 alphabets for training, the last 10 for test; drawers 0-3 of these are the queries."""
 
     dataset_name = "omniglot"
+    written_by = "python tools/write_omniglot.py ARCHIVE ROOT"
 
     def __init__(self, root: str = "datasets", **kwargs) -> None:
         folder = Path(root) / self.dataset_name
@@ -39,8 +40,8 @@ class Omniglot(ImageDataset):
         for path in required_files:
             if not os.path.isdir(path):
                 raise FileNotFoundError(
-                    f"{path} is not there: write it by `python tools/write_omniglot.py ARCHIVE ROOT`, and set the "
-                    "environment variable FASTREID_DATASETS to ROOT (default: ./datasets)"
+                    f"{path} is not there: write it by `{self.written_by}`, and set the environment variable "
+                    "FASTREID_DATASETS to ROOT (default: ./datasets)"
                 )
 
     def process_dir(self, dir_path: str, is_train: bool = True) -> list[tuple]:
@@ -49,7 +50,7 @@ class Omniglot(ImageDataset):
         for path in sorted(glob(os.path.join(dir_path, "*.png"))):
             name = re.match(r"(\d+)_c(\d+)_", os.path.basename(path))
             if name is None:
-                raise ValueError(f"{path} is not called IDENTITY_cDRAWER_ALPHABET-CHARACTER.png: take it out of there")
+                raise ValueError(f"{path} is not called IDENTITY_cCAMERA_NAME.png: take it out of there")
             identity, camera = map(int, name.groups())
             named = (f"{self.dataset_name}_{identity}", f"{self.dataset_name}_{camera}")
             items.append((path, *named) if is_train else (path, identity, camera))

@@ -183,5 +183,5 @@ def test_a_foreign_image_in_omniglot_is_a_clear_error(tmp_path):
     for part in ("bounding_box_train", "query", "bounding_box_test"):
         (tmp_path / "omniglot" / part).mkdir(parents=True)
     (tmp_path / "omniglot" / "query" / "photo.png").touch()
-    with pytest.raises(ValueError, match=r"photo\.png is not called IDENTITY_cDRAWER"):
+    with pytest.raises(ValueError, match=r"photo\.png is not called IDENTITY_cCAMERA"):
         len(Omniglot(root=str(tmp_path)).query)  # read when it is asked for
