@@ -85,7 +85,7 @@ def _faces(folder: str | Path) -> dict[str, Path]:
     """One file of each family, a regular one where there is one, by the family's name."""
     found: dict[str, list[tuple[bool, str, Path]]] = {}
     for file in sorted(Path(folder).rglob("*")):
-        if file.suffix.lower() in (".ttf", ".otf") and not file.is_symlink():
+        if file.suffix.lower() in (".ttf", ".otf"):
             try:
                 family, style = ImageFont.truetype(str(file)).getname()
             except OSError:  # not one that FreeType reads
