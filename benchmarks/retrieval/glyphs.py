@@ -28,7 +28,7 @@ SAME_DESIGN = 0.95
 
 
 def _between(*ranges: str) -> list[str]:
-    return [chr(code) for first, last in ranges for code in range(ord(first), ord(last) + 1)]
+    return [chr(code) for pair in ranges for code in range(ord(pair[0]), ord(pair[1]) + 1)]
 
 
 LATIN = _between("09", "AZ", "az", "ÀÖ", "Øö", "øň", "Ŋž")
