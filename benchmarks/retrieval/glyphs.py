@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.retrieval.market_layout import write_images
-from mbj_plugin.fastreid.omniglot import PARTS, Omniglot
+from mbj_plugin.fastreid.characters import PARTS, Glyphs
 
 SIDE = 35  # pixels, as Omniglot's
 OVERSAMPLED = 3 * SIDE  # drawn at, then averaged in blocks
@@ -35,14 +34,6 @@ LATIN = _between("09", "AZ", "az", "ÀÖ", "Øö", "øň", "Ŋž")
 OTHERS = _between("ΑΡ", "ΣΩ", "αω", "ЁЌ", "Ўя", "ёќ", "ўџ")
 MISSING = "\uffff"  # never a character: a font draws it as it draws what it lacks
 REGULAR = ("regular", "book", "roman", "medium", "normal")
-
-
-@DATASET_REGISTRY.register()
-class Glyphs(Omniglot):
-    """Latin characters for training, Greek and Cyrillic ones for test; a fifth of the families are the queries."""
-
-    dataset_name = "glyphs"
-    written_by = "python tools/write_glyphs.py FONTS ROOT"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +57,23 @@ def render(folder: str | Path) -> Rendered:
     Raises:
         ValueError: where fewer than two families remain.
     """
+    too_few = ValueError(
+        f"{folder} must hold .ttf or .otf files of two families and more with Latin, Greek and Cyrillic"
+    )
     drawn = {family: images for family, file in _faces(folder).items() if (images := _drawn(file)) is not None}
-    if len(drawn) > 1:
-        kept = _own_characters(np.stack(list(drawn.values())))
-        part = np.array([character in LATIN for character in LATIN + OTHERS])
-        chosen: dict[str, np.ndarray] = {}
-        for family, images in drawn.items():
-            apart = all(len(np.unique(images[kept & half], axis=0)) == (kept & half).sum() for half in (part, ~part))
-            if apart and all(_cosine(images[kept], other) < SAME_DESIGN for other in chosen.values()):
-                chosen[family] = images[kept]
-        if len(chosen) > 1:
-            characters = [character for character, keep in zip(LATIN + OTHERS, kept, strict=True) if keep]
-            return Rendered(list(chosen), characters, np.stack(list(chosen.values())))
-    raise ValueError(f"{folder} must hold .ttf or .otf files of two families and more with Latin, Greek and Cyrillic")
+    if not drawn:
+        raise too_few
+    kept = _own_characters(np.stack(list(drawn.values())))
+    latin = np.array([character in LATIN for character in LATIN + OTHERS])
+    chosen: dict[str, np.ndarray] = {}
+    for family, images in drawn.items():
+        apart = all(len(np.unique(images[kept & part], axis=0)) == (kept & part).sum() for part in (latin, ~latin))
+        if apart and all(_cosine(images[kept], other) < SAME_DESIGN for other in chosen.values()):
+            chosen[family] = images[kept]
+    if len(chosen) < 2:
+        raise too_few
+    characters = [character for character, keep in zip(LATIN + OTHERS, kept, strict=True) if keep]
+    return Rendered(list(chosen), characters, np.stack(list(chosen.values())))
 
 
 def _faces(folder: str | Path) -> dict[str, Path]:

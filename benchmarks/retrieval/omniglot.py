@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.retrieval.market_layout import write_images
-from mbj_plugin.fastreid.omniglot import PARTS, Omniglot, OmniglotVal
+from mbj_plugin.fastreid.characters import PARTS, Omniglot, OmniglotVal
 
 SIDE, ALPHABETS, DRAWERS = 105, 30, 20
 # Alphabets for training, and for test.

@@ -12,7 +12,6 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
-import benchmarks.retrieval.glyphs  # registers a data set
 import benchmarks.retrieval.variants  # noqa: F401, registers heads
 from benchmarks.cells import check_known
 from mbj_plugin.fastreid.config import checked

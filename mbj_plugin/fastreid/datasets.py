@@ -1,4 +1,4 @@
-"""Long-tailed editions <H, S> of Market-1501 and DukeMTMC-reID (paper, Section 4.1), and of Omniglot.
+"""Long-tailed editions <H, S> of Market-1501 and DukeMTMC-reID (paper, Section 4.1), of Omniglot and of glyphs.
 
 The H most frequent identities keep all their training images, the others S. Query and gallery stay whole. Which images
 stay depends on their names alone, not on the folder, the file system or the machine. Any H and S go by name:
@@ -18,9 +18,10 @@ from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
 
-from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal
+from mbj_plugin.fastreid.characters import Glyphs, Omniglot, OmniglotVal
 from mbj_plugin.longtail import head_tail_subset
 
+WITH_EDITIONS = (Market1501, DukeMTMC, Omniglot, OmniglotVal, Glyphs)
 HEADS = (100, 50, 20)
 TAIL_SIZE = 5
 EDITION = re.compile(r"(\w+)_LT_H(\d+)_S(\d+)")
@@ -81,7 +82,7 @@ def find_edition(name: str) -> type[ImageDataset]:
     base = DATASET_REGISTRY.get(match[1])
     reader = getattr(base, "process_dir", None)
     if reader is None or list(inspect.signature(reader).parameters)[1:] != ["dir_path", "is_train"]:
-        having = ", ".join(kind.__name__ for kind in (Market1501, DukeMTMC, Omniglot, OmniglotVal))
+        having = ", ".join(kind.__name__ for kind in WITH_EDITIONS)
         raise ValueError(f"{name!r}: {match[1]} has no editions <H, S>; those that have are {having}")
     return DATASET_REGISTRY.get(register_edition(base, int(match[2]), int(match[3])))
 
@@ -95,7 +96,7 @@ def __getattr__(name: str) -> type[ImageDataset]:
 
 def register_datasets() -> None:
     """Register the paper's editions with fast-reid, and let it find others by their names."""
-    for base in (Market1501, DukeMTMC, Omniglot, OmniglotVal):
+    for base in WITH_EDITIONS:
         for num_head in HEADS:
             register_edition(base, num_head)
     get = DATASET_REGISTRY.get

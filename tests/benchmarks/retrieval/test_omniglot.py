@@ -9,7 +9,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
 from benchmarks.retrieval.omniglot import SIDE, read_drawings, write_dataset
-from mbj_plugin.fastreid.omniglot import Omniglot, OmniglotVal
+from mbj_plugin.fastreid.characters import Omniglot, OmniglotVal
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""Omniglot's background set as a re-ID data set: a character is an identity, a drawer is a camera.
+"""Characters as re-ID data sets: a character is an identity; Omniglot's drawer, or a font's family, is a camera.
 
-Real images that anybody may use (B. Lake et al., Science 2015, MIT licence). 20 people drew every character once, so an
-<H, S> edition cuts all characters but H from 20 images to S. Test characters are of other alphabets than training ones.
+Omniglot's background set is real and anybody may use it (B. Lake et al., Science 2015, MIT licence). 20 people drew
+every character once, so an <H, S> edition cuts all characters but H from 20 images to S. Test characters are of other
+alphabets than training ones.
 """
 
 from __future__ import annotations
@@ -62,3 +63,11 @@ class OmniglotVal(Omniglot):
     """Validation, for choices: the first 15 alphabets for training, the next 5 for test."""
 
     dataset_name = "omniglot-validation"
+
+
+@DATASET_REGISTRY.register()
+class Glyphs(Omniglot):
+    """Rendered: Latin for training, Greek and Cyrillic for test, where a fifth of the families are queries."""
+
+    dataset_name = "glyphs"
+    written_by = "python tools/write_glyphs.py FONTS ROOT"
