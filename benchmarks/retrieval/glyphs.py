@@ -1,6 +1,6 @@
 """Renders the glyphs of many fonts as a re-ID data set: a character is an identity, a font family is a camera.
 
-Not photographs, but identities with some eighty images each, drawn by eighty designers: heads as long as Market-1501's.
+Not photographs, but identities with an image of each of about seventy designs: heads as long as Market-1501's.
 Training characters are Latin, test characters Greek and Cyrillic.
 """
 
@@ -32,6 +32,7 @@ def _between(*ranges: str) -> list[str]:
 
 LATIN = _between("09", "AZ", "az", "ÀÖ", "Øö", "øň", "Ŋž")
 OTHERS = _between("ΑΡ", "ΣΩ", "αω", "ЁЌ", "Ўя", "ёќ", "ўџ")
+CHARACTERS = LATIN + OTHERS
 MISSING = "\uffff"  # never a character: a font draws it as it draws what it lacks
 REGULAR = ("regular", "book", "roman", "medium", "normal")
 
@@ -64,7 +65,7 @@ def render(folder: str | Path) -> Rendered:
     if not drawn:
         raise too_few
     kept = _own_characters(np.stack(list(drawn.values())))
-    latin = np.array([character in LATIN for character in LATIN + OTHERS])
+    latin = np.arange(len(CHARACTERS)) < len(LATIN)
     chosen: dict[str, np.ndarray] = {}
     for family, images in drawn.items():
         apart = all(len(np.unique(images[kept & part], axis=0)) == (kept & part).sum() for part in (latin, ~latin))
@@ -72,14 +73,14 @@ def render(folder: str | Path) -> Rendered:
             chosen[family] = images[kept]
     if len(chosen) < 2:
         raise too_few
-    characters = [character for character, keep in zip(LATIN + OTHERS, kept, strict=True) if keep]
+    characters = [character for character, keep in zip(CHARACTERS, kept, strict=True) if keep]
     return Rendered(list(chosen), characters, np.stack(list(chosen.values())))
 
 
 def _faces(folder: str | Path) -> dict[str, Path]:
     """One file of each family, a regular one where there is one, by the family's name."""
     found: dict[str, list[tuple[bool, str, Path]]] = {}
-    for file in sorted(Path(folder).rglob("*")):
+    for file in Path(folder).rglob("*"):
         if file.suffix.lower() in (".ttf", ".otf"):
             try:
                 family, style = ImageFont.truetype(str(file)).getname()
@@ -97,7 +98,7 @@ def _drawn(file: Path) -> np.ndarray | None:
         if height <= 0:
             return None
         font = ImageFont.truetype(str(file), round(100 * CAPITAL * OVERSAMPLED / height))
-        images = [_draw(font, character) for character in (MISSING, *LATIN, *OTHERS)]
+        images = [_draw(font, character) for character in (MISSING, *CHARACTERS)]
     except OSError:  # a bitmap font, without this size
         return None
     lacks = any(not image.any() or np.array_equal(image, images[0]) for image in images[1:])
@@ -117,11 +118,10 @@ def _own_characters(images: np.ndarray) -> np.ndarray:
     Args:
         images: (families, characters, SIDE, SIDE).
     """
-    alike = np.zeros(images.shape[:2])
-    for copies, family in zip(alike, images.reshape(*images.shape[:2], -1), strict=True):
-        first = np.unique(family, axis=0, return_index=True)[1]
-        copies[np.setdiff1d(np.arange(len(family)), first)] = 1
-    return alike.mean(0) < ALIKE
+    copies = np.ones(images.shape[:2])
+    for of_family, family in zip(copies, images, strict=True):
+        of_family[np.unique(family, axis=0, return_index=True)[1]] = 0  # the first of each shape
+    return copies.mean(0) < ALIKE
 
 
 def _cosine(images: np.ndarray, others: np.ndarray) -> float:

@@ -24,14 +24,18 @@ def fonts(tmp_path_factory):
     for file in SHIPPED.glob("DejaVuS*.ttf"):
         if "Display" not in file.name:
             shutil.copy(file, folder / "deep" / file.name)
-    twin = TTFont(SHIPPED / "DejaVuSerif.ttf")
-    for record in twin["name"].names:
-        if record.nameID in (1, 16):
-            twin["name"].setName("Zwilling", record.nameID, record.platformID, record.platEncID, record.langID)
-    twin.save(folder / "twin.ttf")
+    _named("DejaVuSerif.ttf", "Zwilling").save(folder / "twin.ttf")
     shutil.copy(SHIPPED / "cmex10.ttf", folder)  # symbols alone
     (folder / "broken.otf").write_bytes(b"not a font")
     return folder
+
+
+def _named(file, family):
+    font = TTFont(SHIPPED / file)
+    for record in font["name"].names:
+        if record.nameID in (1, 16):
+            font["name"].setName(family, record.nameID, record.platformID, record.platEncID, record.langID)
+    return font
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +81,7 @@ def test_a_family_that_lacks_a_character_or_draws_two_alike_is_left_out(fonts, t
 
 def _designed(file, family, width, same=()):
     """DejaVu Serif under another name, its outlines widened, some characters drawn as others."""
-    font = TTFont(SHIPPED / "DejaVuSerif-Bold.ttf")
-    for record in font["name"].names:
-        if record.nameID in (1, 16):
-            font["name"].setName(family, record.nameID, record.platformID, record.platEncID, record.langID)
+    font = _named("DejaVuSerif-Bold.ttf", family)
     for table in font["cmap"].tables:
         if table.isUnicode():
             for new, old in dict(same).items():
