@@ -18,7 +18,7 @@ COMMANDS = {
     "python tools/after_training.py": "mbj-after-training",
     "`tools/after_training.py`": "`mbj-after-training`",
     "python tools/train_fastreid.py": "mbj-train-fastreid",
-    "python tools/demo_fastreid.py": "python -m mbj_plugin.fastreid.demo",
+    "python tools/demo_fastreid.py": "python -m mbj_plugin.tools.fastreid.demo",
     "python tools/report.py": "mbj-report",
 }
 

@@ -43,7 +43,7 @@ def test_flags_are_asked_for(monkeypatch):
     monkeypatch.setattr(check_docs, "help_of", lambda command: "--mbj-eta ETA  --mbj")
     assert not list(check_docs.problems("bash", "mbj-train-timm DATA --mbj --mbj-eta 3"))
     (found,) = check_docs.problems("bash", "mbj-train-timm DATA --mbj-et 3")
-    assert found == "mbj_plugin.train_timm has no flag --mbj-et"
+    assert found == "mbj_plugin.tools.train_timm has no flag --mbj-et"
     assert not list(check_docs.problems("bash", "python -m mbj_plugin.timm.launch train.py --any"))
 
 

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("package", "module", "argument", "extra"),
     [
-        ("timm", "mbj_plugin.train_timm", "--help", "timm"),
-        ("torchvision", "mbj_plugin.train_timm", "--mbj", "timm"),
-        ("matplotlib", "mbj_plugin.report", ".", "report"),
+        ("timm", "mbj_plugin.tools.train_timm", "--help", "timm"),
+        ("torchvision", "mbj_plugin.tools.train_timm", "--mbj", "timm"),
+        ("matplotlib", "mbj_plugin.tools.report", ".", "report"),
     ],
 )
 def test_a_missing_package_is_one_line(package, module, argument, extra):
@@ -31,5 +31,5 @@ def test_modules_that_the_pages_run_are_commands():
     named = {name for page in pages for name in re.findall(r"python -m (mbj_plugin[\w.]*\w)", page.read_text())}
     files = {name: ROOT / name.replace(".", "/") for name in named}
     files = {name: path / "__main__.py" if path.is_dir() else path.with_suffix(".py") for name, path in files.items()}
-    assert "mbj_plugin.fastreid.demo" in named
+    assert "mbj_plugin.tools.fastreid.demo" in named
     assert not [name for name, file in files.items() if "if __name__ ==" not in file.read_text()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mbj_plugin.fastreid.demo import main
+from mbj_plugin.tools.fastreid.demo import main
 
 if __name__ == "__main__":
     main()

@@ -91,7 +91,7 @@ class Method:
     classifier_loss: str | None = None
     #: "batch" or "memory", see MBJLoss.
     prototypes: str = "batch"
-    #: What takes the finished classifier's place, see :mod:`mbj_plugin.after_training`.
+    #: What takes the finished classifier's place, see :mod:`mbj_plugin.logit_adjustment`.
     after: str | None = None
     tau: float = 1.0
     eta: float | None = None

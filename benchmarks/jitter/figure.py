@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mbj_plugin.report.style import COLOURS, LINES, MARKERS, drawing
+from mbj_plugin.tools.report.style import COLOURS, LINES, MARKERS, drawing
 
 
 def draw_jitter_study(rows: list[dict[str, Any]], path: Path, title: str) -> None:

@@ -21,7 +21,7 @@ from benchmarks.classification.data import Images, class_ranks, load_images
 from benchmarks.classification.recipe import STATISTICS, crop_and_flip, normalize, pad_images
 from mbj_plugin.diagnostics.jitter import angular_variance
 from mbj_plugin.longtail import class_counts
-from mbj_plugin.timm.trainer.data import Digits
+from mbj_plugin.tools.trainer.data import Digits
 
 CONTROLS = ("iterations", "epochs")
 PHASES = ("before the decay", "at the end")

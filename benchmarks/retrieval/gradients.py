@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.retrieval.runner import _versions
 from benchmarks.retrieval.settings import Cell, load_settings
 from mbj_plugin.fastreid.collect import mbj_heads
-from mbj_plugin.fastreid.demo import quiet_fastreid
+from mbj_plugin.tools.fastreid.demo import quiet_fastreid
 
 
 def layer_of(parameter: str) -> str:

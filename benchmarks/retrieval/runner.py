@@ -23,7 +23,7 @@ from benchmarks.retrieval.settings import Cell, Settings, load_settings
 from mbj_plugin import __version__
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts
-from mbj_plugin.fastreid.demo import quiet_fastreid
+from mbj_plugin.tools.fastreid.demo import quiet_fastreid
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import benchmarks.retrieval.variants  # noqa: F401, registers heads
 from benchmarks.cells import check_known
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
-from mbj_plugin.fastreid.train import find_config
+from mbj_plugin.tools.fastreid.train import find_config
 
 #: The parts of a config that a row carries: what makes the run, without paths and logging.
 RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")

@@ -26,9 +26,9 @@ from PIL import Image
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.longtail import exponential_counts
 from mbj_plugin.timm import diagnostics as monitors
-from mbj_plugin.timm.trainer import run as preparation
-from mbj_plugin.timm.trainer import train as trainer
-from mbj_plugin.timm.trainer.args import parse_args
+from mbj_plugin.tools.trainer import run as preparation
+from mbj_plugin.tools.trainer import train as trainer
+from mbj_plugin.tools.trainer.args import parse_args
 
 CLASSES, LARGEST, RATIO = 10, 600, 100
 

@@ -24,9 +24,9 @@ def timm_pairs(device: str, batch_sizes: tuple[int, ...] = (32, 128)) -> Iterato
 
 def timm_step(folder: str, size: int, *flags: str) -> Call:
     """A step of a run with such flags, its memory full."""
-    from mbj_plugin.timm.trainer import train
-    from mbj_plugin.timm.trainer.args import parse_args
-    from mbj_plugin.timm.trainer.run import make_run
+    from mbj_plugin.tools.trainer import train
+    from mbj_plugin.tools.trainer.args import parse_args
+    from mbj_plugin.tools.trainer.run import make_run
 
     logging.getLogger("mbj_plugin").setLevel(logging.WARNING)
     argv = [f"{folder}/images", "--model", "resnet32_cifar", "--input-size", "3", "32", "32", "-b", str(size)]
@@ -59,10 +59,10 @@ def fastreid_step(folder: Path, device: str, head: str, size: tuple[int, int], b
     from fastreid.engine import DefaultTrainer
     from fastreid.utils.events import EventStorage
 
-    from mbj_plugin.fastreid.demo import quiet_fastreid
     from mbj_plugin.fastreid.diagnostics import add_hook
-    from mbj_plugin.fastreid.synthetic import Plan, draw_dataset
-    from mbj_plugin.fastreid.train import find_config
+    from mbj_plugin.tools.fastreid.demo import quiet_fastreid
+    from mbj_plugin.tools.fastreid.synthetic import Plan, draw_dataset
+    from mbj_plugin.tools.fastreid.train import find_config
 
     quiet_fastreid()
     draw_dataset(folder, Plan())

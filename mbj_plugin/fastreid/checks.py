@@ -16,6 +16,8 @@ from fastreid.modeling.meta_arch.mgn import MGN
 from fastreid.utils import comm
 from torch import nn
 
+from fastreid_today.compat_messages import no_match
+
 logger = logging.getLogger("fastreid.mbj_plugin")
 METRICS = ("cosine", "euclidean", "jaccard")
 HEAD_OUTPUTS = ("cls_outputs", "pred_class_logits", "features")  # EmbeddingHead's, and so MBJHead's
@@ -165,15 +167,6 @@ def check_searchable(name: str, dataset: Any, num_query: int) -> None:
     if not any(cameras.get(identity, set()) - {camera} for _, identity, camera, *_ in queries):
         number = len({item[2] for item in items})
         raise ValueError(no_match(name, f"{number} camera{'s' * (number != 1)}"))
-
-
-def no_match(name: str, cameras: str) -> str:
-    """What is wrong with a test set without a single match."""
-    return (
-        f"{name} cannot be evaluated: no query has an image of its identity from another camera in the gallery "
-        f"({cameras} in all), and those of its own camera do not count. Give the images the cameras that took them, or "
-        "set DATASETS.TESTS to another set"
-    )
 
 
 def train_checked(train: Callable, self: DefaultTrainer) -> Any:

@@ -16,6 +16,7 @@ from fastreid.evaluation.clas_evaluator import ClasEvaluator
 from fastreid.modeling.meta_arch import build as meta_arch_build
 from fastreid.utils.checkpoint import Checkpointer
 
+from fastreid_today.compat import rebind
 from mbj_plugin.fastreid import (
     backbone,  # noqa: F401  (registers the small one)
     checkpoint,
@@ -28,7 +29,6 @@ from mbj_plugin.fastreid import (
     feature_cloud,
     timm_backbone,  # noqa: F401  (registers timm's models)
 )
-from mbj_plugin.fastreid.compat import rebind
 
 
 def install() -> None:

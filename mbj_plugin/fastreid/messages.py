@@ -11,11 +11,12 @@ from types import TracebackType
 
 import torch.multiprocessing
 
+import fastreid_today
 import mbj_plugin
 
 # Who raises these, of where it is raised, speaks of what the user has written.
 MISTAKES = (ValueError, FileNotFoundError, PermissionError, ModuleNotFoundError, KeyError, AssertionError)
-OWN = str(Path(mbj_plugin.__file__).parent)
+OWN = tuple(str(Path(package.__file__).parent) for package in (mbj_plugin, fastreid_today))
 PLACES = ("yacs/config", "fastreid/config/config", "utils/file_io", "utils/checkpoint", "modeling/heads/embedding_head")
 SWITCH = "MBJ_TRACEBACK"
 

@@ -1,6 +1,6 @@
 """Any of timm's models as a fast-reid backbone: ``MODEL.BACKBONE.NAME: build_timm_backbone``, ``DEPTH`` its timm name.
 
-The file needs fast-reid and timm alone, so that an exported run can take it along (mbj_plugin.fastreid.export).
+The file needs fast-reid and timm alone, so that an exported run can take it along (mbj_plugin.tools.fastreid.export).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.data import DataLoader
 
 from mbj_plugin.fastreid import checks, messages
-from mbj_plugin.fastreid.synthetic import FOLDER
+from mbj_plugin.tools.fastreid.synthetic import FOLDER
 
 CLASSES = ("MODEL.HEADS.NUM_CLASSES", 24)
 

@@ -11,9 +11,9 @@ from mbj_plugin import memories
 from mbj_plugin.fastreid import config, head
 from mbj_plugin.fastreid.config import DEFAULTS, checked, read_settings
 from mbj_plugin.fastreid.install import install
-from mbj_plugin.fastreid.train import find_config
 from mbj_plugin.files import config_folder
 from mbj_plugin.settings import HIGHEST
+from mbj_plugin.tools.fastreid.train import find_config
 
 
 def merged(*opts):

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbj_plugin.fastreid import autoload, compat, doctor, packages, train
+from fastreid_today import compat, doctor, packages
+from mbj_plugin.fastreid import autoload
 from mbj_plugin.fastreid.config import DEFAULTS
+from mbj_plugin.tools.fastreid import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -194,11 +196,11 @@ def test_autoload_is_never_half_there(tmp_path, monkeypatch):
 
 
 def test_doctor(command, tmp_path):
-    report = command("-m", "mbj_plugin.fastreid.doctor", cwd=tmp_path).stdout
-    assert "torch " in report and "Fast evaluation: " in report and "Autoload: " in report
+    report = command("-m", "fastreid_today.doctor", cwd=tmp_path).stdout
+    assert "torch " in report and "Fast evaluation: " in report
     for name, status in compat.STATUS.items():
         assert f"{name}: {status}" in report
-    without, with_plugin = report.partition("Without the plugin")[2].split("With `import mbj_plugin.fastreid`")
+    without, with_plugin = report.partition("Without the plugin")[2].split("With `import fastreid_today`")
     assert "import fastreid.engine: works" in with_plugin and "in fp32: changes the weights" in with_plugin
     assert ("in fp32: changes no weight" in without) == (compat.STATUS["flat_gradients"] == "on")
     assert ("engine: fails: ImportError: cannot import name 'Mapping'" in without) == (sys.version_info >= (3, 10))
@@ -208,7 +210,7 @@ def test_doctor_of_a_checkout(command, tmp_path):
     wheel = Path(importlib.util.find_spec("fastreid").origin).parent
     (tmp_path / "checkout").mkdir()
     shutil.copytree(wheel, tmp_path / "checkout" / "fastreid", ignore=shutil.ignore_patterns("__pycache__"))
-    report = command("-m", "mbj_plugin.fastreid.doctor", "checkout", cwd=tmp_path).stdout
+    report = command("-m", "fastreid_today.doctor", "checkout", cwd=tmp_path).stdout
     assert f"fast-reid comes from {(tmp_path / 'checkout').resolve() / 'fastreid' / '__init__.py'}" in report
     assert "in fp32: changes the weights" in report
 
@@ -229,7 +231,7 @@ def test_doctor_without_fastreid(command, tmp_path):
         "sys.meta_path.insert(0, Missing())\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    result = command("-m", "mbj_plugin.fastreid.doctor", cwd=tmp_path, path=path, check=False)
+    result = command("-m", "fastreid_today.doctor", cwd=tmp_path, path=path, check=False)
     assert result.returncode == 1
     assert "faiss-cpu" in result.stdout and "pip install --no-deps fastreid==1.4.0" in result.stdout
 
@@ -249,7 +251,7 @@ def test_doctor_tells_of_a_patch_that_does_not_fit(command, tmp_path):
         "sys.meta_path.insert(0, Changed())\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    report = command("-m", "mbj_plugin.fastreid.doctor", cwd=tmp_path, path=path, check=False)
+    report = command("-m", "fastreid_today.doctor", cwd=tmp_path, path=path, check=False)
     assert report.returncode == 1 and "Traceback" not in report.stderr
     assert "flat_gradients: failed: fastreid/solver/build.py" in report.stdout
     assert "cpu_loader: not run" in report.stdout and "does not load" in report.stdout

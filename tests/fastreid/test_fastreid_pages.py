@@ -12,11 +12,11 @@ from fastreid.config import get_cfg
 from page_runner import DOCS, run_page
 from PIL import Image
 
-from mbj_plugin import report
-from mbj_plugin.fastreid import export
 from mbj_plugin.fastreid.config import DEFAULTS
-from mbj_plugin.fastreid.synthetic import FOLDER
-from mbj_plugin.fastreid.train import find_config
+from mbj_plugin.tools import report
+from mbj_plugin.tools.fastreid import export
+from mbj_plugin.tools.fastreid.synthetic import FOLDER
+from mbj_plugin.tools.fastreid.train import find_config
 
 # What comes last counts.
 TINY = ["MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", "16", "MODEL.DEVICE", "cpu"]
@@ -61,16 +61,16 @@ def test_own_reid_images(shop, tmp_path, monkeypatch):
 
 
 def test_deploy(make_trainer, tmp_path, monkeypatch):
-    from mbj_plugin.timm import hub
-    from mbj_plugin.timm.trainer import train
-    from mbj_plugin.timm.trainer.args import parse_args
+    from mbj_plugin.tools import hub
+    from mbj_plugin.tools.trainer import train
+    from mbj_plugin.tools.trainer.args import parse_args
 
     monkeypatch.chdir(tmp_path)
     make_trainer("OUTPUT_DIR", "logs/my_run").train()
     timm_run = ["--dataset", "sklearn/digits", "--val-split", "test", "--model", "test_resnet", "--input-size", "3"]
     timm_run += ["32", "32", "-b", "64", "-j", "0", "--epochs", "1", "--lr", "0.01", "--imbalance-ratio", "50", "--mbj"]
     train.train(parse_args([*timm_run, "--mbj-start", "0", "--no-progress", "--experiment", "mine/mbj"]))
-    commands = {"python -m mbj_plugin.fastreid.export": export.main, "python -m mbj_plugin.timm.hub": hub.main}
+    commands = {"python -m mbj_plugin.tools.fastreid.export": export.main, "python -m mbj_plugin.tools.hub": hub.main}
     names = run_page("deploy.md", commands)
     assert names["features"].shape == (4, 16)
     torch.testing.assert_close(names["again"], names["features"])

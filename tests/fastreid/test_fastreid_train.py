@@ -14,8 +14,8 @@ from fastreid.engine.hooks import CallbackHook
 from fastreid.utils.checkpoint import Checkpointer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mbj_plugin.fastreid import demo
 from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.tools.fastreid import demo
 
 MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
 SCALARS = ("loss_mbj", "mbj/prototype/fill", "mbj/prototype/coverage")

@@ -17,8 +17,8 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 
+from fastreid_today.compat_cpu import gloo_worker
 from mbj_plugin.fastreid import collect, counts
-from mbj_plugin.fastreid.compat_cpu import gloo_worker
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="where there is CUDA, fast-reid takes NCCL and GPUs")
 STEPS, BATCH, LR, MOMENTUM = 8, 4, 0.05, 0.9  # the batch of each rank

@@ -3,7 +3,7 @@ import pytest
 from mbj_plugin.settings import read
 from mbj_plugin.timm import schedule
 from mbj_plugin.timm.schedule import first_decay, learning_rates
-from mbj_plugin.timm.trainer.args import make_parser
+from mbj_plugin.tools.trainer.args import make_parser
 
 
 def arguments(*argv):

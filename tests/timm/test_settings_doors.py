@@ -2,7 +2,7 @@ import pytest
 
 from mbj_plugin.settings import MBJSettings
 from mbj_plugin.timm.settings import from_args, from_text
-from mbj_plugin.timm.trainer.args import make_parser
+from mbj_plugin.tools.trainer.args import make_parser
 
 
 def test_flags_and_text_say_the_same():

@@ -22,8 +22,8 @@ from mbj_plugin.timm import MBJLoss
 from mbj_plugin.timm import diagnostics as monitors
 from mbj_plugin.timm.diagnostics import classifier_input, make_monitor
 from mbj_plugin.timm.head import classifier_layers
-from mbj_plugin.timm.trainer import train as trainer
-from mbj_plugin.timm.trainer.args import parse_args
+from mbj_plugin.tools.trainer import train as trainer
+from mbj_plugin.tools.trainer.args import parse_args
 
 PERIOD = 4
 

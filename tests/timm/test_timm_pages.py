@@ -10,12 +10,11 @@ from page_runner import DOCS, run_page
 from PIL import Image
 
 import mbj_plugin
-from mbj_plugin import report
-from mbj_plugin.timm import after_training, hub
-from mbj_plugin.timm.trainer import train
-from mbj_plugin.timm.trainer.args import make_parser, parse_args
+from mbj_plugin.tools import after_training, hub, report
+from mbj_plugin.tools.trainer import train
+from mbj_plugin.tools.trainer.args import make_parser, parse_args
 
-# What comes last counts. The page's own test runs the models too (tests/report).
+# What comes last counts. The page's own test runs the models too (tests/tools/report).
 TINY = ["--model", "test_resnet", "--input-size", "3", "16", "16", "--epochs", "2", "--warmup-epochs", "0", "-b", "6"]
 TINY += ["-j", "0", "--lr", "0.02", "--no-progress"]
 FRUIT = {"apple": 24, "cherry": 12, "fig": 8, "pear": 6, "quince": 5}
@@ -23,7 +22,7 @@ COMMANDS = {
     "python tools/train_timm.py": lambda words: train.main([*words, *TINY]),
     "python tools/after_training.py": after_training.main,
     "python tools/report.py": lambda words: report.main([*words, "--no-model"]),
-    "python -m mbj_plugin.timm.hub": hub.main,
+    "python -m mbj_plugin.tools.hub": hub.main,
 }
 
 

@@ -1,0 +1,74 @@
+"""The patches of compat.py that only projects, tools and demos of fast-reid's checkout need."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from fastreid_today.compat import expect, patch, rebind
+
+
+class _OptimizerAndParams(tuple):
+    """What build_optimizer returns, a pair, which also answers as its first member, the optimizer."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self[0], name)
+
+
+@patch("solver/build.py", "tools/plain_train_net.py: `tuple is not an Optimizer`, as build_optimizer returns a pair")
+def optimizer_pair() -> str | None:
+    """The pair also answers as the optimizer, and build_lr_scheduler takes it for that."""
+    from fastreid.solver import build as solver_build
+
+    build, schedule = solver_build.build_optimizer, solver_build.build_lr_scheduler
+    arguments = inspect.signature(schedule).parameters
+    expect({"cfg", "optimizer"} <= set(arguments), "optimizer_pair", "build_lr_scheduler(optimizer) is gone")
+
+    @functools.wraps(build)
+    def build_optimizer(*arguments, **options):
+        built = build(*arguments, **options)
+        return _OptimizerAndParams(built) if type(built) is tuple else built
+
+    @functools.wraps(schedule)
+    def build_lr_scheduler(cfg, optimizer, *arguments, **options):
+        optimizer = optimizer[0] if isinstance(optimizer, _OptimizerAndParams) else optimizer
+        return schedule(cfg, optimizer, *arguments, **options)
+
+    rebind(build, build_optimizer)
+    rebind(schedule, build_lr_scheduler)
+    return None
+
+
+@patch("evaluation/__init__.py", "demo/visualize_result.py: `cannot import name 'evaluate_rank'`")
+def evaluate_rank_name() -> str | None:
+    """The name is there."""
+    import fastreid.evaluation
+    from fastreid.evaluation import rank
+
+    if hasattr(fastreid.evaluation, "evaluate_rank"):
+        return "fastreid.evaluation has evaluate_rank"
+    expect(hasattr(rank, "evaluate_rank"), "evaluate_rank_name", "evaluation/rank.py has no evaluate_rank")
+    fastreid.evaluation.evaluate_rank = rank.evaluate_rank
+    return None
+
+
+class _EmptyDriver(MetaPathFinder, Loader):
+    """Finds one module, which is empty, and as the last of all finders only where no other does."""
+
+    def find_spec(self, name, path=None, target=None) -> ModuleSpec | None:
+        return importlib.util.spec_from_loader(name, self) if name == "fastclas.distracted_driver" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+@patch("projects/FastClas", "`No module named 'fastclas.distracted_driver'`, a file that is not in the repository")
+def fastclas_driver() -> str | None:
+    """Where the file is missing, an empty module takes its place: it would only register one more data set."""
+    sys.meta_path.append(_EmptyDriver())
+    return None

@@ -1,0 +1,157 @@
+"""The patches of compat.py that concern the samplers that draw identities: what never fills a batch is an error."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from fastreid_today.compat import expect, patch
+
+
+@patch(
+    "data/samplers/triplet_sampler.py",
+    "no end and no message after `Starting training`, where an identity sampler never fills a batch",
+)
+def identity_samplers() -> str | None:
+    """A batch that can never be filled is a ValueError when the sampler is made, with the numbers that do not fit."""
+    from fastreid.data.samplers import triplet_sampler
+
+    for name, check in _CHECKS.items():
+        expect(hasattr(triplet_sampler, name), "identity_samplers", f"{name} is gone")
+        sampler = getattr(triplet_sampler, name)
+        names = {"data_source", "mini_batch_size", "num_instances"}
+        expect(names <= set(inspect.signature(sampler.__init__).parameters), "identity_samplers", f"{name} differs")
+        sampler.__init__ = _checked(name, sampler.__init__, check)
+    return None
+
+
+def _checked(name: str, init: Callable, check: Callable) -> Callable:
+    @functools.wraps(init)
+    def checked(self, data_source, mini_batch_size, num_instances, *arguments, **options):
+        if mini_batch_size < 1 or num_instances < 1 or mini_batch_size < num_instances:
+            identities = len({item[1] for item in data_source})
+            wanted = "a NUM_INSTANCE of 1 or more" if num_instances < 1 else "a multiple of NUM_INSTANCE"
+            raise ValueError(_no_batch(name, mini_batch_size, num_instances, identities, wanted))
+        if name == "SetReWeightSampler":
+            _check_set_weight(mini_batch_size, num_instances, arguments[0] if arguments else options["set_weight"])
+        init(self, data_source, mini_batch_size, num_instances, *arguments, **options)
+        if wanted := check(self):
+            raise ValueError(_no_batch(name, mini_batch_size, num_instances, self.num_identities, wanted))
+
+    return checked
+
+
+def _no_batch(name: str, mini_batch_size: int, num_instances: int, identities: int, wanted: str) -> str:
+    return (
+        f"{name} would never fill a batch of {mini_batch_size} images a rank (SOLVER.IMS_PER_BATCH) with "
+        f"DATALOADER.NUM_INSTANCE {num_instances} images of each identity and {identities} identities in the training "
+        f"set: it takes {wanted}. Change SOLVER.IMS_PER_BATCH or NUM_INSTANCE, or set DATALOADER.SAMPLER_TRAIN to "
+        "TrainingSampler"
+    )
+
+
+def _naive(sampler) -> str:
+    """What NaiveIdentitySampler lacks. It draws ``people`` identities a round until the rounds make a batch of all
+    ranks, and an identity takes part as often as it has NUM_INSTANCE images, but once in any case."""
+    people, instances, batch = sampler.num_pids_per_batch, sampler.num_instances, sampler.batch_size
+    if batch % (people * instances):
+        return "a multiple of NUM_INSTANCE"
+    rounds = batch // (people * instances)
+    turns = sum(min(max(len(images) // instances, 1), rounds) for images in sampler.pid_index.values())
+    return f"{people * rounds} identities or more" if turns < people * rounds else ""
+
+
+def _balanced(sampler) -> str:
+    """What BalancedIdentitySampler lacks. It drops identities beyond a multiple of what the ranks' batches hold."""
+    people, batch = sampler.num_pids_per_batch * sampler._world_size, sampler.batch_size
+    if batch % sampler.num_instances:
+        return "a multiple of NUM_INSTANCE"
+    kept = sampler.num_identities - sampler.num_identities % people
+    return f"{batch // sampler.num_instances} identities or more" if kept * sampler.num_instances < batch else ""
+
+
+def _set_reweight(sampler) -> str:
+    """Raises where SetReWeightSampler has not the right weights: its rounds fill a batch otherwise."""
+    cameras, weights = _cameras(sampler), sampler.set_weight
+    if len(cameras) != len(weights):
+        raise ValueError(
+            f"DATALOADER.SET_WEIGHT has {len(weights)} weights, but the training set has {len(cameras)} "
+            f"cameras: give one for each of {', '.join(map(str, cameras))}"
+        )
+    for camera, weight in zip(cameras, weights, strict=True):
+        if weight > len(sampler.cam_pid[camera]):
+            raise ValueError(
+                f"DATALOADER.SET_WEIGHT asks for {weight} images of camera {camera}, which has "
+                f"{len(sampler.cam_pid[camera])}: lower it"
+            )
+    return ""
+
+
+def _check_set_weight(mini_batch_size: int, num_instances: int, weights: list[int]) -> None:
+    from fastreid.utils import comm
+
+    if not weights or min(weights) < 0 or not sum(weights):
+        raise ValueError(
+            f"DATALOADER.SET_WEIGHT must hold a number of people >= 0 for each camera, one above 0, got {list(weights)}"
+        )
+    people, batch = sum(weights) * num_instances, mini_batch_size * comm.get_world_size()
+    if batch % people or batch == people:
+        raise ValueError(
+            f"SetReWeightSampler would never fill a batch of {batch} images (SOLVER.IMS_PER_BATCH): it must be two or "
+            f"more times what one round draws, {people}, that is DATALOADER.NUM_INSTANCE {num_instances} times the sum "
+            f"of DATALOADER.SET_WEIGHT {sum(weights)}"
+        )
+
+
+_CHECKS = {
+    "NaiveIdentitySampler": _naive,
+    "BalancedIdentitySampler": _balanced,
+    "SetReWeightSampler": _set_reweight,
+}
+
+
+@patch(
+    "data/samplers/triplet_sampler.py",
+    "SetReWeightSampler: `'a' cannot be empty` (it numbers cameras that have names), or a batch that never comes",
+)
+def set_reweight_sampler() -> str | None:
+    """It takes cameras by their names, sorted with numbers as numbers, and draws until the batch is full."""
+    from fastreid.data.samplers import triplet_sampler
+
+    sampler = triplet_sampler.SetReWeightSampler
+    draw = vars(sampler).get("_infinite_indices")
+    expect(draw is not None, "set_reweight_sampler", "SetReWeightSampler._infinite_indices is gone")
+    if "range(len(self.cam_pid.keys()))" not in inspect.getsource(draw):
+        return "it does not number the cameras"
+
+    def _infinite_indices(self):
+        np.random.seed(self._seed)
+        cameras = _cameras(self)
+        while True:
+            batch = []
+            # Its check of the batch size wants a multiple, two or more, of what one round draws.
+            while len(batch) < self.batch_size:
+                for camera, weight in zip(cameras, self.set_weight, strict=True):
+                    people = np.random.choice(
+                        self.cam_pid[camera], size=weight, replace=False, p=self.set_pid_prob[camera]
+                    )
+                    for person in people:
+                        images = self.pid_index[person]
+                        again = len(images) <= self.num_instances
+                        batch += np.random.choice(images, size=self.num_instances, replace=again).tolist()
+            np.random.shuffle(batch)
+            yield from triplet_sampler.reorder_index(batch, self._world_size)
+
+    sampler._infinite_indices = _infinite_indices
+    return None
+
+
+def _cameras(sampler) -> list:
+    def key(name: object) -> list[str | int]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(name))]
+
+    return sorted(sampler.cam_pid, key=key)

@@ -1,5 +1,0 @@
-"""What is shown after training: the page on one run or several. Hosts read their own run folders into a `Run`."""
-
-from mbj_plugin.report.command import main
-
-__all__ = ["main"]

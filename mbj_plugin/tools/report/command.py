@@ -1,0 +1,103 @@
+"""``tools/report.py``: one page for one run or several. Each host reads its own run folders, and only then is it
+imported."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from mbj_plugin.command_line import OneLineParser, one_line
+from mbj_plugin.tools.report.run import Run, short_names
+
+INSTALL = "pip install '.[report]' in a clone of mbj_plugin"
+# Files that tell whose run it is, without importing the host.
+FILES = {
+    "timm": ("args.yaml", "summary.csv", "results.json", "last.pth.tar", "model_best.pth.tar"),
+    "fastreid": ("config.yaml", "metrics.json", "model_final.pth", "model_best.pth", "last_checkpoint"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    p = OneLineParser(
+        prog="report",
+        description="One HTML page, which opens offline, on what is in one or more run folders of train_timm or "
+        "fast-reid: error by class size, confusion, curves, memory, jitter, embedding; the runs side by side.",
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of run folders")
+    p.add_argument(
+        "--output", metavar="FOLDER", help="for report.html and the PNGs (default: report/ in the first RUN)"
+    )
+    p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
+    p.add_argument("--device", default="cpu", help="where the models run (default: %(default)s)")
+    p.add_argument(
+        "--no-model", action="store_true", help="do not run the models: no confusion, embedding or retrieval"
+    )
+    p.add_argument("--images-per-class", type=int, default=40, help="in the embedding (default: %(default)s)")
+    args = p.parse_args(argv)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    with one_line("report", INSTALL):
+        print(f"Written: {report(args)}")
+
+
+def report(args: argparse.Namespace) -> Path:
+    """Read the runs and write the page.
+
+    Raises:
+        ValueError: for a folder that is not there or cannot be written, or too many runs.
+    """
+    from mbj_plugin.tools.report.sections import check_number, write_report
+
+    if args.images_per_class < 1:
+        raise ValueError(f"--images-per-class must be 1 or more, got {args.images_per_class}")
+    found = [run for folder in args.runs for run in run_folders(Path(folder))]
+    folders = list({folder.resolve(): folder for folder in found}.values())  # one given twice is shown once
+    check_number(len(folders))
+    names = short_names(folders)
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        print(f"Reading {name} ...", flush=True)
+        runs.append(read(folder, name, args))
+    output = Path(args.output) if args.output else Path(args.runs[0]) / "report"
+    try:
+        return write_report(runs, output)
+    except OSError as error:
+        raise ValueError(f"cannot write the page to {output} ({error}): free space, or give --output FOLDER") from error
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself, or the runs in it, as ``--compare`` and ``--seeds`` leave them.
+
+    Raises:
+        ValueError: where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give the folder that a run wrote, with its checkpoint in it")
+    if kind_of(folder):
+        return [folder]
+    inside = sorted({file.parent for names in FILES.values() for name in names for file in folder.glob(f"*/**/{name}")})
+    return inside or [folder]
+
+
+def kind_of(folder: Path) -> str | None:
+    """The host that wrote the folder, by its files."""
+    return next((host for host, names in FILES.items() if any((folder / name).exists() for name in names)), None)
+
+
+def read(folder: Path, name: str, args: argparse.Namespace) -> Run:
+    """One run, by ``read_run`` of its host's reader, ``timm_run`` or ``fastreid_run``."""
+    run, host = Run(name), kind_of(folder)
+    if host is None:
+        expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
+        run.missing.append(f"no file of a run in {folder.name} (expected one of {expected})")
+        return run
+    try:
+        module: Any = importlib.import_module(f"mbj_plugin.tools.report.{host}_run")
+    except ModuleNotFoundError as error:
+        run.missing.append(f"this is a run of {host}, and {error.name} is not installed")
+    else:
+        module.read_run(run, folder, args)
+    return run

@@ -1,0 +1,17 @@
+"""The command ``train_timm``: the door of :mod:`mbj_plugin.tools.trainer`, which tells where timm is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mbj_plugin.command_line import one_line
+
+INSTALL = "pip install '.[timm]' in a clone of mbj_plugin"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train a timm classifier, and print the test error of all classes and of each class group."""
+    with one_line("train_timm", INSTALL):
+        from mbj_plugin.tools.trainer import train
+
+        train.main(argv)

@@ -1,0 +1,308 @@
+"""The parts of a run, built by timm's factories in the order of timm's train.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm import utils
+from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
+from timm.layers import convert_sync_batchnorm, set_fast_norm
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import create_model
+from timm.utils import NativeScaler
+from torch import nn
+
+import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
+from mbj_plugin.batch_losses import OWN_CLASSIFIER, create_loss, use_cosine_classifier
+from mbj_plugin.batch_losses.bbn import BilateralBranch, BilateralLoss
+from mbj_plugin.command_line import reason
+from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
+from mbj_plugin.tools.trainer.data import check_same_classes, make_dataset, pad_crop
+from mbj_plugin.tools.trainer.ranges import channels, image_mode
+from mbj_plugin.tools.trainer.reversed import PairedLoader, ReversedDraws
+
+
+@dataclasses.dataclass
+class Data:
+    """Loaders of a run, and what it must know of them."""
+
+    train: Any
+    evaluation: Any
+    counts: np.ndarray
+    mixup_fn: Mixup | None
+
+    def switch_mixup_off(self, args: Namespace) -> None:
+        """From ``--mixup-off-epoch`` on."""
+        if args.prefetcher and self.train.mixup_enabled:
+            self.train.mixup_enabled = False
+        elif self.mixup_fn is not None:
+            self.mixup_fn.mixup_enabled = False
+
+
+@contextmanager
+def blame(flags: str) -> Iterator[None]:
+    """What timm and torch raise for a wrong value, as one line that names the flags it came by."""
+    try:
+        yield
+    except (TypeError, AssertionError, RuntimeError, OSError, ImportError, LookupError, AttributeError) as error:
+        raise ValueError(f"{flags}: {reason(error)[:300]}") from error
+
+
+def init_device(args: Namespace) -> torch.device:
+    """The device of this process; joins the process group under torchrun."""
+    if hasattr(args, "world_size"):
+        return torch.device(args.device)  # a later run of the same process, which has joined its group already
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device {args.device}: torch {torch.__version__} sees no CUDA device here, use --device cpu"
+        )
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return utils.init_distributed_device(args)
+
+
+def make_model(args: Namespace, device: torch.device) -> nn.Module:
+    """The model on its device."""
+    if not (timm.is_model(args.model.split(".")[0]) or ":" in args.model):
+        near = difflib.get_close_matches(args.model, timm.list_models(), 3)
+        raise ValueError(f"timm has no model {args.model!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+    if args.torchscript and args.mbj:
+        raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
+    if args.mbj and args.loss in OWN_CLASSIFIER:
+        raise ValueError(
+            f"--loss {args.loss} brings a classifier of its own, which MBJ does not know: drop one of them"
+        )
+    if args.loss == "bbn" and (args.torchscript or args.grad_checkpointing):
+        raise ValueError(
+            "--loss bbn calls its model twice in each step, with another last block: drop --torchscript and "
+            "--grad-checkpointing, --torchcompile works"
+        )
+    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
+        raise ValueError(f"there is no file {args.initial_checkpoint}, which --initial-checkpoint names")
+    if args.pretrained_path and not Path(args.pretrained_path).is_file():
+        raise ValueError(f"there is no file {args.pretrained_path}, which --pretrained-path names")
+    if args.fast_norm:
+        set_fast_norm()
+    with _explain_other_classes(args):
+        model = _create(args)
+        if args.loss == "bbn":
+            model = BilateralBranch(model, _create(args))
+    _prepare(model, args)
+    if args.loss == "ldam_drw":
+        model = use_cosine_classifier(model)
+    model.to(device=device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.world_size > 1 and args.sync_bn:
+        args.dist_bn = ""
+        model = convert_sync_batchnorm(model)
+    if args.torchscript:
+        model = torch.jit.script(model)
+    return model
+
+
+def _create(args: Namespace) -> nn.Module:
+    more: dict[str, Any] = dict(args.model_kwargs)
+    if args.pretrained_path:  # -1: the classifier is made anew
+        more["pretrained_cfg_overlay"] = {"file": args.pretrained_path, "num_classes": -1}
+    return create_model(
+        args.model,
+        pretrained=args.pretrained,
+        in_chans=channels(args),
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        checkpoint_path=args.initial_checkpoint,
+        **more,
+    )
+
+
+@contextmanager
+def _explain_other_classes(args: Namespace) -> Iterator[None]:
+    """timm loads --initial-checkpoint as it is: say what to do with one whose classifier does not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not args.initial_checkpoint or "size mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"--initial-checkpoint {args.initial_checkpoint} does not fit {args.model} with {args.num_classes} classes "
+            f"({' '.join(str(error).split('size mismatch')[1].split())[:120]}): where it has other classes, "
+            f"--pretrained --pretrained-path {args.initial_checkpoint} takes all but its classifier"
+        ) from error
+
+
+def _prepare(model: Any, args: Namespace) -> None:
+    """What timm's train.py does to a model once it is made."""
+    if args.head_init_scale is not None or args.head_init_bias is not None:
+        classifier = model.get_classifier()
+        if not isinstance(classifier, nn.Linear):
+            raise ValueError(f"--head-init-... needs one linear classifier, {args.model} has another")
+        with torch.no_grad():
+            if args.head_init_scale is not None:
+                classifier.weight.mul_(args.head_init_scale)
+                classifier.bias.mul_(args.head_init_scale)
+            if args.head_init_bias is not None:
+                classifier.bias.fill_(args.head_init_bias)
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except (AssertionError, AttributeError):
+            raise ValueError(f"{args.model} has no gradient checkpointing: leave out --grad-checkpointing") from None
+
+
+def make_amp(args: Namespace, device: torch.device) -> tuple[Callable, Any]:
+    """Context of the forward pass, and the loss scaler that fp16 needs."""
+    if not args.amp:
+        return nullcontext, None
+    dtype = getattr(torch, args.amp_dtype)
+    scaler = NativeScaler(device=device.type) if device.type == "cuda" and dtype == torch.float16 else None
+    return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler
+
+
+def make_datasets(args: Namespace) -> tuple[Any, Any]:
+    """The training and the evaluation set; sets ``args.num_classes`` where it is not given."""
+    mode = image_mode(args)
+    train_set = make_dataset(args, args.train_split, True, mode)
+    evaluation_set = make_dataset(args, args.val_split, False, mode)
+    check_same_classes(train_set, evaluation_set)
+    if args.num_classes is None:
+        path = args.mbj_class_counts
+        args.num_classes = len(counts_from_file(path)) if path else int(dataset_labels(train_set).max()) + 1
+    return train_set, evaluation_set
+
+
+def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], device: torch.device) -> Data:
+    """timm's loaders of the training and the evaluation set."""
+    config = resolve_data_config(vars(args), model=model)
+    counts = training_counts(datasets[0], args.num_classes, args.mbj_class_counts)
+    shared: dict[str, Any] = {
+        "input_size": config["input_size"],
+        "mean": config["mean"],
+        "std": config["std"],
+        "num_workers": args.workers,
+        "distributed": args.distributed,
+        "pin_memory": args.pin_mem,
+        "device": device,
+        "use_prefetcher": args.prefetcher,
+        # New workers each epoch are seeded from the generator that the checkpoint holds, so that a resume is exact.
+        "persistent_workers": False,
+    }
+    mixup = _mixup_settings(args)
+    # timm draws a number for a jitter of 0 too; CIFAR's recipe has none.
+    jitter: Any = args.color_jitter if args.color_jitter or args.crop_pad is None else None
+    training: Callable[..., Any] = partial(
+        create_loader,
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=args.aa,
+        interpolation=(not args.no_aug and args.train_interpolation) or config["interpolation"],
+        worker_seeding=args.worker_seeding,
+        collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
+        **shared,
+    )
+    train_loader: Any = training(datasets[0])
+    if args.loss == "bbn":
+        train_loader = PairedLoader(train_loader, training(ReversedDraws(datasets[0])))
+    if args.crop_pad is not None:
+        datasets[0].transform = pad_crop(datasets[0].transform, config["input_size"][-2:], args.crop_pad)
+    if len(train_loader) == 0:
+        raise ValueError(
+            f"the {len(datasets[0])} training images do not fill one batch: set --batch-size {len(datasets[0])} or less"
+        )
+    evaluation_loader = create_loader(
+        datasets[1],
+        batch_size=args.validation_batch_size or args.batch_size,
+        is_training=False,
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        **shared,
+    )
+    return Data(train_loader, evaluation_loader, counts, Mixup(**mixup) if mixup and not args.prefetcher else None)
+
+
+def _mixup_settings(args: Namespace) -> dict[str, Any]:
+    """Arguments of timm's Mixup; empty where it is off."""
+    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+        return {}
+    return {
+        "mixup_alpha": args.mixup,
+        "cutmix_alpha": args.cutmix,
+        "cutmix_minmax": args.cutmix_minmax,
+        "prob": args.mixup_prob,
+        "switch_prob": args.mixup_switch_prob,
+        "mode": args.mixup_mode,
+        "label_smoothing": args.smoothing,
+        "num_classes": args.num_classes,
+    }
+
+
+def make_batch_loss(args: Namespace, model: nn.Module, counts: np.ndarray, start: int) -> nn.Module:
+    """L_batch: one of :mod:`mbj_plugin.batch_losses`, or what timm's train.py chooses.
+
+    Args:
+        args: of the run.
+        model: of the run, on its device.
+        counts: (C,) training images per class.
+        start: calls before the deferred re-weighting of ``ldam_drw``.
+
+    Raises:
+        ValueError: for soft labels with a loss that takes hard ones.
+    """
+    mixup = bool(_mixup_settings(args))
+    hard = f"--loss {args.loss}" if args.loss != "ce" else ""
+    if args.mbj and args.mbj_classifier_loss:
+        hard = f"--mbj-classifier-loss {args.mbj_classifier_loss} (--mbj-recipe balanced)"
+    if hard and (mixup or args.smoothing or args.bce_loss):
+        raise ValueError(f"{hard} takes hard labels: add --smoothing 0, leave out Mixup, CutMix and --bce-loss")
+    if isinstance(model, BilateralBranch):
+        return BilateralLoss(model)
+    if args.loss != "ce":
+        return create_loss(args.loss, counts.tolist(), start=start)
+    if args.bce_loss and (mixup or args.smoothing):
+        return BinaryCrossEntropy(
+            smoothing=0.0 if mixup else args.smoothing,
+            target_threshold=args.bce_target_thresh,
+            sum_classes=args.bce_sum,
+        )
+    if mixup:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def scaled_lr(args: Namespace) -> float:
+    """Learning rate of the global batch, by timm's rule."""
+    ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+    if not args.lr_base_scale:
+        args.lr_base_scale = "sqrt" if any(name in args.opt.lower() for name in ("ada", "lamb")) else "linear"
+    return args.lr_base * (ratio**0.5 if args.lr_base_scale == "sqrt" else ratio)

@@ -1,0 +1,221 @@
+"""Data sets by timm's names, scikit-learn's digits beside them, and long-tailed subsets of balanced ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data import ImageDataset, create_dataset
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch.utils.data import Dataset, IterableDataset
+from torchvision import transforms
+
+from mbj_plugin.longtail import exponential_subset
+from mbj_plugin.timm.counts import dataset_labels
+from mbj_plugin.tools.trainer.images import ReadableImages, WrappedImages
+
+DIGITS = "sklearn/digits"
+EVALUATION_SPLITS = ("val", "valid", "validation", "eval", "evaluation")
+DIGITS_PARTS = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
+
+
+class Digits(Dataset):
+    """scikit-learn's bundled handwritten digits: 1,797 real 8 x 8 images, split 60 / 20 / 20 % inside each class.
+
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. The 43 writers are mixed.
+
+    Args:
+        split: "train", "validation" or "test".
+
+    Raises:
+        ValueError: for another split.
+    """
+
+    def __init__(self, split: str, input_img_mode: str = "L") -> None:
+        from sklearn.datasets import load_digits
+
+        if split not in DIGITS_PARTS:
+            raise ValueError(f"{DIGITS} has the splits {list(DIGITS_PARTS)}, got {split!r}")
+        images, labels = load_digits(return_X_y=True)
+        rng, (low, high) = np.random.default_rng(0), DIGITS_PARTS[split]
+        chosen = []
+        for label in range(10):
+            of_class = rng.permutation(np.flatnonzero(labels == label))
+            chosen.append(of_class[round(low * len(of_class)) : round(high * len(of_class))])
+        order = np.sort(np.concatenate(chosen))
+        self.images = (images[order].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+        self.targets = labels[order].tolist()
+        self.input_img_mode = input_img_mode
+        self.transform: Callable[[Any], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = Image.fromarray(self.images[index]).convert(self.input_img_mode)
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+
+class LongTailSubset(WrappedImages):
+    """Exponentially long-tailed subset of a labelled map-style data set, class 0 the largest.
+
+    Args:
+        dataset: the whole set; its ``transform`` is this one's.
+        imbalance_ratio: rho = n_max / n_min, >= 1.
+        seed: of the draw.
+
+    Raises:
+        ValueError: for a ratio below 1, and where the labels cannot be read without decoding images.
+    """
+
+    def __init__(self, dataset: Any, imbalance_ratio: float, seed: int = 0) -> None:
+        labels = dataset_labels(dataset)
+        self.dataset, self.imbalance_ratio, self.seed = dataset, imbalance_ratio, seed
+        self.indices = exponential_subset(labels, imbalance_ratio, seed)
+        self.targets = labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[int(self.indices[index])]
+
+    def manifest(self) -> dict[str, Any]:
+        """Which images these are: settings, counts, indices into the whole set, and their SHA-256."""
+        indices = self.indices.tolist()
+        return {
+            "imbalance_ratio": self.imbalance_ratio,
+            "seed": self.seed,
+            "class_counts": np.bincount(self.targets).tolist(),
+            "sha256": hashlib.sha256(json.dumps(indices).encode()).hexdigest(),
+            "indices": indices,
+        }
+
+
+def make_dataset(args: Namespace, split: str, is_training: bool, input_img_mode: str) -> Any:
+    """The data set that timm's ``--dataset``, ``--data-dir`` and a split name; ``--imbalance-ratio`` cuts training.
+
+    Raises:
+        ValueError: for a missing or empty folder, an unknown name, or a set that cannot be cut.
+    """
+    if args.dataset == DIGITS:
+        dataset: Any = Digits(split, input_img_mode)
+    else:
+        dataset = _timm_dataset(args, split, is_training, input_img_mode)
+    if is_training and args.imbalance_ratio is not None:
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(f"--imbalance-ratio needs a data set with indices, {args.dataset!r} only streams")
+        dataset = LongTailSubset(dataset, args.imbalance_ratio, args.subset_seed)
+    return dataset
+
+
+def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode: str) -> Any:
+    prefix = args.dataset.partition("/")[0].lower() if "/" in args.dataset else args.dataset
+    if prefix not in ("", "torch", "hfds", "hfids", "tfds", "wds"):
+        raise ValueError(
+            f"unknown data set {args.dataset!r}: write torch/cifar10, hfds/NAME, tfds/NAME, wds/NAME, {DIGITS}, "
+            "or leave --dataset out for a folder of images"
+        )
+    root = args.data_dir
+    if prefix == "torch" and not root:
+        raise ValueError(
+            f"where is {args.dataset}? give --data-dir FOLDER, where torchvision finds it or, with --dataset-download, "
+            "writes it"
+        )
+    if prefix == "" and not root:
+        raise ValueError("which images? give --data-dir FOLDER with a sub-folder per split, and in it one per class")
+    if prefix == "" and args.dataset_download:
+        raise ValueError("--dataset-download fetches data sets that have a name: give --dataset, or leave it out")
+    if prefix in ("", "torch") and not args.dataset_download and not Path(root).exists():
+        raise ValueError(f"the data folder {root} does not exist: give an existing one by --data-dir")
+    if prefix == "":
+        root = _split_folder(Path(root), split)
+    try:
+        dataset = create_dataset(
+            args.dataset,
+            root=root,
+            split=split,
+            is_training=is_training,
+            class_map=args.class_map,
+            download=args.dataset_download,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            repeats=args.epoch_repeats,
+            input_img_mode=input_img_mode,
+            input_key=args.input_key,
+            target_key=args.target_key,
+        )
+        return ReadableImages(dataset, is_training) if type(dataset) is ImageDataset else dataset
+    except (RuntimeError, AssertionError, OSError, ImportError, TypeError) as error:
+        raise ValueError(
+            f"cannot read the {split} split of {args.dataset or 'the image folder'} in {args.data_dir}: {error}"
+        ) from error
+
+
+def _split_folder(root: Path, split: str) -> str:
+    """The folder, or the tar file, of a split below ``root``. timm would take the whole of ``root`` without a word."""
+    synonyms = [names for names in (("train", "training"), EVALUATION_SPLITS) if split in names]
+    for name in (split, *(synonyms[0] if synonyms else ())):
+        for path in (root / name, root / f"{name}.tar"):
+            if path.exists():
+                return str(path)
+    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    raise ValueError(
+        f"{root} has no folder (or tar file) {split!r}, it holds {', '.join(found[:8]) or 'nothing'}: name the splits "
+        "by --train-split and --val-split"
+    )
+
+
+def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
+    """Raise ValueError where two folders number their classes differently: one has a class without images."""
+    train_map, evaluation_map = (_class_to_idx(dataset) for dataset in (train_set, evaluation_set))
+    if train_map is None or evaluation_map is None or train_map == evaluation_map:
+        return
+    missing = sorted(evaluation_map.keys() - train_map.keys())
+    if missing:
+        raise ValueError(f"class {missing[0]!r} has no images in training, but in evaluation: add some or take it away")
+    missing = sorted(train_map.keys() - evaluation_map.keys())
+    raise ValueError(f"class {missing[0]!r} has no images in evaluation, but in training: add some or take it away")
+
+
+def innermost(dataset: Any) -> Any:
+    """The data set inside ours."""
+    while isinstance(dataset, LongTailSubset | ReadableImages):
+        dataset = dataset.dataset
+    return dataset
+
+
+def innermost_readable(dataset: Any) -> ReadableImages | None:
+    """The images of files inside a data set, where it has any."""
+    while isinstance(dataset, LongTailSubset):
+        dataset = dataset.dataset
+    return dataset if isinstance(dataset, ReadableImages) else None
+
+
+def _class_to_idx(dataset: Any) -> dict[str, int] | None:
+    dataset = innermost(dataset)
+    for holder in (dataset, getattr(dataset, "reader", None)):
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if (mapping := getattr(holder, name, None)) is not None:
+                return mapping
+    return None
+
+
+def pad_crop(transform: transforms.Compose, size: tuple[int, int], padding: int) -> transforms.Compose:
+    """timm's training transform with the CIFAR recipe's crop for its own: pad, crop a random patch (He et al., 2016,
+    Section 4.2). Images of another size are resized to it first. All that follows the crop is kept.
+
+    Args:
+        transform: timm's.
+        size: height and width of the patch.
+        padding: black pixels on each side.
+    """
+    crop, *rest = transform.transforms
+    assert isinstance(crop, RandomResizedCropAndInterpolation), f"timm's first transform is {type(crop).__name__}"
+    return transforms.Compose([transforms.Resize(size), transforms.RandomCrop(size, padding=padding), *rest])

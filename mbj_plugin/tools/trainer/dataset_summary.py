@@ -1,0 +1,172 @@
+"""What the data of a run are: said at the start, kept in checkpoint and results.json, checked on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch import nn
+
+from mbj_plugin.functional import sampling_probs
+from mbj_plugin.tools.trainer.data import Digits, innermost
+
+_logger = logging.getLogger("mbj_plugin")
+
+
+@dataclasses.dataclass
+class DataFacts:
+    """Images of a run.
+
+    Args:
+        counts: (C,) training images per class.
+        names: of the C classes; None where the data set has none.
+        evaluation_images: None for a stream.
+    """
+
+    counts: np.ndarray
+    names: list[str] | None
+    evaluation_images: int | None
+
+    def state(self) -> dict[str, Any]:
+        """In plain types, for checkpoint and results.json."""
+        return {
+            "images": int(self.counts.sum()),
+            "class_counts": self.counts.tolist(),
+            "class_names": self.names,
+            "evaluation_images": self.evaluation_images,
+        }
+
+    def line(self) -> str:
+        """One line for the start of a run."""
+        most, least = int(self.counts.argmax()), int(self.counts.argmin())
+        evaluated = f"; {self.evaluation_images:,} for evaluation" if self.evaluation_images is not None else ""
+        return (
+            f"{self.counts.sum():,} training images in {len(self.counts):,} classes, from {self.counts[most]:,} "
+            f"({self.name(most)}) to {self.counts[least]:,} ({self.name(least)}){evaluated}."
+        )
+
+    def name(self, c: int) -> str:
+        """What to call class ``c``."""
+        return repr(self.names[c]) if self.names else f"class {c}"
+
+    def check_same(self, saved: Mapping[str, Any], path: str) -> None:
+        """Raise ValueError where the checkpoint ``path`` was trained on other classes or images.
+
+        Args:
+            saved: :meth:`state` of its run; empty for a checkpoint without one.
+            path: of the checkpoint.
+        """
+        if not saved:
+            return
+        own = self.state()
+        counts, names = saved["class_counts"], saved["class_names"]
+        anew = "to begin anew with its weights, give it by --initial-checkpoint"
+        if len(counts) != len(self.counts):
+            raise ValueError(
+                f"{path} was trained with {len(counts)} classes, the images here have {len(self.counts)}: give the "
+                "images of that run by --data-dir"
+            )
+        if names and self.names and names != self.names:
+            c = next(i for i, (old, new) in enumerate(zip(names, self.names, strict=True)) if old != new)
+            raise ValueError(
+                f"{path} was trained with other classes: its class {c} is {names[c]!r}, here {self.names[c]!r}: give "
+                "the images of that run by --data-dir"
+            )
+        if counts != own["class_counts"]:
+            c = next(i for i, (old, new) in enumerate(zip(counts, own["class_counts"], strict=True)) if old != new)
+            raise ValueError(
+                f"{path} was trained on {saved['images']:,} images, here are {own['images']:,}: {self.name(c)} had "
+                f"{counts[c]:,} and has {self.counts[c]:,}; give the images of that run by --data-dir, or {anew}"
+            )
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Names of the classes in the order of their indices, where the data set has any."""
+    dataset = innermost(dataset)
+    if isinstance(dataset, Digits):
+        return [f"digit {c}" for c in range(10)]
+    if (names := getattr(dataset, "classes", None)) is not None:  # torchvision
+        return [str(name) for name in names]
+    mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    return [str(name) for name in sorted(mapping, key=mapping.__getitem__)] if mapping else None
+
+
+def nested_line(dataset: Any) -> str | None:
+    """A line on folders inside class folders: timm takes the innermost folder's name for the class."""
+    reader = getattr(innermost(dataset), "reader", None)
+    if not isinstance(reader, ReaderImageFolder):
+        return None
+    root, samples = str(reader.root), reader.samples
+    folders = {os.path.relpath(os.path.dirname(path), root) for path, _ in samples}
+    deep = sorted(folder for folder in folders if os.sep in folder)
+    beside = " Some images lie in no folder at all, and are a class without a name." if "." in folders else ""
+    if not deep:
+        return beside.strip() or None
+    outer = {folder.split(os.sep)[0] for folder in folders - {"."}}
+    classes = {os.path.basename(folder) for folder in folders - {"."}}
+    return (
+        f"{root} has folders inside folders ({deep[0]}): the innermost folder's name is the class, so its "
+        f"{len(outer)} folders became {len(classes)} classes. Where that is not meant, move the images up.{beside}"
+    )
+
+
+def memory_lines(
+    memories: Mapping[str, nn.Module], facts: DataFacts, start: float, epochs: int, steps: int
+) -> list[str]:
+    """What to know of the memory before training: when its loss starts, and whether it will hold anything.
+
+    Args:
+        memories: kind to memory loss.
+        facts: of the images.
+        start: epoch at which the loss starts.
+        epochs: of the run.
+        steps: of an epoch.
+
+    Returns:
+        The line on the start, and one for each memory that stays nearly empty.
+    """
+    lines = [f"The memory loss starts at epoch {start:g} of {epochs}."]
+    if start >= epochs:
+        lines = [
+            f"The memory loss would start at epoch {start:g}, and the run ends at {epochs}: it trains without MBJ. Set "
+            "--mbj-start (0 is at once), or more --epochs."
+        ]
+    for kind, memory in memories.items():
+        loss: Any = memory
+        size = len(loss.bank.labels)
+        held = epochs * _rows(kind, facts.counts, loss.beta, loss.norm, steps)
+        if held < size / 2:
+            smallest = int(facts.counts.argmin())
+            lines.append(
+                f"The {kind} memory will hold about {held:.0f} of its {size} slots at the end of epoch {epochs}: Eq. 1 "
+                f"lets in {_number(held / epochs)} rows an epoch, the smallest class being {facts.name(smallest)} with "
+                f"{facts.counts[smallest]} image{'s' * int(facts.counts[smallest] != 1)}. "
+                + _more_rows(kind, facts.counts, loss, steps)
+            )
+    return lines
+
+
+def _rows(kind: str, counts: np.ndarray, beta: float, norm: str, steps: int) -> float:
+    """Rows that enter in an epoch, by Eq. 1."""
+    probs = sampling_probs(counts.tolist(), beta, norm).numpy()
+    return float((probs * counts).sum() if kind == "feature" else steps * probs.sum())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _more_rows(kind: str, counts: np.ndarray, loss: Any, steps: int) -> str:
+    """The settings that fill the memory."""
+    ways = []
+    if loss.norm == "sum":
+        ways.append(f"--mbj-norm max lets in {_number(_rows(kind, counts, loss.beta, 'max', steps))}")
+    lower = next((beta for beta in (1.0, 0.5, 0.0) if beta < loss.beta), None)
+    if lower is not None:
+        ways.append(f"--mbj-beta {lower:g} lets in {_number(_rows(kind, counts, lower, loss.norm, steps))}")
+    return "; ".join([*ways, "or give fewer slots by --mbj-size"]) + "."

@@ -1,0 +1,138 @@
+"""Everything that a run is made of, put together and, where asked for, brought to where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from timm import utils
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import load_task_ema_checkpoint
+
+from mbj_plugin.timm import clip
+from mbj_plugin.timm.diagnostics import make_monitor
+from mbj_plugin.timm.schedule import learning_rates, start_epoch
+from mbj_plugin.timm.settings import from_args, make_criterion, resumed
+from mbj_plugin.tools.trainer import build
+from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask, read_checkpoint
+from mbj_plugin.tools.trainer.data import innermost_readable
+from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
+from mbj_plugin.tools.trainer.progress import Progress
+from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start
+
+_logger = logging.getLogger("mbj_plugin")
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that the training loop touches."""
+
+    args: Namespace
+    device: torch.device
+    data: build.Data
+    task: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    num_epochs: int
+    first_epoch: int
+    amp_autocast: Callable
+    loss_scaler: Any
+    facts: DataFacts
+    progress: Progress = dataclasses.field(default_factory=Progress)
+
+
+def make_run(args: Namespace) -> Run:
+    """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
+    settings = from_args(args)
+    if args.mbj and args.resume:
+        settings = resumed(settings, read_checkpoint(args.resume))
+    with build.blame(f"--device {args.device}"):
+        device = build.init_device(args)
+    utils.random_seed(args.seed, args.rank)
+    datasets = build.make_datasets(args)
+    with build.blame(
+        f"--model {args.model} (with --model-kwargs, --initial-checkpoint, --pretrained, --gp, --drop-..., --bn-...)"
+    ):
+        model = build.make_model(args, device)
+    amp_autocast, loss_scaler = build.make_amp(args, device)
+    with build.blame("the images, their size or their augmentation"):
+        data = build.make_loaders(args, model, datasets, device)
+    facts = _facts(datasets, data.counts)
+    args.lr = args.lr or build.scaled_lr(args)
+    updates_per_epoch = -(-len(data.train) // args.grad_accum_steps)
+
+    start = start_epoch(settings.start, args.sched, learning_rates(args, updates_per_epoch))
+    calls = round(start * len(data.train))
+    batch_loss = build.make_batch_loss(args, model, data.counts, calls).to(device)
+    task: Any
+    if args.mbj:
+        clip.install()
+        criterion = make_criterion(settings, data.counts, batch_loss, calls, args.seed, args.smoothing)
+        task = ResumableMBJTask(model, criterion, device=device, verbose=False)
+    else:
+        task = ResumableTask(model, batch_loss, device=device, verbose=False)
+    if args.mbj_diagnostics and utils.is_primary(args):
+        task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
+    with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
+        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    checkpoint = Resumed(task, args, optimizer, loss_scaler, facts) if args.resume else None
+    with build.blame(f"--torchcompile {args.torchcompile} or the averaged model"):
+        _wrap(task, args, device)
+    with build.blame(f"--sched {args.sched} (with --decay-... and --lr-...)"):
+        scheduler, num_epochs = create_scheduler_v2(
+            optimizer,
+            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
+            updates_per_epoch=updates_per_epoch,
+        )
+    lines = [facts.line(), nested_line(datasets[0])]
+    if checkpoint is not None:
+        start, moved = checkpoint.keep_start(start, len(data.train))
+        lines += [checkpoint.changes(), moved]
+        if scheduler is not None:
+            checkpoint.resume_schedule(scheduler, updates_per_epoch)
+        checkpoint.set_random_state()
+    if args.mbj:
+        lines += memory_lines(task.criterion.memories, facts, start, num_epochs, len(data.train))
+    if utils.is_primary(args):
+        for line in filter(None, lines):
+            _logger.info(line)
+    task.run_state = lambda: {
+        "data": facts.state(),
+        "start": saved_start(task, start),
+        "plateau": plateau_state(scheduler),
+    }
+    first_epoch = checkpoint.epoch if checkpoint is not None else 0
+    return Run(
+        args, device, data, task, optimizer, scheduler, num_epochs, first_epoch, amp_autocast, loss_scaler, facts
+    )
+
+
+def _facts(datasets: tuple[Any, Any], counts: np.ndarray) -> DataFacts:
+    """Facts on the images, of which at least one of each class can be read."""
+    names = class_names(datasets[0])
+    names = names if names is not None and len(names) == len(counts) else None
+    for dataset in map(innermost_readable, datasets):
+        if dataset is not None:
+            dataset.check(names)
+    return DataFacts(counts, names, len(datasets[1]) if hasattr(datasets[1], "__len__") else None)
+
+
+def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
+    """Average, compile and distribute the model, in timm's order."""
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        if args.resume:
+            load_task_ema_checkpoint(task, args.resume)
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if task.has_ema():
+            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.world_size > 1:
+        device_ids = None if device.type == "cpu" else [device]
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)

@@ -1,0 +1,262 @@
+"""A thin trainer from timm's own factories: what timm's train.py does, for long-tailed data, with or without MBJ.
+
+On the flags that both have, and with ``--workers 0``, it computes the same bits as timm's train.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm import utils
+from torch import Tensor
+from tqdm import tqdm
+
+from mbj_plugin.batch_losses.bbn import BilateralLoss
+from mbj_plugin.command_line import one_line
+from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.files import write
+from mbj_plugin.timm.diagnostics import EpochDiagnostics
+from mbj_plugin.tools.trainer import build
+from mbj_plugin.tools.trainer.args import parse_args
+from mbj_plugin.tools.trainer.error_table import error_table
+from mbj_plugin.tools.trainer.evaluate import validate
+from mbj_plugin.tools.trainer.progress import Progress
+from mbj_plugin.tools.trainer.run import Run, make_run
+from mbj_plugin.tools.trainer.run_folder import (
+    check_free,
+    experiment,
+    log_epoch,
+    make_saver,
+    open_folder,
+    result,
+    unlock,
+    wandb_run,
+    writing,
+)
+
+_logger = logging.getLogger("mbj_plugin")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``train_timm``: train, and print the test error of all classes and of each class group."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    with one_line("train_timm"):
+        args = parse_args(argv)
+        results = train_all(args)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(error_table({name: [each["errors"] for each in runs] for name, runs in results.items()}, args.table))
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All runs that the arguments ask for: with ``--compare`` the baseline beside MBJ, with ``--seeds N`` N of each.
+
+    Runs that are compared have the same seed and the same images. With several seeds both seeds count up from
+    ``--seed`` and ``--subset-seed``, so the spread holds the draw of the images too.
+
+    Returns:
+        "baseline" and "mbj" (those that were trained) to what :func:`train` returns for each seed.
+    """
+    if args.seeds < 1:
+        raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
+    if args.resume and (args.compare or args.seeds > 1):
+        raise ValueError(
+            "--resume goes on with one run: leave out --compare and --seeds, and give --experiment, --seed and "
+            "--subset-seed as its args.yaml has them"
+        )
+    with build.blame(f"--device {args.device}"):
+        build.init_device(args)  # once: the runs share the process group
+    name = experiment(args)
+    methods = {"baseline": False, "mbj": True} if args.compare else {"mbj" if args.mbj else "baseline": args.mbj}
+    runs: list[tuple[str, Namespace]] = []
+    for i in range(args.seeds):
+        for method, use_mbj in reversed(methods.items()):  # MBJ first: it refuses more models and losses
+            parts = [name] + [method] * args.compare + [f"seed{args.seed + i}"] * (args.seeds > 1)
+            changes = {"mbj": use_mbj, "experiment": os.path.join(*parts)}
+            changes |= {"seed": args.seed + i, "subset_seed": args.subset_seed + i}
+            runs.append((method, Namespace(**{**vars(args), **changes})))
+    for _, each in runs:
+        check_free(each)  # of all of them, before the first one trains
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    progress = Progress([f"{method}, seed {each.seed}" for method, each in runs])
+    for method, each in runs:
+        results[method].append(train(each, progress))
+    return results
+
+
+def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
+    """Train one model.
+
+    Args:
+        args: of :func:`mbj_plugin.tools.trainer.args.parse_args`.
+        progress: of all the runs that this one is among.
+
+    Returns:
+        What results.json holds: "errors" in percent, "per_class_error", "class_counts", "settings", "versions", ...
+
+    Raises:
+        ValueError: for a wrong value, naming it and the fix, before any training.
+    """
+    started = time.time()
+    check_free(args)
+    run = make_run(args)
+    run.progress = progress or run.progress
+    if not utils.is_primary(args):
+        return _epochs(run, None, started)
+    folder = open_folder(args, run.data.train.dataset, run.first_epoch)
+    try:
+        return _epochs(run, folder, started)
+    except KeyboardInterrupt:
+        last = folder / "last.pth.tar"
+        raise KeyboardInterrupt(f"go on by --resume {last}" if last.is_file() else "no epoch was saved yet") from None
+    finally:
+        unlock(folder)
+
+
+def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
+    """The epochs that are left, each evaluated and saved; ``folder`` is the first rank's alone."""
+    args = run.args
+    diagnostics = None
+    if folder is not None and run.task.monitor is not None:
+        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train), run.num_epochs)
+    saver = make_saver(run, folder) if folder else None
+    best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
+    metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
+    diverged = False
+    run.progress.begin(run.first_epoch, run.num_epochs)
+    if folder is not None and run.progress.run:
+        _logger.info(f"{run.progress.run}: {folder}")
+    with wandb_run(args) if folder is not None else nullcontext(False) as log_wandb:
+        for epoch in range(run.first_epoch, run.num_epochs):
+            train_metrics = train_one_epoch(run, epoch)
+            if folder is not None and not math.isfinite(train_metrics["loss"]) and not diverged:
+                diverged = True
+                _logger.warning(
+                    f"The training loss is {train_metrics['loss']} from epoch {epoch + 1} on: lower --lr, or bound "
+                    "the gradient with --clip-grad 1."
+                )
+            metrics = _evaluate(run)
+            # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
+            run.task.remember_rng()
+            if folder is not None and saver is not None:
+                errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
+                rates = [group["lr"] for group in run.optimizer.param_groups]
+                lr = sum(rates) / len(rates)
+                with writing(folder):
+                    columns = diagnostics.report(epoch) if diagnostics else {}
+                    left = run.progress.left(epoch + 1)
+                    log_epoch(
+                        epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, left, folder, log_wandb
+                    )
+                    best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
+            if run.scheduler is not None:
+                run.scheduler.step(epoch + 1, metrics[args.eval_metric])
+    if diagnostics is not None:
+        diagnostics.close()
+    assert metrics is not None
+    results = result(args, run.facts, metrics, best, time.time() - started)
+    if folder is not None:
+        with writing(folder):
+            write(folder / "results.json", json.dumps(results, indent=1))
+        _logger.info(f"Written to {folder}: results.json, summary.csv, args.yaml and the checkpoints.")
+    return results
+
+
+def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
+    """One pass over the training set, step for step as timm's train.py does it.
+
+    Returns:
+        Mean "loss"; with MBJ also "loss_batch" and "loss_memory" (eta * L_memory).
+    """
+    args, loader, task = run.args, run.data.train, run.task
+    if hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(epoch)
+    if isinstance(task.criterion, BilateralLoss):
+        task.criterion.begin_epoch(epoch, run.num_epochs)
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        run.data.switch_mixup_off(args)
+    batches, rest = len(loader), len(loader) % args.grad_accum_steps
+    updates = epoch * -(-batches // args.grad_accum_steps)
+    sums: dict[str, Tensor] = {}
+    task.get_trainable_module().train()
+    run.optimizer.zero_grad()
+    # None lets tqdm decide: a bar on a terminal, nothing in a log file.
+    disable = True if args.rank > 0 or args.progress is False else None if args.progress is None else False
+    for index, (images, target) in enumerate(tqdm(loader, run.progress.bar(epoch), leave=False, disable=disable)):
+        need_update = index == batches - 1 or (index + 1) % args.grad_accum_steps == 0
+        losses = _step(run, images, target, need_update, rest if index >= batches - rest else args.grad_accum_steps)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.double()
+        if need_update:
+            updates += 1
+            run.optimizer.zero_grad()
+            task.update_ema(step=updates)
+            if run.scheduler is not None:
+                run.scheduler.step_update(num_updates=updates, metric=None)
+    if hasattr(run.optimizer, "sync_lookahead"):
+        run.optimizer.sync_lookahead()
+    means = {name: total / batches for name, total in sums.items()}
+    if args.world_size > 1:
+        means = {name: utils.reduce_tensor(mean, args.world_size) for name, mean in means.items()}
+    return {name: mean.item() for name, mean in means.items()}
+
+
+def _step(run: Run, images: Tensor, target: Tensor, need_update: bool, accum_steps: int) -> dict[str, Tensor]:
+    """Forward and backward pass of one batch, and the optimizer's step where the gradient is complete."""
+    args, task = run.args, run.task
+    if not args.prefetcher:
+        images, target = images.to(run.device), target.to(run.device)
+        if run.data.mixup_fn is not None:
+            images, target = run.data.mixup_fn(images, target)
+    if args.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with task.no_sync() if args.world_size > 1 and not need_update else nullcontext():
+        with run.amp_autocast():
+            output = task(images, target)
+        loss = output["loss"] / accum_steps
+        clipped = None
+        if args.clip_grad is not None:
+            clipped = task.get_clip_parameters(exclude_head="agc" in args.clip_mode)
+        if run.loss_scaler is not None:
+            run.loss_scaler(
+                loss, run.optimizer, args.clip_grad, args.clip_mode, parameters=clipped, need_update=need_update
+            )
+        else:
+            loss.backward()
+            if need_update:
+                if args.clip_grad is not None:
+                    utils.dispatch_clip_grad(clipped, value=args.clip_grad, mode=args.clip_mode)
+                run.optimizer.step()
+    return {name: output[name].detach() for name in ("loss", "loss_batch", "loss_memory") if name in output}
+
+
+def _evaluate(run: Run) -> dict[str, Any]:
+    """Metrics of the model that will be used: the averaged one, where there is one."""
+    args, task = run.args, run.task
+    average = task.get_trainable_module(ema=True)
+    if args.world_size > 1 and args.dist_bn in ("broadcast", "reduce"):
+        for module in filter(None, (task.get_trainable_module(), average)):
+            utils.distribute_bn(module, args.world_size, args.dist_bn == "reduce")
+    if average is not None:
+        # timm's train.py evaluates the plain model too and throws that away; here only what its loader draws is drawn.
+        torch.empty((), dtype=torch.int64).random_()
+    return validate(
+        task.get_eval_model(ema=average is not None),
+        loader=run.data.evaluation,
+        num_classes=args.num_classes,
+        device=run.device,
+        amp_autocast=run.amp_autocast,
+        channels_last=args.channels_last,
+    )

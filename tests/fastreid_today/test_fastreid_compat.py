@@ -1,0 +1,197 @@
+"""fast-reid runs on today's stack, because of each patch, and each patch only where it is needed."""
+
+import collections
+import importlib
+import inspect
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+
+import fastreid.solver
+import numpy as np
+import pytest
+import torch
+from fastreid.data.transforms import build_transforms
+from fastreid.evaluation.rank import evaluate_rank
+from fastreid.modeling.meta_arch import build_model
+from fastreid.solver import build as solver_build
+from fastreid.utils.checkpoint import Checkpointer
+from fastreid.utils.params import ContiguousParams
+from PIL import Image
+
+from fastreid_today import compat, fast_eval
+
+
+def test_every_patch_ran_and_says_why():
+    assert set(compat.STATUS) == set(compat.PATCHES)
+    for name, status in compat.STATUS.items():
+        assert status == "on" or status.startswith("off: "), name
+        assert compat.PATCHES[name].symptom and compat.PATCHES[name].fix
+
+
+def test_a_second_call_changes_nothing():
+    before = solver_build.build_optimizer, ContiguousParams.buffer_is_valid, dict(compat.STATUS)
+    compat.apply_all()
+    assert before == (solver_build.build_optimizer, ContiguousParams.buffer_is_valid, compat.STATUS)
+
+
+def test_the_alias_is_taken_away_again():
+    assert not hasattr(collections, "Mapping")
+
+
+def _train(trainer, steps):
+    weights = [p.detach().clone() for p in trainer.model.parameters()]
+    losses = [sum(loss.values()).item() for loss in steps(trainer, 100)]
+    moved = [not torch.equal(old, new) for old, new in zip(weights, trainer.model.parameters(), strict=True)]
+    return sum(moved) / len(moved), losses
+
+
+def test_training_moves_weights_and_lowers_the_loss(make_trainer, steps):
+    """The silent failure of fast-reid on torch >= 2.0."""
+    moved, losses = _train(make_trainer("MODEL.MBJ.ETA", 0, "SOLVER.BASE_LR", 0.01), steps)
+    assert moved > 0.9
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_without_the_patch_no_weight_moves(make_trainer, steps, monkeypatch):
+    """So that the test above can fail: fast-reid as it is."""
+    original = inspect.unwrap(solver_build.build_optimizer)
+    assert original is not solver_build.build_optimizer
+    monkeypatch.setattr("fastreid.engine.defaults.build_optimizer", original)
+    monkeypatch.setattr(ContiguousParams, "buffer_is_valid", inspect.unwrap(ContiguousParams.buffer_is_valid))
+    moved, _ = _train(make_trainer("MODEL.MBJ.ETA", 0, "SOLVER.BASE_LR", 0.01), steps)
+    assert moved == 0
+
+
+def test_cut_gradients_are_noticed(make_trainer, steps):
+    trainer = make_trainer()
+    trainer.optimizer.zero_grad = lambda: type(trainer.optimizer).zero_grad(trainer.optimizer, set_to_none=True)
+    with pytest.raises(ValueError, match="invalidated"):
+        steps(trainer, 1)
+
+
+def test_every_importer_has_the_patched_optimizer():
+    assert fastreid.solver.build_optimizer is solver_build.build_optimizer
+    assert sys.modules["fastreid.engine.defaults"].build_optimizer is solver_build.build_optimizer
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("fastreid.evaluation.reid_evaluation.compile_helper", "fast_evaluation"),
+        ("fastreid.data.samplers.triplet_sampler.SetReWeightSampler._infinite_indices", "set_reweight_sampler"),
+        ("fastreid.utils.params.ContiguousParams.buffer_is_valid", "flat_gradients"),
+    ],
+)
+def test_loud_where_upstream_has_changed(target, name, monkeypatch):
+    monkeypatch.setattr(fast_eval, "built_upstream", lambda: False)
+    monkeypatch.delattr(target)
+    with pytest.raises(compat.UpstreamChangedError, match=name):
+        compat.PATCHES[name].apply()
+
+
+def test_all_transforms_run(make_cfg):
+    names = ["CROP", "FLIP", "PADDING", "CJ", "AFFINE", "AUTOAUG", "AUGMIX", "REA", "RPT"]
+    cfg = make_cfg(*[value for name in names for value in (f"INPUT.{name}.ENABLED", True)], "INPUT.CROP.SIZE", [32, 16])
+    cfg.INPUT.AUTOAUG.PROB = cfg.INPUT.AUGMIX.PROB = 1.0
+    transform = build_transforms(cfg)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3), dtype=np.uint8))
+    for _ in range(40):
+        assert transform(image).shape == (3, 32, 16)
+
+
+def test_the_cuhk03_metric_runs_without_cython():
+    distances = np.random.default_rng(0).random((2, 6))
+    people, cameras = np.array([1, 2, 1, 2, 1, 2]), np.array([1, 1, 2, 2, 3, 3])
+    scores, _ = evaluate_rank(distances, people[:2], people, np.array([0, 0]), cameras, 3, True, use_cython=False)
+    assert scores[-1] == 1
+
+
+def test_numpy_names_are_given_to_one_importer_only():
+    lent = compat._Namespace(np, bool=bool)
+    assert lent.bool is bool and lent.zeros is np.zeros
+
+
+def test_an_empty_training_set_is_named(make_trainer, monkeypatch, tmp_path):
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "Market-1501-v15.09.15" / part).mkdir(parents=True)
+    monkeypatch.setattr("fastreid.data.build._root", str(tmp_path))
+    with pytest.raises(ValueError, match="no images.*FASTREID_DATASETS"):
+        make_trainer("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler")
+
+
+def test_without_a_compiler_the_python_evaluation_runs(monkeypatch, tmp_path):
+    records = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fast_eval, "SETUP", "raise SystemExit('no compiler')")
+    monkeypatch.setattr(fast_eval.logger, "warning", lambda message, *values: records.append(message % values))
+    fast_eval.build_and_load()
+    assert "no compiler" in records[0] and "pip install Cython" in records[0]
+
+
+def test_a_build_of_another_system_is_left_alone(monkeypatch, tmp_path):
+    records = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fast_eval.logger, "warning", lambda message, *values: records.append(message % values))
+    for name in fast_eval.MODULES:
+        monkeypatch.delitem(sys.modules, f"{fast_eval.PACKAGE}.{name}", raising=False)
+        fast_eval.cache_dir().mkdir(parents=True, exist_ok=True)
+        (fast_eval.cache_dir() / (name + EXTENSION_SUFFIXES[0])).write_bytes(b"of another machine")
+    assert not fast_eval.load()
+    assert "does not load here" in records[0]
+    assert f"{fast_eval.PACKAGE}.rank_cy" not in sys.modules
+
+
+def test_missing_fastreid_says_how_to_install_it(command, tmp_path):
+    block = "import sys; sys.modules['fastreid'] = None; import mbj_plugin.fastreid"
+    result = command("-c", block, cwd=tmp_path, check=False)
+    assert result.returncode
+    assert "pip install --no-deps fastreid==1.4.0" in result.stderr.splitlines()[-1]
+
+
+def test_projects_of_a_checkout_find_torch_six(monkeypatch):
+    """Of the main branch fastreid.data imports without it, and FastFace does not."""
+    monkeypatch.delitem(sys.modules, "torch._six")
+    assert compat.PATCHES["torch_six"].apply() is None
+    from torch._six import container_abcs, string_classes
+
+    assert container_abcs is collections.abc and string_classes == (str, bytes)
+    assert "has torch._six" in compat.PATCHES["torch_six"].apply()
+
+
+def test_a_plain_loop_takes_the_optimizer_from_the_pair(make_cfg):
+    """As tools/plain_train_net.py does."""
+    cfg = make_cfg("MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.NUM_CLASSES", 24)
+    model = build_model(cfg)
+    optimizer = fastreid.solver.build_optimizer(cfg, model)
+    schedule = fastreid.solver.build_lr_scheduler(cfg, optimizer, 9)
+    before = model.heads.weight.detach().clone()
+    model.heads.weight.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert not torch.equal(before, model.heads.weight) and optimizer.param_groups[0]["lr"] > 0
+    assert model.heads.weight.grad is not None and not model.heads.weight.grad.any()
+    Checkpointer(model, optimizer=optimizer, **schedule)
+    alone, params = optimizer
+    assert isinstance(alone, torch.optim.Optimizer) and isinstance(params, ContiguousParams)
+
+
+def test_a_demo_of_the_checkout_finds_evaluate_rank():
+    from fastreid.evaluation import evaluate_rank as named
+
+    assert named is sys.modules["fastreid.evaluation.rank"].evaluate_rank
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_fastclas_goes_without_a_file_that_was_never_there(monkeypatch, tmp_path, there):
+    package = tmp_path / "fastclas"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .distracted_driver import *\n")
+    if there:
+        (package / "distracted_driver.py").write_text("answer = 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("fastclas", "fastclas.distracted_driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    assert hasattr(importlib.import_module("fastclas"), "answer") == there
+    with pytest.raises(ModuleNotFoundError, match="another_driver"):
+        importlib.import_module("fastclas.another_driver")

@@ -1,0 +1,1 @@
+from timm_fixtures import *  # noqa: F403

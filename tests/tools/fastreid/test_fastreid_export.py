@@ -1,0 +1,119 @@
+"""A run's config and weights in fast-reid without the plugin."""
+
+import pytest
+import torch
+import yaml
+from fastreid.config import get_cfg
+from fastreid.engine import DefaultPredictor
+from fastreid.modeling.meta_arch import build_model
+
+from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.tools.fastreid import export
+
+# fast-reid as it is, with no more than what its import lacks on today's Python and torch.
+PLAIN = """
+import collections, collections.abc, sys, types
+collections.Mapping = collections.abc.Mapping
+sys.modules["torch._six"] = types.ModuleType("torch._six")
+sys.modules["torch._six"].string_classes = str
+import torch
+from fastreid.config import get_cfg
+from fastreid.engine import DefaultPredictor
+cfg = get_cfg()
+cfg.merge_from_file(sys.argv[1])
+cfg.merge_from_list(["MODEL.DEVICE", "cpu"])
+predictor = DefaultPredictor(cfg)
+assert not any(name.startswith("mbj_plugin") for name in sys.modules)
+torch.save(predictor(torch.load("images.pth")), "features.pth")
+"""
+
+
+@pytest.fixture(params=["CosSoftmax", "FeatureCloud"])
+def run(request, tmp_path, tiny_opts):
+    """A run's folder as it is left, of OSNet with both memories."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    cfg = get_cfg()
+    losses = (
+        "MODEL.LOSSES.NAME",
+        "('CrossEntropyLoss','MBJLoss')",
+        "MODEL.MBJ.MEMORY",
+        "both",
+        "MODEL.MBJ.MOMENTUM",
+        0.5,
+    )
+    losses += ("MODEL.HEADS.CLS_LAYER", request.param)
+    cfg.merge_from_list([*tiny_opts, *losses, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
+    (folder / "config.yaml").write_text(cfg.dump())
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.heads.weight)
+    assert mbj_heads(model)
+    torch.save({"model": model.state_dict(), "epoch": 3}, folder / "model_final.pth")
+    return folder
+
+
+def test_the_same_features_without_the_plugin(run, command, tmp_path, capsys):
+    export.main([str(run)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{run}/plain/config.yaml and {run}/plain/model_final.pth need no plugin"
+    ]
+    images = torch.randn(2, 3, 32, 16)
+    torch.save(images, tmp_path / "images.pth")
+    result = command("-c", PLAIN, run / "plain" / "config.yaml", cwd=tmp_path, path="")
+    assert "not found in the model" not in result.stdout + result.stderr  # the memories are gone
+    cfg = get_cfg()
+    cfg.merge_from_file(str(run / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    assert torch.equal(torch.load(tmp_path / "features.pth"), DefaultPredictor(cfg)(images.clone()))
+    plain = get_cfg()
+    plain.merge_from_file(str(run / "plain" / "config.yaml"))
+    assert plain.MODEL.HEADS.CLS_LAYER == "CosSoftmax"
+    assert plain.MODEL.HEADS.NAME == "EmbeddingHead" and plain.MODEL.LOSSES.NAME == ("CrossEntropyLoss",)
+    refused = command("-c", PLAIN, run / "config.yaml", cwd=tmp_path, path="", check=False)
+    assert "MODEL.MBJ" in refused.stderr  # so that this test can fail
+
+
+def test_what_plain_fastreid_lacks_is_said(run, capsys):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["MODEL"]["BACKBONE"]["NAME"] = "build_demo_backbone"
+    config["DATASETS"]["TESTS"] = ["Market1501", "Omniglot"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    export.main([str(run), "--output", str(run / "elsewhere")])
+    said = capsys.readouterr().out
+    assert "except for build_demo_backbone," in said and "except for Omniglot," in said and "Market1501" not in said
+
+
+def test_a_timm_backbone_comes_with_its_file(command, tiny_opts, tmp_path, capsys):
+    pytest.importorskip("timm", reason="timm is not installed")
+    cfg = get_cfg()
+    backbone = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.BACKBONE.DEPTH", "mobilenetv3_small_050")
+    cfg.merge_from_list([*tiny_opts, *backbone, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
+    export.main([str(tmp_path)])
+    plain = tmp_path / "plain"
+    assert f"{plain}/timm_backbone.py registers build_timm_backbone" in capsys.readouterr().out
+    torch.save(torch.randn(2, 3, 32, 16), tmp_path / "images.pth")
+    script = PLAIN.replace("cfg = get_cfg()", "import timm_backbone\ncfg = get_cfg()")
+    command("-c", script, plain / "config.yaml", cwd=tmp_path, path=plain)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    features = DefaultPredictor(cfg)(torch.load(tmp_path / "images.pth"))
+    assert torch.equal(torch.load(tmp_path / "features.pth"), features)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "arguments", "said"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), [], r"config.yaml is not there: .* model_final.pth"),
+        (lambda run: None, ["--weights", "model_best.pth"], r"model_best.pth is not there"),
+        (lambda run: (run / "config.yaml").write_text("MODEL: 3"), [], "not the config.yaml of a fast-reid run"),
+        (lambda run: (run / "config.yaml").write_text("a: b: c"), [], "cannot read .*config.yaml"),
+        (lambda run: (run / "model_final.pth").write_bytes(b"half"), [], "cannot read .*model_final.pth"),
+        (lambda run: None, ["--output", "run"], "is the run itself"),
+    ],
+)
+def test_what_is_no_run(run, monkeypatch, break_it, arguments, said):
+    monkeypatch.chdir(run.parent)
+    break_it(run)
+    with pytest.raises(ValueError, match=said):
+        export.main([str(run), *arguments])

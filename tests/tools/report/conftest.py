@@ -1,0 +1,1 @@
+from fastreid_fixtures import *  # noqa: F403

@@ -1,0 +1,114 @@
+"""The report on a real run of fast-reid, whole and broken."""
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastreid.engine import DefaultTrainer
+
+from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.tools.report.fastreid_run import read_run
+from mbj_plugin.tools.report.run import Run
+
+
+@pytest.fixture
+def run_folder(make_trainer, tmp_path):
+    """A finished run with a prototype memory, and fast-reid's own scores of it."""
+    trainer = make_trainer("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
+    scores = trainer.train()
+    folder = tmp_path / "out"
+    (folder / "config.yaml").write_text(trainer.cfg.dump())
+    return folder, scores
+
+
+def read(folder, use_model=True, data=None):
+    run = Run("run")
+    read_run(run, Path(folder), Namespace(device="cpu", data=data, images_per_class=3, no_model=not use_model))
+    return run
+
+
+def test_a_run_is_read_whole_and_broken(run_folder, tiny_plan, tmp_path, monkeypatch):
+    folder, scores = run_folder
+    run = read(folder)
+    assert [line for line in run.missing if "diagnostics.jsonl" not in line] == []
+    # The scores are fast-reid's own, of the same model.
+    test, training = run.searches
+    assert test.scores() == pytest.approx((scores["mAP"], scores["Rank-1"]), abs=1e-3)
+    assert len(test.query) == 2 * tiny_plan.test and "there are no groups" in test.note
+    # Four identities of eight images, twenty of two; head is 20 % of the 24 by rank.
+    assert sorted(run.class_counts.tolist()) == [2] * 20 + [8] * 4
+    assert {name: mask.sum() for name, mask in training.groups.items()} == {
+        "head": 4 * 8 + 1 * 2,
+        "medium": 5 * 2,
+        "tail": 14 * 2,
+        "few shot": 72,
+    }
+    state = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    (memory,) = run.memories
+    labels = state["heads.memories.prototype.bank.slot_labels"]
+    np.testing.assert_array_equal(np.sort(memory.labels), np.sort(labels[labels >= 0].numpy()))
+    assert memory.kind == "prototype" and memory.rows.shape[1] == run.train_features.rows.shape[1] == 16
+    assert np.bincount(run.train_features.labels).tolist() == np.minimum(run.class_counts, 3).tolist()
+    assert run.curves["memory loss"][0] and run.settings["MODEL.HEADS.NAME"] == "MBJHead"
+
+    def broken(name, edit):
+        copy = shutil.copytree(folder, tmp_path / name)
+        edit(copy)
+        return read(copy)
+
+    run = broken("no-config", lambda copy: (copy / "config.yaml").unlink())
+    assert "config.yaml: " in run.missing[0] and run.memories and run.curves and not run.searches
+    run = broken("cut-config", lambda copy: (copy / "config.yaml").write_text("MODEL: {"))
+    assert "config.yaml: " in run.missing[0] and run.memories
+    run = broken("cut-metrics", lambda copy: (copy / "metrics.json").open("a").write('{"iteration": 1'))
+    assert "metrics.json: 1 broken line left out" in run.missing and run.curves
+    final = (folder / "model_final.pth").read_bytes()
+    run = broken("cut-checkpoint", lambda copy: (copy / "model_final.pth").write_bytes(final[: len(final) // 2]))
+    assert any("cut short" in line for line in run.missing) and run.curves and run.class_counts is not None
+    run = broken("no-checkpoint-can-be-read", lambda copy: [path.write_bytes(b"") for path in copy.glob("*.pth")])
+    assert any("cannot read model_final.pth" in line for line in run.missing) and not run.memories
+
+    def keep_the_last(copy):
+        (copy / "model_final.pth").rename(copy / "model_0001.pth")
+        (copy / "model_final.pth").write_bytes(final[:100])
+        (copy / "last_checkpoint").write_text("model_0001.pth")
+
+    run = broken("named-checkpoint", keep_the_last)
+    assert run.facts["checkpoint"] == "model_0001.pth" and run.memories and run.searches
+    run = broken("no-checkpoint", lambda copy: [path.unlink() for path in copy.glob("*.pth")])
+    assert any("there is no model_final.pth" in line for line in run.missing) and run.curves
+    monkeypatch.setattr("fastreid.data.build._root", str(tmp_path / "nowhere"))
+    run = read(folder)
+    assert any("FASTREID_DATASETS" in line for line in run.missing) and run.memories and not run.searches
+
+
+def test_a_checkpoint_of_another_model_is_a_line(run_folder):
+    folder, _ = run_folder
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("build_tiny_backbone", "build_demo_backbone"))
+    run = read(folder)
+    assert any(line.startswith("retrieval and embedding: ") for line in run.missing), run.missing
+    assert run.memories and not run.searches
+
+
+def test_a_run_that_trained_on_query_and_gallery_too_is_counted_so(make_trainer, tmp_path):
+    trainer = make_trainer("DATASETS.COMBINEALL", True, "TEST.FLIP.ENABLED", True, "MODEL.MBJ.NORM", "max")
+    trainer.train()
+    (tmp_path / "out" / "config.yaml").write_text(trainer.cfg.dump())
+    run = read(tmp_path / "out")
+    head = mbj_heads(trainer.model)[0]
+    assert run.class_counts.tolist() == head.memories["prototype"].class_counts.tolist()
+    assert len(run.class_counts) > 24
+    assert "without FLIP" in run.searches[0].note
+
+
+def test_a_baseline_has_no_memory(make_trainer, tmp_path):
+    trainer = make_trainer("MODEL.HEADS.NAME", "EmbeddingHead", "SOLVER.MAX_EPOCH", 1)
+    assert isinstance(trainer, DefaultTrainer)
+    trainer.train()
+    (tmp_path / "out" / "config.yaml").write_text(trainer.cfg.dump())
+    run = read(tmp_path / "out", use_model=False)
+    assert run.memories == [] and run.searches == [] and run.curves["total loss"][0]

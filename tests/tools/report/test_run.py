@@ -1,0 +1,72 @@
+"""Reading what a run left: broken lines, memories, names."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mbj_plugin.files import read_jsonl
+from mbj_plugin.memory import MemoryBank
+from mbj_plugin.tools.report.run import Run, read_bank, read_diagnostics, series, short_names
+
+
+def test_broken_lines_are_counted_and_the_last_row_of_a_step_counts(tmp_path):
+    path = tmp_path / "diagnostics.jsonl"
+    rows = [{"step": 20, "a": 1.0}, {"step": 10, "a": 2.0}, {"step": 20, "a": 3.0}, {"a": 4.0}]
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n\n[1, 2]\n{"step": 30, "a"')
+    read, broken = read_jsonl(path, "step")
+    assert read == [{"step": 10, "a": 2.0}, {"step": 20, "a": 3.0}]
+    assert broken == 3
+
+
+def test_series_leaves_out_what_is_no_number():
+    rows = [{"step": 1, "a": 0.5}, {"step": 2}, {"step": 3, "a": math.nan}, {"step": 4, "a": "x"}, {"step": 5, "a": 2}]
+    assert series(rows, "step", "a") == ([1.0, 5.0], [0.5, 2.0])
+
+
+def test_missing_and_broken_diagnostics_are_lines(tmp_path):
+    run = Run("a")
+    read_diagnostics(run, tmp_path)
+    assert run.diagnostics == [] and "diagnostics.jsonl" in run.missing[0]
+    (tmp_path / "diagnostics.jsonl").write_text('{"step": 1}\nnonsense\n')
+    run = Run("a")
+    read_diagnostics(run, tmp_path)
+    assert run.diagnostics == [{"step": 1}] and "1 broken line " in run.missing[0]
+
+
+def test_the_bank_is_what_it_was_with_its_ages():
+    bank = MemoryBank(4, 3)
+    bank.enqueue(torch.eye(3)[:1], torch.tensor([7]))
+    bank.enqueue(torch.eye(3)[1:], torch.tensor([8, 9]), torch.tensor([True, False]))
+    memory = read_bank("feature", bank.state_dict())
+    assert (memory.size, memory.labels.tolist(), memory.ages.tolist()) == (4, [7, 8], [1, 0])
+    np.testing.assert_array_equal(memory.rows, np.eye(3)[:2])
+    state = bank.state_dict()
+    del state["slot_calls"]
+    with pytest.raises(ValueError, match="slot_calls of the feature memory"):
+        read_bank("feature", state)
+
+
+def test_a_part_that_fails_becomes_a_line_and_the_next_is_read():
+    run = Run("a")
+    with run.part("first"):
+        raise KeyError("errors")
+    with run.part("second"):
+        run.facts["x"] = "y"
+    assert run.missing == ["first: KeyError: 'errors'"] and run.facts == {"x": "y"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["out/baseline/seed1", "out/mbj/seed1"], ["baseline", "mbj"]),
+        (["out/seed1", "out/seed2"], ["seed1", "seed2"]),
+        (["out/a", "out/a/b"], ["a", "a/b"]),
+        (["out/run"], ["run"]),
+    ],
+)
+def test_names_are_what_tells_the_folders_apart(folders, names):
+    assert short_names([Path(folder) for folder in folders]) == names

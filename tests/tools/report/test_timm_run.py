@@ -1,0 +1,187 @@
+"""The report on real runs of train_timm, whole and broken."""
+
+import json
+import re
+import shutil
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("matplotlib")
+
+from mbj_plugin.diagnostics.groups import confusion_matrix
+from mbj_plugin.tools.report import main
+from mbj_plugin.tools.report.embedding import shown_classes
+from mbj_plugin.tools.report.run import Run
+from mbj_plugin.tools.report.timm_run import read_run
+from mbj_plugin.tools.trainer import train
+
+
+def read(folder, use_model=True, data=None):
+    run = Run("run")
+    read_run(run, folder, Namespace(device="cpu", data=data, images_per_class=5, no_model=not use_model))
+    return run
+
+
+def test_a_whole_run_is_read_whole(digit_runs):
+    run = read(digit_runs / "mbj")
+    results = json.loads((digit_runs / "mbj" / "results.json").read_text())
+    assert [line for line in run.missing if "diagnostics.jsonl" not in line] == []
+    # The model, run again, makes the errors that training reported.
+    matrix = confusion_matrix(run.truth, run.predicted, 10)
+    wrong = 100 * (1 - np.diag(matrix) / matrix.sum(1))
+    np.testing.assert_allclose(wrong, results["per_class_error"], atol=1e-6)
+    saved = torch.load(digit_runs / "mbj" / "last.pth.tar", weights_only=False)["task_state"]["mbj"]
+    (memory,) = run.memories
+    assert memory.kind == "feature" and len(memory.labels) == (saved["feature.bank.slot_labels"] >= 0).sum() > 0
+    assert memory.ages.min() >= 0
+    counts = np.bincount(run.train_features.labels, minlength=10)
+    np.testing.assert_array_equal(counts, np.minimum(results["class_counts"], 5))
+    assert run.train_features.rows.shape[1] == memory.rows.shape[1]
+    assert run.curves["error, all"][1][-1] == pytest.approx(results["errors"]["error"])
+    assert run.class_name(3) == "digit 3"
+
+
+def test_a_baseline_has_no_memory_and_a_page_beside_mbj(digit_runs, tmp_path):
+    assert read(digit_runs / "baseline", use_model=False).memories == []
+    main([str(digit_runs), "--no-model", "--output", str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert "Training report: baseline and mbj" in text and "mbj − baseline" in text
+    assert "Confusion" not in text
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("broken", "said", "still_there"),
+    [
+        ("results.json", "results.json: ", ("errors", "truth", "curves", "memories")),
+        ("last.pth.tar", "checkpoint: cannot read", ("errors", "class_errors", "curves")),
+        ("args.yaml", "confusion and embedding: ", ("errors", "curves", "memories")),
+        ("summary.csv", "curves (summary.csv): ", ("errors", "truth", "memories")),
+    ],
+)
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_broken_part_costs_that_part_and_a_line(mbj_run, broken, said, still_there, how):
+    if how == "missing":
+        (mbj_run / broken).unlink()
+        if broken == "last.pth.tar":
+            (mbj_run / "model_best.pth.tar").unlink()
+            said = "checkpoint: there is no last.pth.tar"
+    elif broken in ("summary.csv", "args.yaml"):
+        (mbj_run / broken).write_bytes(b"\xff\xfe: [")
+    else:
+        truncate(mbj_run / broken)
+    run = read(mbj_run)
+    assert [line for line in run.missing if said in line], run.missing
+    for part in still_there:
+        assert len(getattr(run, part)), part
+
+
+def test_a_folder_of_timm_s_train_py_is_read_with_timm_s_defaults(mbj_run):
+    args = yaml.safe_load((mbj_run / "args.yaml").read_text())
+    ours = {"imbalance_ratio", "subset_seed", "crop_pad", "loss", "config", "mbj_class_counts", "data"}
+    (mbj_run / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in args.items() if k not in ours}))
+    (mbj_run / "results.json").unlink()
+    assert read(mbj_run).class_counts.min() > 100  # of the whole training part, nothing cut
+
+
+def test_without_results_the_errors_come_from_the_model(mbj_run):
+    expected = read(mbj_run).errors
+    (mbj_run / "results.json").unlink()
+    assert read(mbj_run).errors == pytest.approx(expected)
+
+
+def test_a_model_that_does_not_make_the_reported_error_is_told(mbj_run):
+    results = json.loads((mbj_run / "results.json").read_text())
+    results["errors"]["error"] += 3
+    (mbj_run / "results.json").write_text(json.dumps(results))
+    assert "the checkpoint is of another epoch" in " ".join(read(mbj_run).missing)
+
+
+def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_path):
+    flags = ["--dataset", "", "--val-split", "validation", "--epochs", "1", "--decay-milestones", "1"]
+    flags += ["--imbalance-ratio", "2", "--input-size", "3", "16", "16", "--mean", "0.5", "0.5", "0.5"]
+    flags += [
+        "--std",
+        "0.2",
+        "0.2",
+        "0.2",
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--warmup-epochs",
+        "0",
+        "--no-progress",
+    ]
+    data = shutil.copytree(image_folder, tmp_path / "data")
+    train.main([*flags, "--data-dir", str(data), "--output", str(tmp_path), "--experiment", "run"])
+    shutil.move(data, tmp_path / "elsewhere")
+    run = read(tmp_path / "run")
+    assert "does not exist" in " ".join(run.missing) and run.truth is None and run.errors
+    run = read(tmp_path / "run", data=str(tmp_path / "elsewhere"))
+    assert len(run.truth) == 18 and run.class_names == ["class0", "class1", "class2"]
+
+
+def test_a_classifier_of_cosines_is_shown_too(tmp_path, caplog):
+    caplog.set_level("INFO", "mbj_plugin")
+    flags = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
+    train.main(["--loss", "ldam_drw", "--output", str(tmp_path), "--experiment", "run", *flags])
+    assert "without probe images" not in caplog.text
+    assert "probe_jitter_tail" in (tmp_path / "run" / "summary.csv").read_text()
+    run = read(tmp_path / "run")
+    assert len(run.truth) == len(run.predicted) > 0 and len(run.train_features.rows) > 0 and not run.missing
+
+
+def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(mbj_run, monkeypatch):
+    def none(_):
+        raise ValueError("cannot find the classifier")
+
+    monkeypatch.setattr("mbj_plugin.tools.report.timm_run.input_layers", none)
+    run = read(mbj_run)
+    assert len(run.truth) == len(run.predicted) > 0 and run.test_features is None and run.train_features is None
+    assert any(line.startswith("embedding: cannot find the classifier") for line in run.missing), run.missing
+
+
+def test_training_images_of_shown_classes_alone_are_run(mbj_run, monkeypatch):
+    monkeypatch.setattr("mbj_plugin.tools.report.embedding.ALL_CLASSES", 9)
+    run = read(mbj_run)
+    shown = shown_classes(run.class_counts, run.memories)
+    assert len(shown) < 10 and set(run.train_features.labels) == set(shown)
+
+
+def test_the_best_checkpoint_stands_in_for_a_broken_last_one(mbj_run):
+    truncate(mbj_run / "last.pth.tar")
+    run = read(mbj_run)
+    assert run.facts["checkpoint"].startswith("model_best.pth.tar") and run.truth is not None
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"dataset": "torch/cifar10", "dataset_download": True}, "torch/cifar10"),
+        ({"model": "hf-hub:nobody/nothing"}, "offline|disk|cache"),
+        ({"dataset": "hfds/nobody/nothing", "dataset_download": True}, "hfds/nobody/nothing"),
+    ],
+    ids=str,
+)
+def test_a_report_downloads_nothing(mbj_run, monkeypatch, setting, said):
+    def connect(*_):
+        asked.append(1)
+        raise OSError("no network in tests")
+
+    asked: list = []
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(f"socket.socket.{name}", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    args = yaml.safe_load((mbj_run / "args.yaml").read_text())
+    (mbj_run / "args.yaml").write_text(yaml.safe_dump(args | {"data_dir": str(mbj_run)} | setting))
+    run = read(mbj_run)
+    assert not asked and run.truth is None and run.errors
+    assert [line for line in run.missing if re.search(said, line)], run.missing

@@ -1,0 +1,133 @@
+"""What a checkpoint holds beside timm's, and what is said of a file that is none."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mbj_plugin.batch_losses import create_loss
+from mbj_plugin.files import drop_epochs
+from mbj_plugin.timm import MBJLoss
+from mbj_plugin.tools.trainer import checkpoint
+from mbj_plugin.tools.trainer.checkpoint import (
+    ResumableMBJTask,
+    ResumableTask,
+    read_checkpoint,
+    set_rng_state,
+)
+
+
+def draws():
+    """A number of each generator; the second normal of a pair waits in numpy's and in Python's."""
+    return torch.rand(2).tolist(), np.random.rand(2).tolist(), np.random.randn(), random.random(), random.gauss(0, 1)
+
+
+@pytest.mark.parametrize("position", [0, 1, 700])
+def test_every_generator_goes_on_where_it_was(tmp_path, position):
+    task = ResumableTask(nn.Linear(2, 3), nn.CrossEntropyLoss(), verbose=False)
+    for _ in range(position):
+        draws()
+    task.remember_rng()
+    torch.save(task.get_checkpoint_state(), tmp_path / "a.pth.tar")
+    expected = [draws(), draws()]
+    saved = torch.load(tmp_path / "a.pth.tar", weights_only=True)["rng_states"]  # plain types only
+    assert len(saved) == 1 and saved[0]["cuda"] is None
+    for _ in range(3):
+        draws()
+    set_rng_state(saved[0])
+    assert [draws(), draws()] == expected
+
+
+def test_the_gpu_s_generator_too(monkeypatch):
+    restored = []
+    for name, function in {
+        "is_available": lambda: True,
+        "get_rng_state": lambda: torch.tensor([7], dtype=torch.uint8),
+        "set_rng_state": restored.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    state = checkpoint._rng_state()
+    set_rng_state(state)
+    assert [each.tolist() for each in restored] == [[7]]
+    set_rng_state({**state, "cuda": None})  # of a run on a CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    set_rng_state(state)  # on a machine without one
+    assert len(restored) == 1
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_generators_of_all_ranks(monkeypatch, ranks):
+    def gather(everyone, mine):
+        everyone[:] = [f"{i} of {len(everyone)}" for i in range(len(everyone))]
+        everyone[1] = mine
+
+    monkeypatch.setattr(checkpoint, "rank_and_world", lambda: (1, ranks))
+    monkeypatch.setattr(checkpoint.dist, "all_gather_object", gather)
+    task = ResumableTask(nn.Linear(2, 3), nn.CrossEntropyLoss(), verbose=False)
+    task.remember_rng()
+    assert [task.rng_states[0], *task.rng_states[2:]] == [f"{rank} of {ranks}" for rank in range(ranks) if rank != 1]
+    assert torch.equal(task.rng_states[1]["torch"], torch.get_rng_state())
+
+
+def small_task(mbj, batch_loss):
+    model = nn.Sequential(nn.Linear(2, 3))
+    model.get_classifier = lambda: model[0]
+    if not mbj:
+        return ResumableTask(model, batch_loss, verbose=False)
+    return ResumableMBJTask(model, MBJLoss([3, 2, 1], base=batch_loss), verbose=False)
+
+
+@pytest.mark.parametrize("mbj", [False, True])
+def test_what_a_checkpoint_holds(mbj):
+    task = small_task(mbj, create_loss("ldam_drw", [3, 2, 1], start=5))
+    task.setup_ema(decay=0.5)
+    timms = {"state_dict", *(["task_state"] if mbj else [])}
+    assert set(task.get_checkpoint_state()) - timms == {"batch_loss"}
+    task.remember_rng()
+    task.monitor = type("Monitor", (), {"state_dict": lambda self: {"seen": 4}})()
+    task.run_state = lambda: {"start": {"epoch": 3}, "data": {"images": 6}}
+    state = task.get_checkpoint_state()
+    assert set(state) - timms == {"batch_loss", "diagnostics", "start", "data", "rng_states"}
+    assert state["batch_loss"]["step"] == 0
+    assert state["diagnostics"] == {"seen": 4} and state["start"] == {"epoch": 3} and state["data"] == {"images": 6}
+    assert state["rng_states"] is task.rng_states
+    assert not {"batch_loss", "diagnostics", "start", "rng_states"} & set(task.get_checkpoint_state(ema=True))
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    path = tmp_path / "a.pth.tar"
+    with pytest.raises(ValueError, match=rf"^no checkpoint at {path}: --resume takes a file such as OUTPUT/.*/last"):
+        read_checkpoint(str(path))
+    path.write_text("x" * 300)
+    with pytest.raises(ValueError, match=rf"^cannot read the checkpoint {path}, .*cut short \((.*)\): resume") as error:
+        read_checkpoint(str(path))
+    assert "\n" not in str(error.value)
+    for content in ([1, 2], {"state_dict": [1]}, {"weights": {}}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=rf"^{path} is no training checkpoint \(it has no state_dict\): give one"):
+            read_checkpoint(str(path))
+    torch.save({"state_dict": {}, "epoch": 4}, path)
+    assert read_checkpoint(str(path))["epoch"] == 4
+
+
+@pytest.mark.parametrize(("message", "said"), [("first line\nsecond", "first line"), ("ab" * 100, "ab" * 60)])
+def test_the_reason_is_short(tmp_path, monkeypatch, message, said):
+    def broken(path):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", broken)
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ValueError, match=rf"cut short \({said}\): resume from an older one in the same folder$"):
+        read_checkpoint(str(tmp_path / "a"))
+
+
+def test_rows_that_will_be_written_again_go(tmp_path):
+    summary = tmp_path / "summary.csv"
+    drop_epochs(summary, 2)
+    assert not summary.exists()
+    summary.write_text('epoch,loss\n0,"1,5"\n1,1\n\n2,3\n10,4\n')
+    drop_epochs(summary, 2)
+    assert summary.read_text().split() == ["epoch,loss", '0,"1,5"', "1,1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]

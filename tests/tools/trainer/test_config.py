@@ -1,0 +1,112 @@
+import pytest
+
+from benchmarks.classification.settings import load_settings
+from mbj_plugin.files import config_folder, find_config
+from mbj_plugin.timm.schedule import learning_rates, start_epoch
+from mbj_plugin.tools.trainer.args import parse_args
+from mbj_plugin.tools.trainer.config import load_config
+
+SHIPPED = sorted(path.stem for path in config_folder("timm").glob("*.yaml") if not path.stem.startswith("base"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_holds_flags_only(name):
+    assert parse_args(["-c", name, "--mbj"]).config == name
+
+
+@pytest.mark.parametrize("ratio", [100, 50, 10])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_the_paper_s_cifar_recipe(classes, ratio):
+    args = parse_args(["-c", f"cifar{classes}_lt{ratio}"])
+    assert (args.dataset, args.num_classes, args.imbalance_ratio) == (f"torch/cifar{classes}", classes, ratio)
+    assert (args.model, args.epochs, args.batch_size, args.lr) == ("resnet32_cifar", 200, 32, 0.1)
+    assert (args.warmup_epochs, args.decay_milestones, args.decay_rate) == (5, [120, 160], 0.01)
+    assert (args.opt, args.momentum, args.weight_decay) == ("momentum", 0.9, 2e-4)
+    assert args.opt_kwargs == {"filter_bias_and_bn": False}
+    assert (args.crop_pad, args.hflip, args.smoothing) == (4, 0.5, 0.0)
+    assert (args.mbj_eta, args.mbj_size, args.mbj_beta) == (15, 500, 1.5)
+
+
+def test_the_paper_s_inaturalist_recipe():
+    args = parse_args(["-c", "inat18", "--data-dir", "somewhere"])
+    assert (args.model, args.epochs, args.batch_size, args.lr, args.num_classes) == ("resnet50", 180, 128, 0.01, 8142)
+    assert (args.mbj_size, args.decay_milestones, args.decay_rate) == (25_000, [120, 160], 0.1)
+    assert start_epoch("auto", args.sched, learning_rates(args, 10)) == 120
+
+
+def test_command_line_over_config_over_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("epochs: 7\nlr: 0.5\nbatch_size: 8\n")
+    (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nlr: 0.25\nmbj: true\n")
+    args = parse_args(["-c", str(tmp_path / "leaf.yaml"), "-b", "4"])
+    assert (args.epochs, args.lr, args.batch_size, args.mbj) == (7, 0.25, 4, True)
+
+
+def test_numbers_in_any_notation(tmp_path):
+    (tmp_path / "c.yaml").write_text("lr: 1e-3\nweight_decay: 5E-4\nmean: [1e-1, 0.2, 3e-1]\n")
+    args = parse_args(["-c", str(tmp_path / "c.yaml")])
+    assert (args.lr, args.weight_decay, args.mean) == (1e-3, 5e-4, [0.1, 0.2, 0.3])
+    (tmp_path / "c.yaml").write_text("lr: fast\n")
+    with pytest.raises(ValueError, match="lr must be float, got 'fast'"):
+        parse_args(["-c", str(tmp_path / "c.yaml")])
+
+
+def test_the_paper_to_the_letter_yields_to_flags():
+    args = parse_args(["--mbj", "--mbj-recipe", "paper"])
+    assert (args.mbj_norm, args.mbj_start) == ("sum", 0)
+    args = parse_args(["--mbj", "--mbj-recipe", "paper", "--mbj-start", "auto"])
+    assert (args.mbj_norm, args.mbj_start) == ("sum", "auto")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "start"),
+    [
+        ("default", "mbj", "auto"),
+        ("balanced", "balanced_softmax_own_mbj", "auto"),
+        ("paper", "mbj_paper", 0),
+    ],
+)
+def test_the_recipes_are_methods_of_the_results_page(recipe, name, start):
+    args = parse_args(["--mbj", "--mbj-recipe", recipe, "-c", "cifar10_lt100"])
+    method = load_settings().methods[name]
+    assert (args.loss, args.mbj_memory, args.mbj_eta) == (method.loss, method.memory, method.eta)
+    assert (args.mbj_classifier, args.mbj_classifier_loss) == (method.classifier, method.classifier_loss)
+    assert (args.mbj_beta, args.mbj_norm) == (method.beta, method.norm)
+    assert args.mbj_start == start and method.start == {"auto": "decay", 0: 0}[start]
+
+
+def test_the_cifar_recipe_decays_at_the_end_of_epoch_120():
+    args = parse_args(["-c", "cifar10_lt100"])
+    assert start_epoch("auto", args.sched, learning_rates(args, 10)) == 120
+
+
+def test_without_a_data_set_the_digits_are_taken(tmp_path):
+    assert parse_args([]).dataset == "sklearn/digits"
+    assert parse_args([str(tmp_path)]).dataset == ""
+    assert parse_args([str(tmp_path)]).data_dir == str(tmp_path)
+
+
+def test_bad_configs(tmp_path):
+    (tmp_path / "typo.yaml").write_text("epoch: 7\n")
+    with pytest.raises(ValueError, match="unknown key 'epoch', did you mean 'epochs'"):
+        parse_args(["-c", str(tmp_path / "typo.yaml")])
+    for values, message in (
+        ("mbj: 'no'", "mbj must be bool, got 'no'"),
+        ("epochs: 1.5", "epochs must be int, got 1.5"),
+        ("decay_milestones: 5", "decay_milestones must be a list of int, got 5"),
+        ("lr: [0.1]", "lr must be float"),
+        ("mbj_norm: typo", "mbj_norm must be one of"),
+        ("_BASE_: values.yaml", "its own _BASE_"),
+    ):
+        (tmp_path / "values.yaml").write_text(values)
+        with pytest.raises(ValueError, match=message):
+            parse_args(["-c", str(tmp_path / "values.yaml")])
+    with pytest.raises(ValueError, match="no config"):
+        find_config(str(tmp_path / "digits.yaml"), "timm", ".yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="must be a mapping"):
+        load_config(str(tmp_path / "list.yaml"))
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    with pytest.raises(ValueError, match="cannot read the config"):
+        load_config(str(tmp_path / "broken.yaml"))
+    with pytest.raises(ValueError, match="no config 'nowhere'.*digits"):
+        find_config("nowhere", "timm", ".yaml")

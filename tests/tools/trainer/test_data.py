@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from timm.data.transforms_factory import transforms_imagenet_train
+from torch.utils.data import Subset
+from torchvision import transforms
+
+from mbj_plugin import exponential_counts
+from mbj_plugin.tools.trainer.data import Digits, LongTailSubset, pad_crop
+
+
+def test_digits_splits_are_disjoint_and_complete():
+    parts = [Digits(split) for split in ("train", "validation", "test")]
+    assert sum(len(part) for part in parts) == 1797
+    seen = [image.tobytes() for part in parts for image in part.images]
+    assert len(set(seen)) == 1797
+    for part in parts:
+        assert np.bincount(part.targets).min() >= 0.95 * len(part) / 10
+    with pytest.raises(ValueError, match="'dev'"):
+        Digits("dev")
+
+
+def test_digits_are_images():
+    image, label = Digits("train")[3]
+    assert (image.size, image.mode) == ((8, 8), "L")
+    assert 0 <= label < 10
+    assert Digits("train", "RGB")[0][0].mode == "RGB"
+
+
+def test_long_tail_subset_and_its_manifest():
+    whole = Digits("train")
+    subset = LongTailSubset(whole, 20, seed=3)
+    counts = np.bincount(subset.targets)
+    assert counts.tolist() == exponential_counts(10, counts[0], 20).tolist()
+    assert subset[5][1] == whole.targets[subset.indices[5]]
+    manifest = subset.manifest()
+    assert manifest["class_counts"] == counts.tolist()
+    assert manifest["indices"] == subset.indices.tolist()
+    assert manifest["sha256"] == LongTailSubset(whole, 20, seed=3).manifest()["sha256"]
+    assert manifest["sha256"] != LongTailSubset(whole, 20, seed=4).manifest()["sha256"]
+    subset.transform = len
+    assert whole.transform is len
+
+
+def cropped(image, **augmentations):
+    settings = {"color_jitter": None, "mean": [0.3], "std": [0.4], "hflip": 0.0} | augmentations
+    torch.manual_seed(1)
+    return pad_crop(transforms_imagenet_train(8, **settings), (8, 8), 1)(image)
+
+
+def test_pad_crop_equals_with_and_without_prefetching():
+    image = Digits("train")[0][0]
+    prefetched, normalised = cropped(image, hflip=0.5, use_prefetcher=True), cropped(image, hflip=0.5)
+    assert prefetched.dtype == torch.uint8
+    torch.testing.assert_close((prefetched.float() / 255 - 0.3) / 0.4, normalised)
+
+
+def test_pad_crop_is_the_recipe_of_cifar():
+    image = Digits("train")[0][0]
+    torch.manual_seed(1)
+    expected = transforms.PILToTensor()(transforms.RandomCrop(8, padding=1)(image))
+    assert torch.equal(cropped(image, use_prefetcher=True), expected)
+
+
+def test_pad_crop_takes_images_of_any_size():
+    image = Digits("train")[0][0].resize((24, 16))
+    torch.manual_seed(1)
+    expected = transforms.PILToTensor()(transforms.RandomCrop(8, padding=1)(transforms.Resize((8, 8))(image)))
+    assert torch.equal(cropped(image, use_prefetcher=True), expected)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [{"vflip": 1.0}, {"hflip": 1.0}, {"color_jitter": 0.9}, {"auto_augment": "rand-m9"}, {"re_prob": 1.0}],
+    ids=lambda augmentation: next(iter(augmentation)),
+)
+def test_all_other_augmentations_count_beside_pad_crop(augmentation):
+    image = Digits("train", "RGB")[0][0]
+    colours = {"mean": [0.3] * 3, "std": [0.4] * 3}
+    assert not torch.equal(cropped(image, **colours), cropped(image, **colours, **augmentation))
+
+
+def test_subset_of_a_subset_is_counted():
+    half = Subset(Digits("train"), range(0, 1000, 2))
+    assert len(LongTailSubset(half, 5)) > 100

@@ -1,0 +1,83 @@
+"""Time left, by a clock of our own, and what a command says of it."""
+
+import re
+
+import pytest
+
+from mbj_plugin.tools.trainer import train as trainer
+from mbj_plugin.tools.trainer.progress import Progress, duration
+
+PAIRS = [(seed, method) for seed in (42, 43) for method in ("mbj", "baseline")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (99.4, "99 s"),
+        (99.6, "2 min"),
+        (5969, "99 min"),
+        (6000, "1 h 40 min"),
+        (11_100, "3 h 05 min"),
+        (187_200, "2 d 04 h"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_one_run():
+    now = [100.0]
+    progress = Progress(clock=lambda: now[0])
+    progress.begin(0, 10)
+    assert progress.run == "" and progress.bar(0) == "epoch 1/10"
+    now[0] += 20  # for two epochs, so 80 for the eight that are left
+    assert progress.left(2) == "80 s left"
+    assert progress.bar(2) == "epoch 3/10  80 s left"
+    now[0] += 30
+    assert progress.left(10) == "took 50 s"
+
+
+def test_a_resumed_run_counts_what_it_trained_itself():
+    now = [0.0]
+    progress = Progress(clock=lambda: now[0])
+    progress.begin(6, 10)
+    now[0] += 10
+    assert progress.left(7) == "30 s left"
+
+
+def test_several_runs():
+    now = [0.0]
+    progress = Progress(["mbj, seed 1", "baseline, seed 1", "mbj, seed 2", "baseline, seed 2"], lambda: now[0])
+    progress.begin(0, 2)
+    now[0] += 10
+    assert progress.run == "run 1/4 (mbj, seed 1)"
+    assert progress.left(1) == "10 s left, 70 s left of all runs"  # this one's 20, and three times 20
+    now[0] += 10
+    assert progress.left(2) == "took 20 s, 60 s left of all runs"
+    now[0] += 6  # between the runs
+    progress.begin(0, 2)
+    now[0] += 7
+    assert (
+        progress.bar(1) == "run 2/4 (baseline, seed 1)  epoch 2/2  7 s left, 47 s left of all runs"
+    )  # 7 + 2 * (26 + 14) / 2
+    now[0] += 7
+    progress.begin(0, 2)
+    now[0] += 10
+    progress.begin(0, 2)
+    now[0] += 5
+    assert progress.left(1) == "5 s left"  # the last
+
+
+def test_the_command_says_it(tmp_path, tiny, caplog, capsys):
+    caplog.set_level("INFO", logger="mbj_plugin")
+    two = ["--epochs", "2", "--mbj", "--compare", "--seeds", "2", "--table", "latex"]
+    trainer.main([*tiny, *two, "--output", str(tmp_path), "--experiment", "e"])
+    runs = [line.split(": ")[0] for line in caplog.messages if line.startswith("run ")]
+    assert runs == [f"run {i}/4 ({method}, seed {seed})" for i, (seed, method) in enumerate(PAIRS, 1)]
+    ends = [re.search(r"tail [\d./ ]+  (\w+)", line)[1] for line in caplog.messages if line.startswith("epoch")]
+    assert [end == "took" for end in ends] == [False, True] * 4
+    of_all = ["left of all runs" in line for line in caplog.messages if line.startswith("epoch")]
+    assert of_all == [True] * 6 + [False] * 2
+    table = capsys.readouterr().out
+    assert table.startswith("% Test error") and table.count("$\\pm$") == 14

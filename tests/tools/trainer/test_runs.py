@@ -1,0 +1,225 @@
+"""What a run and its epochs do, and in which order; which runs a command asks for."""
+
+import itertools
+import json
+import logging
+import math
+import time
+from argparse import Namespace
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_loop import LR, batches, make_run
+from torch import nn
+
+from mbj_plugin.tools.trainer import train as trainer
+from mbj_plugin.tools.trainer.progress import Progress
+
+
+@pytest.fixture
+def epochs(monkeypatch, tmp_path):
+    """epochs(first, last, folder, ...): the results of the epochs, and everything that happened, in order."""
+    happened, losses = [], [2.0] * 9
+
+    def say(name, value=None):
+        return lambda *arguments, **kwargs: happened.append((name, *arguments, *kwargs.values())) or value
+
+    metrics = {"images": [4, 4, 2], "wrong": [1, 2, 0], "top1": 60.0, "loss": 1.5}
+    saver = SimpleNamespace(best_metric=50, best_epoch=1)
+    saver.save_checkpoint = lambda epoch, metric: happened.append(("save", epoch, metric)) or (metric, epoch)
+
+    def diagnose(*arguments):
+        happened.append(("diagnostics", *arguments))
+        return SimpleNamespace(report=say("report", {"fill": 1.0}), close=say("close"))
+
+    def train_epoch(run, epoch):
+        happened.append(("train", epoch))
+        run.optimizer.param_groups[1]["lr"] = epoch
+        return {"loss": losses[epoch]}
+
+    @contextmanager
+    def wandb(args):
+        happened.append(("wandb",))
+        yield "to wandb"
+
+    monkeypatch.setattr(trainer, "train_one_epoch", train_epoch)
+    monkeypatch.setattr(trainer, "_evaluate", lambda run: happened.append(("evaluate",)) or metrics)
+    monkeypatch.setattr(trainer, "EpochDiagnostics", diagnose)
+    monkeypatch.setattr(trainer, "make_saver", lambda run, folder: saver)
+    monkeypatch.setattr(trainer, "wandb_run", wandb)
+    monkeypatch.setattr(trainer, "log_epoch", say("log"))
+    monkeypatch.setattr(trainer, "result", lambda *arguments: {"result": [*map(str, arguments[1:4]), arguments[4]]})
+
+    def run_epochs(first, last, folder=tmp_path, monitor=None, scheduled=True, runs=("",), each=None):
+        losses[: len(each or [])] = each or []
+        run = make_run(batches(2))
+        run.progress = Progress(runs, clock=itertools.count().__next__)  # a second each time that it is asked
+        run.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0})
+        run.first_epoch, run.num_epochs, run.facts, run.data.counts = first, last, "facts", [10, 5, 2]
+        run.task.monitor = monitor
+        run.task.remember_rng = lambda: happened.append(("remember",))
+        run.scheduler = SimpleNamespace(step=say("schedule")) if scheduled else None
+        results = trainer._epochs(run, folder, time.time() - 100)
+        assert 100 <= results["result"][3] < 200  # seconds
+        return results, happened
+
+    return run_epochs
+
+
+def test_what_an_epoch_does_and_in_which_order(epochs, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mbj_plugin")
+    results, happened = epochs(1, 3, monitor="monitor")
+    errors = {"error": 30.0, "head": 25.0, "tail": 100 * 2 / 6, "few_shot": 30.0}
+    metrics = {"images": [4, 4, 2], "wrong": [1, 2, 0], "top1": 60.0, "loss": 1.5}
+
+    def epoch(number):
+        left = {1: "1 s left", 2: "took 2 s"}[number]
+        said = ({"loss": 2.0}, {"fill": 1.0}, metrics, errors, (LR + number) / 2, left, tmp_path, "to wandb")
+        log = ("log", number, 3, *said)
+        saved = [("report", number), log, ("save", number, 60.0)]
+        return [("train", number), ("evaluate",), ("remember",), *saved, ("schedule", number + 1, 60.0)]
+
+    start = [("diagnostics", "monitor", tmp_path, 1, 2, 3), ("wandb",)]
+    assert happened == [*start, *epoch(1), *epoch(2), ("close",)]
+    assert results["result"][:3] == ["facts", str(metrics), "(60.0, 2)"]
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert (tmp_path / "results.json").read_text().startswith('{\n "result"')
+    assert f"Written to {tmp_path}: results.json, " in caplog.text
+
+
+def test_epochs_of_another_rank_or_without_diagnostics_and_schedule(epochs, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mbj_plugin")
+    results, happened = epochs(0, 1, folder=None, monitor="monitor")
+    assert [each[0] for each in happened] == ["train", "evaluate", "remember", "schedule"]
+    assert results["result"][2] == "(None, None)"
+    assert not caplog.text and not list(tmp_path.iterdir())
+    happened.clear()
+    epochs(0, 1, scheduled=False)
+    assert [each[0] for each in happened] == ["wandb", "train", "evaluate", "remember", "log", "save"]
+    assert happened[4][4] == {}
+
+
+def test_which_run_this_is(epochs, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mbj_plugin")
+    epochs(0, 1, runs=["mbj, seed 0", "baseline, seed 0"])
+    assert f"run 1/2 (mbj, seed 0): {tmp_path}" in caplog.text
+    caplog.clear()
+    epochs(0, 1, runs=["mbj, seed 0", "baseline, seed 0"], folder=None)
+    epochs(0, 1)
+    assert "run 1/" not in caplog.text and ": /" not in caplog.text.replace(f"to {tmp_path}: ", "")
+
+
+def test_a_loss_that_is_no_number_is_said_once(epochs, caplog):
+    epochs(0, 4, each=[2.0, math.nan, math.inf, 2.0])
+    said = "The training loss is nan from epoch 2 on: lower --lr, or bound the gradient with --clip-grad 1."
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [said]
+
+
+@pytest.mark.parametrize("last", [2, 1])
+def test_a_run_that_is_over_is_evaluated(epochs, last):
+    results, happened = epochs(2, last)
+    assert [each[0] for each in happened] == ["evaluate", "wandb"]
+    assert results["result"][2] == "(50, 1)"
+
+
+@pytest.mark.parametrize("primary", [True, False])
+def test_a_run_and_its_folder(monkeypatch, tmp_path, primary):
+    happened = []
+    made = SimpleNamespace(data=SimpleNamespace(train=SimpleNamespace(dataset="images")), first_epoch=4, progress="own")
+    monkeypatch.setattr(trainer, "check_free", lambda args: happened.append("check"))
+    monkeypatch.setattr(trainer, "make_run", lambda args: happened.append("make") or made)
+    monkeypatch.setattr(trainer.utils, "is_primary", lambda args: primary)
+    monkeypatch.setattr(trainer, "open_folder", lambda *arguments: happened.append(arguments[1:]) or tmp_path)
+    monkeypatch.setattr(trainer, "unlock", lambda folder: happened.append(("unlock", folder)))
+    monkeypatch.setattr(trainer, "_epochs", lambda run, folder, started: (run, folder, started > 1e9))
+    assert trainer.train(Namespace()) == (made, tmp_path if primary else None, True) and made.progress == "own"
+    assert happened == ["check", "make", *([("images", 4), ("unlock", tmp_path)] if primary else [])]
+
+    trainer.train(Namespace(), "of all")
+    assert made.progress == "of all"
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_epochs", stopped)
+    if primary:
+        with pytest.raises(KeyboardInterrupt, match="^no epoch was saved yet$"):
+            trainer.train(Namespace())
+        (tmp_path / "last.pth.tar").write_text("")
+        with pytest.raises(KeyboardInterrupt, match=f"^go on by --resume {tmp_path / 'last.pth.tar'}$"):
+            trainer.train(Namespace())
+        assert happened.count(("unlock", tmp_path)) == 4
+
+
+@pytest.fixture
+def all_runs(monkeypatch):
+    """all_runs(...): what train_all returns, where each run is its name, method and seeds; all folders it looked at."""
+    looked, joined, told = [], [], []
+    monkeypatch.setattr(trainer.build, "init_device", joined.append)
+    monkeypatch.setattr(trainer, "check_free", lambda args: looked.append(args.experiment))
+
+    def train(args, progress):
+        told.append(progress)
+        return args.experiment, args.mbj, args.seed, args.subset_seed
+
+    monkeypatch.setattr(trainer, "train", train)
+
+    def run(**args):
+        defaults = {"seeds": 1, "resume": "", "compare": False, "mbj": False, "experiment": "e", "device": "cpu"}
+        args = Namespace(**{**defaults, "seed": 42, "subset_seed": 7, **args})
+        looked.clear(), joined.clear(), told.clear()
+        results = trainer.train_all(args)
+        assert len(joined) == 1 and len(set(told)) == 1 and len(told) == len(told[0].runs) == len(looked)
+        run.runs = told[0].runs
+        return results, list(looked)
+
+    return run
+
+
+def test_the_runs_that_are_asked_for(all_runs):
+    assert all_runs() == ({"baseline": [("e", False, 42, 7)]}, ["e"])
+    assert all_runs(mbj=True, resume="last") == ({"mbj": [("e", True, 42, 7)]}, ["e"])
+    seeds = {"baseline": [("e/seed42", False, 42, 7), ("e/seed43", False, 43, 8)]}
+    assert all_runs(seeds=2) == (seeds, ["e/seed42", "e/seed43"])
+    compared = {"baseline": [("e/baseline", False, 42, 7)], "mbj": [("e/mbj", True, 42, 7)]}
+    results, looked = all_runs(compare=True)
+    assert results == compared and list(results) == ["baseline", "mbj"]
+    assert looked == ["e/mbj", "e/baseline"]  # MBJ refuses more models, so it comes first
+    results, looked = all_runs(compare=True, seeds=2)
+    assert results["mbj"] == [("e/mbj/seed42", True, 42, 7), ("e/mbj/seed43", True, 43, 8)]
+    order = [(method, seed) for seed in (42, 43) for method in ("mbj", "baseline")]
+    assert looked == [f"e/{method}/seed{seed}" for method, seed in order]
+    assert all_runs.runs == [f"{method}, seed {seed}" for method, seed in order]
+
+
+@pytest.mark.parametrize("args", [{"compare": True}, {"seeds": 2}, {"compare": True, "seeds": 3}])
+def test_only_one_run_goes_on(all_runs, args):
+    with pytest.raises(ValueError, match="^--resume goes on with one run: leave out --compare and --seeds"):
+        all_runs(resume="last", **args)
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_no_seed_no_run(all_runs, seeds):
+    with pytest.raises(ValueError, match=f"^--seeds must be 1 or more, got {seeds}$"):
+        all_runs(seeds=seeds)
+
+
+@pytest.mark.parametrize(("rank", "printed"), [(None, True), ("0", True), ("1", False)])
+def test_the_command(monkeypatch, capsys, rank, printed):
+    configured, destroyed = [], []
+    monkeypatch.setattr(logging, "basicConfig", lambda **kwargs: configured.append(kwargs))
+    monkeypatch.setattr(logging.getLogger("timm"), "level", logging.NOTSET)
+    monkeypatch.setattr(trainer, "train_all", lambda args: {"mbj": [{"errors": {"error": float(args.epochs)}}]})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: rank is not None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: destroyed.append(rank))
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    trainer.main(["--epochs", "7", "--no-progress", "--table", "markdown"])
+    out = capsys.readouterr().out
+    assert ("| mbj | 7.00 |" in out) == printed and bool(out) == printed
+    assert configured == [{"format": "%(message)s", "level": logging.INFO}]
+    assert logging.getLogger("timm").level == logging.WARNING
+    assert destroyed == ([rank] if rank is not None else [])

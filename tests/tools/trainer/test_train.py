@@ -1,0 +1,218 @@
+"""train_timm through its command: real runs on the digits and on a folder of images, and resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mbj_plugin.tools.trainer import train as trainer
+from mbj_plugin.tools.trainer.args import parse_args
+
+TOOL = Path(__file__).parents[3] / "tools" / "train_timm.py"
+
+
+def run(tmp_path, *argv, name="run"):
+    result = trainer.train(parse_args([*argv, "--output", str(tmp_path), "--experiment", name]))
+    return result, load(tmp_path / name / "last.pth.tar")
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same(a, b, keys=("state_dict", "task_state", "optimizer")):
+    for key in keys:
+        flat_a, flat_b = (torch.utils._pytree.tree_leaves(c[key]) for c in (a, b))
+        assert len(flat_a) == len(flat_b)
+        for x, y in zip(flat_a, flat_b, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, key
+
+
+def fails(*argv):
+    with pytest.raises(SystemExit) as error:
+        trainer.main(["--no-progress", *argv])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def folder_flags(image_folder):
+    return [
+        *(str(image_folder), "--model", "resnet32_cifar", "--model-kwargs", "depth=8", "width=4", "-b", "6", "-j", "0"),
+        *("--input-size", "3", "16", "16", "--epochs", "3", "--warmup-epochs", "0", "--lr", "0.02", "--no-progress"),
+        *("--sched", "multistep", "--decay-milestones", "1", "--mbj-norm", "max"),
+    ]
+
+
+def test_main_job_writes_what_it_says(tmp_path, tiny, capsys):
+    trainer.main(["--mbj", "--compare", *tiny, "--output", str(tmp_path), "--experiment", "e"])
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("baseline", "mbj", "head", "tail", "few"))
+    manifests = []
+    for name in ("baseline", "mbj"):
+        folder = tmp_path / "e" / name
+        results = json.loads((folder / "results.json").read_text())
+        assert results["method"] == name
+        assert set(results["errors"]) >= {"error", "head", "medium", "tail", "few_shot"}
+        assert len(results["per_class_error"]) == 10
+        assert len((folder / "summary.csv").read_text().splitlines()) == 4
+        manifests.append(json.loads((folder / "manifest.json").read_text()))
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["class_counts"] == results["class_counts"]
+    assert (load(tmp_path / "e/mbj/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).any()
+
+
+def test_seeds_change_the_run_and_the_images(tmp_path, tiny):
+    flags = ["--seeds", "2", "--epochs", "1", "--output", str(tmp_path), "--experiment", "e", *tiny[4:]]
+    first, second = trainer.train_all(parse_args(flags))["baseline"]
+    assert (first["settings"]["seed"], second["settings"]["seed"]) == (42, 43)
+    manifests = [json.loads((tmp_path / f"e/seed{seed}/manifest.json").read_text()) for seed in (42, 43)]
+    assert manifests[0]["sha256"] != manifests[1]["sha256"]
+
+
+def without_classifier(checkpoint):
+    return {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("fc.")}
+
+
+def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path, tiny):
+    _, baseline = run(tmp_path, *tiny, name="baseline")
+    for classifier in ("own", "shared"):
+        flags = ("--mbj", "--mbj-eta", "0", "--mbj-classifier", classifier)
+        _, off = run(tmp_path, *tiny, *flags, name=classifier)
+        assert_same(baseline, off, ("state_dict",))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--clip-grad", "0.01", "--clip-mode", "value"], ["--clip-grad", "0.1"], ["--opt", "lars", "--lr", "0.5"]],
+    ids=str,
+)
+def test_the_features_are_those_of_a_run_without_mbj(tmp_path, tiny, flags):
+    _, baseline = run(tmp_path, *tiny, *flags, name="baseline")
+    _, own = run(tmp_path, *tiny, *flags, "--mbj", name="own")
+    _, shared = run(tmp_path, *tiny, *flags, "--mbj", "--mbj-classifier", "shared", name="shared")
+    features = {"state_dict": without_classifier(baseline)}
+    assert_same(features, {"state_dict": without_classifier(own)}, ("state_dict",))
+    # The batch classifier, which trained them, is the baseline's; the model's own is another one.
+    for name, value in own["task_state"]["batch_classifier"].items():
+        assert torch.equal(value, baseline["state_dict"]["fc." + name.removeprefix("0.")])
+    assert not torch.equal(baseline["state_dict"]["fc.weight"], own["state_dict"]["fc.weight"])
+    assert not torch.equal(baseline["state_dict"]["conv1.weight"], shared["state_dict"]["conv1.weight"])
+
+
+def test_a_run_without_mbj_goes_on_with_it(tmp_path, tiny):
+    flags = [*tiny, "--opt", "lookahead_momentum"]
+    run(tmp_path, *flags, "--epochs", "2", name="half")
+    _, whole = run(tmp_path, *flags, name="whole")
+    last = str(tmp_path / "half/last.pth.tar")
+    _, resumed = run(tmp_path, *flags, "--mbj", "--resume", last, name="half")
+    assert_same(*({"state_dict": without_classifier(c)} for c in (whole, resumed)), ("state_dict",))
+    for name, value in resumed["task_state"]["batch_classifier"].items():
+        assert torch.equal(value, whole["state_dict"]["fc." + name.removeprefix("0.")])
+
+
+def test_a_run_with_one_shared_classifier_goes_on_with_one(tmp_path, tiny, caplog):
+    shared = [*tiny, "--mbj", "--mbj-classifier", "shared"]
+    _, whole = run(tmp_path, *shared, name="whole")
+    run(tmp_path, *shared, "--epochs", "2", name="half")
+    last = str(tmp_path / "half/last.pth.tar")
+    _, resumed = run(tmp_path, *tiny, "--mbj", "--resume", last, name="half")
+    assert_same(whole, resumed)
+    assert "going on with it, as --mbj-classifier shared" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mbj-memory", "both", "--mbj-momentum", "0.5"],
+        ["--mbj-classifier", "shared"],
+        ["--mbj-recipe", "balanced", "--smoothing", "0"],
+        ["--mixup", "0.5", "--cutmix", "0.5", "--smoothing", "0.1"],
+        ["--bce-loss", "--smoothing", "0.1", "--grad-accum-steps", "2", "--clip-grad", "1.0"],
+        ["--model-ema", "--model-ema-decay", "0.5", "--channels-last", "--amp", "--amp-dtype", "bfloat16"],
+        ["--loss", "balanced_softmax", "--smoothing", "0"],
+        ["--torchcompile", "aot_eager", "--imbalance-ratio", "3", "-b", "4"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_flags_in_concert(tmp_path, image_folder, flags):
+    _, checkpoint = run(tmp_path, *folder_flags(image_folder), "--mbj", *flags)
+    assert checkpoint["epoch"] == 2
+    assert (checkpoint["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_killed_and_resumed_it_is_the_run_that_was_never_stopped(tmp_path, image_folder, workers):
+    flags = [*folder_flags(image_folder), "-j", workers, "--mbj", "--epochs", "5", "--aa", "rand-m5", "--mixup", "0.2"]
+    _, whole = run(tmp_path, *flags, name="whole")
+    command = [sys.executable, str(TOOL), *flags, "--output", str(tmp_path), "--experiment", "cut"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last, deadline = tmp_path / "cut" / "last.pth.tar", time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = load(last)["epoch"]
+    assert reached < 4, "the run ended before it could be killed"
+    _, resumed = run(tmp_path, *flags, "--resume", str(last), name="cut")
+    assert_same(whole, resumed)
+    assert (tmp_path / "whole/summary.csv").read_text() == (tmp_path / "cut/summary.csv").read_text()
+
+
+def test_deferred_weights_resume(tmp_path, tiny):
+    _, whole = run(tmp_path, *tiny, "--loss", "ldam_drw", name="whole")
+    _, half = run(tmp_path, *tiny, "--loss", "ldam_drw", "--epochs", "2", name="half")
+    assert 0 < half["batch_loss"]["step"] < whole["batch_loss"]["step"]
+    last = str(tmp_path / "half/last.pth.tar")
+    _, resumed = run(tmp_path, *tiny, "--loss", "ldam_drw", "--resume", last, name="half")
+    assert_same(whole, resumed, ("state_dict", "optimizer", "batch_loss"))
+    assert "trained by --loss ldam_drw, this run asks for ce" in fails(*tiny, "--resume", last)
+
+
+def test_torchrun(tmp_path, image_folder):
+    """The command on two ranks; what they compute is in test_two_ranks.py."""
+    flags = [*folder_flags(image_folder), "--mbj", "--output", str(tmp_path), "--experiment", "two"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(TOOL),
+        *flags,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("error, %") == 1
+    assert (load(tmp_path / "two/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).sum() > 10
+
+
+def test_checkpoints_load_in_stock_timm(tmp_path, image_folder):
+    flags = ["--model", "resnet18", "--model-kwargs", "--epochs", "1", "--mbj-start", "0"]
+    _, checkpoint = run(tmp_path, *folder_flags(image_folder), *flags, "--mbj")
+    code = (
+        "import sys, timm, torch;"
+        "model = timm.create_model('resnet18', num_classes=3, checkpoint_path=sys.argv[1]);"
+        "assert not any(name.startswith('mbj_plugin') for name in sys.modules);"
+        "torch.save(model.fc.weight.data, sys.argv[2])"
+    )
+    paths = [str(tmp_path / "run/last.pth.tar"), str(tmp_path / "weight.pt")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    assert torch.equal(torch.load(paths[1]), checkpoint["state_dict"]["fc.weight"])
+
+
+def test_tar_files_stand_for_folders(tmp_path, image_folder):
+    for split in ("train", "validation"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            tar.add(image_folder / split, arcname=".")
+    folder, _ = run(tmp_path, *folder_flags(image_folder), "--epochs", "1", "--mbj", name="folder")
+    tars, _ = run(tmp_path, str(tmp_path), *folder_flags(image_folder)[1:], "--epochs", "1", "--mbj", name="tars")
+    assert folder["class_counts"] == tars["class_counts"] == [24, 12, 6]

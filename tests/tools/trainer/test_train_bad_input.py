@@ -1,0 +1,116 @@
+"""What train_timm refuses: one line that names the value and the fix."""
+
+import re
+
+import pytest
+import torch
+from test_train import fails, run
+
+from mbj_plugin.tools.trainer import train as trainer
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "resnet18x"], "no model 'resnet18x', did you mean resnet18"),
+        (["nowhere"], "data folder nowhere does not exist"),
+        (["--dataset", "torch/cifar10"], "give --data-dir"),
+        (["--dataset", "torch/cifar99", "--data-dir", "."], "cannot read the train split of torch/cifar99"),
+        (["--dataset", "torch/cifar10", "--data-dir", "."], "cannot read the train split of torch/cifar10"),
+        (["--imbalance-ratio", "0.5"], "imbalance ratio.*0.5"),
+        (["--imbalance-ratio", "1000"], "imbalance ratio 1000"),
+        (["--num-classes", "5"], "label 9 is out of range"),
+        (["--num-classes", "12"], "2 of 12 classes have no training images"),
+        (["--mbj", "--mbj-size", "0"], "--mbj-size must be a whole number of slots from 1 .*, got 0"),
+        (
+            ["--mbj", "--mbj-recipe", "balanced", "--smoothing", "0.1"],
+            "--mbj-classifier-loss balanced_softmax.*hard labels",
+        ),
+        (["--mbj", "--mbj-recipe", "balanced", "--mbj-classifier", "shared"], "classifier_loss.*classifier 'own'"),
+        (["--mbj", "--mbj-eta", "-1"], "eta.*-1"),
+        (["--mbj", "--mbj-eta", "nan"], "eta.*nan"),
+        (["--mbj", "--mbj-beta", "-2"], "beta.*-2"),
+        (["--mbj", "--mbj-start", "100"], "epoch 100, past the end of the run of 60 epochs"),
+        (["--mbj", "--mbj-start", "soon"], "start must be.*'soon'"),
+        (["--mbj", "--mbj-momentum", "0.5"], "momentum 0.5"),
+        (["--mbj", "--torchscript"], "--torchscript"),
+        (["--dataset", "cifar10"], "unknown data set 'cifar10'.*torch/cifar10"),
+        (["--eval-metric", "acc"], "--eval-metric must be one of.*'acc'"),
+        (["--clip-mode", "foo"], "--clip-mode must be one of.*'foo'"),
+        (["--mixup", "0.2", "-b", "33"], "--batch-size must be even, got 33"),
+        (["--epochs", "0"], "--epochs must be 1 or more, got 0"),
+        (["--model-kwargs", "foo=1"], "--model resnet32_cifar.*foo"),
+        (["--opt", "foo"], "ptimizer.*foo"),
+        (["--opt-kwargs", "foo=1"], "--opt momentum.*foo"),
+        (["--initial-checkpoint", "nope.pth"], "no file nope.pth.*--initial-checkpoint"),
+        (["--device", "foo"], "--device foo"),
+        (["--batch-size", "4000"], "do not fill one batch"),
+        (["--device", "cuda:7"], "sees no CUDA device"),
+        (["--amp", "--amp-dtype", "int8"], "--amp-dtype.*'int8'"),
+        (["--resume", "missing.pth.tar"], "no checkpoint at missing.pth.tar"),
+        (["--compare", "--resume", "x"], "--resume goes on with one run.*--subset-seed"),
+        (["--mbj", "--compare", "--loss", "ldam_drw"], "--loss ldam_drw brings a classifier of its own"),
+        (["--compare", "--torchscript"], "--torchscript"),
+        (["--loss", "focal", "--smoothing", "0.1"], "--loss focal takes hard labels"),
+        (["--loss", "ldam_drw", "--mbj"], "--loss ldam_drw brings a classifier of its own"),
+        (["--seeds", "0"], "--seeds must be 1 or more, got 0"),
+        (["-c", "nowhere"], "no config 'nowhere'"),
+        (["--mbj-class-counts", "missing.json"], "cannot read the class counts missing.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "cuda:7" in flags and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert re.search(message, fails(*flags))
+
+
+def test_bad_norm_is_refused_by_the_parser(capsys):
+    with pytest.raises(SystemExit):
+        trainer.main(["--mbj", "--mbj-norm", "typo"])
+    assert "invalid choice: 'typo'" in capsys.readouterr().err
+
+
+def test_bad_folders(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    assert "Found 0 images" in fails(str(tmp_path))
+    one = tmp_path / "one" / "train" / "only"
+    one.mkdir(parents=True)
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(one / "a.png")
+    flags = (str(tmp_path / "one"), "--model", "resnet18")
+    assert "has no folder (or tar file) 'validation', it holds train" in fails(*flags)
+    assert "1 class: a classifier needs two or more" in fails(*flags, "--val-split", "train")
+    other = tmp_path / "one" / "validation" / "other"
+    other.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(other / "a.png")
+    assert "class 'other' has no images in training" in fails(*flags)
+
+
+def test_unwritable_output(tmp_path, tiny):
+    (tmp_path / "file").write_text("")
+    assert "cannot write to" in fails(*tiny, "--output", str(tmp_path / "file"))
+
+
+def test_bad_checkpoints(tmp_path, tiny):
+    run(tmp_path, *tiny, "--mbj")
+    path = tmp_path / "run/last.pth.tar"
+    resume = ["--mbj", *tiny, "--resume", str(path)]
+    assert "of another model" in fails(*resume, "--model-kwargs", "depth=14")
+    assert "--mbj-size" in fails(*resume, "--mbj-size", "9")
+    assert "--mbj-memory" in fails(*resume, "--mbj-memory", "prototype")
+    assert "--opt momentum, this run asks for adamw" in fails(*resume, "--opt", "adamw")
+    assert "other images: its subset_seed is 0, this run's 1" in fails(*resume, "--subset-seed", "1")
+    assert "set --imbalance-ratio as it was" in fails(*resume, "--imbalance-ratio", "20")
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert "cut short" in fails(*resume)
+    torch.save([1, 2], path)
+    assert "no training checkpoint" in fails(*resume)
+
+
+def test_a_run_that_fails_leaves_no_folder(tmp_path, tiny):
+    fails(*tiny, "--mbj", "--mbj-start", "100", "--output", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
