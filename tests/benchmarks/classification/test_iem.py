@@ -109,12 +109,14 @@ def test_a_cell_is_a_plain_loop_with_a_memory():
             optimizer.param_groups[0]["lr"] = plain_rate(protocol, steps, epoch * steps + step)
             x, y = plain_batch(images, draw, 2)
             features = model.forward_head(model.forward_features(x), pre_logits=True)
-            logits = model.fc(features) + read_memory(features, keys, confidence)
+            # In the cell's order: gradients of the features are then summed in the same one, and nothing drifts apart.
+            votes = read_memory(features, keys, confidence)
+            logits = model.fc(features) + votes
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits, y).backward()
             optimizer.step()
             probs = logits.detach().softmax(1)[torch.arange(8), y]
             keys, confidence = write_memory(keys, confidence, features.detach(), y, probs)
     for key, value in {**model.state_dict(prefix="model."), "keys": keys, "confidence": confidence}.items():
-        torch.testing.assert_close(cell.model.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key)
+        torch.testing.assert_close(cell.model.state_dict()[key], value, msg=key)
     assert (confidence > 0).all(1).any()
