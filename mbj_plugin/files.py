@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mbj_plugin
+from mbj_plugin.command_line import reason
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which replaces it at the end. What goes wrong leaves ``path`` as it was."""
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, which replaces it at the end. What goes wrong leaves ``path`` as it was.
+
+    For what a run writes into its own folder. Tools that run afterwards take :func:`new_file` or :func:`new_folder`.
+    """
     part = path.with_name(path.name + ".part")
     try:
         yield part
@@ -26,8 +32,69 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with whole(path) as part:
+    with atomic_path(path) as part:
         part.write_text(text)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``path`` at the end: whole, or not at all.
+
+    Whatever a tool writes after training goes through here or through :func:`new_folder`. Neither replaces a file that
+    is there, so that no checkpoint, no results and no image of a user's is ever lost.
+
+    Raises:
+        ValueError: for a file that is there already, and where the file cannot be written.
+    """
+    if os.path.lexists(path):
+        raise ValueError(f"{path} is there already, and no file is written over: remove it, or name another file")
+    with _writing(path), atomic_path(path) as part:
+        yield part
+
+
+@contextmanager
+def new_folder(path: Path, again: str = "") -> Iterator[Path]:
+    """An empty folder to write to, which becomes ``path`` at the end: whole, or not at all.
+
+    Args:
+        path: a folder that is empty or not there.
+        again: name of a file, such as "report.html": a folder that holds it, and PNGs beside it alone, is one that the
+            tool wrote before, and is replaced.
+
+    Raises:
+        ValueError: for a folder that holds other files, and where it cannot be written.
+    """
+    if os.path.lexists(path):
+        names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+        ours = again in names and all(name == again or name.endswith(".png") for name in names)
+        if path.is_symlink() or not path.is_dir() or (names and not ours):
+            raise ValueError(
+                f"{path} holds files already, and none is written over: name a folder that is empty or new"
+            )
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+            part = Path(scratch) / "new"
+            part.mkdir()
+            yield part
+            if path.is_dir():
+                os.replace(path, Path(scratch) / "old")
+            os.replace(part, path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses, as one line. torch and safetensors have errors of their own for it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError):
+            why = error.strerror or reason(error)
+        elif re.search("inline_container|os error|Parent directory", str(error)):
+            why = "is the disk full?" if "unexpected pos" in str(error) else reason(error)[:200]
+        else:
+            raise
+        raise ValueError(f"cannot write {path} ({why}): make room, or name another place") from error
 
 
 def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
@@ -55,7 +122,7 @@ def drop_epochs(path: Path, epoch: int) -> None:
     again. Lines that are no row of an epoch go too."""
     if not path.is_file():
         return
-    with whole(path) as part:
+    with atomic_path(path) as part:
         if path.suffix == ".jsonl":
             rows, _ = read_jsonl(path, "epoch")
             part.write_text("".join(json.dumps(row) + "\n" for row in rows if float(row["epoch"]) < epoch))

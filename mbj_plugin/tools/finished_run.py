@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mbj_plugin.diagnostics.groups import group_errors
-from mbj_plugin.files import whole
+from mbj_plugin.files import new_file
 from mbj_plugin.timm.head import Heads, classifier_layers, recorded_inputs, same_map
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.args import make_parser
@@ -241,8 +241,5 @@ class FinishedRun:
                 layer.bias.copy_(bias * len(self.layers) / len(biased))
         state = {name: value.cpu() for name, value in self.model.state_dict().items()}
         content = {"arch": self.args.model, "epoch": self.checkpoint.get("epoch"), "state_dict": state}
-        try:
-            with whole(path) as part:
-                torch.save(content, part)
-        except (OSError, RuntimeError) as error:  # torch's word for a folder that is not there
-            raise ValueError(f"cannot write {path} ({str(error).splitlines()[0]}): give --output FILE") from error
+        with new_file(path) as part:
+            torch.save(content, part)

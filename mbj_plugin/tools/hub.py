@@ -16,6 +16,7 @@ from timm.models import model_entrypoint, save_for_hf
 from mbj_plugin.batch_losses import OWN_CLASSIFIER
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.diagnostics.groups import GROUPS
+from mbj_plugin.files import new_folder
 from mbj_plugin.timm.compat import generate_readme
 from mbj_plugin.tools.finished_run import evaluated_weights, newest_checkpoint, saved_args, saved_results
 from mbj_plugin.tools.trainer import build
@@ -47,8 +48,6 @@ def write_folder(run: Path, output: Path, licence: str = "unknown") -> str:
     Raises:
         ValueError: where the run is not finished or cannot be loaded by timm, or ``output`` holds files.
     """
-    if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} holds files already: give a folder that is empty or not there")
     results = saved_results(run)
     args = saved_args(run, "cpu", None)
     if args.loss in OWN_CLASSIFIER:
@@ -59,10 +58,10 @@ def write_folder(run: Path, output: Path, licence: str = "unknown") -> str:
     model = build.make_model(args, torch.device("cpu"))
     model.load_state_dict(evaluated_weights(checkpoint))
     architecture = _describe_input(model, args)
-    output.mkdir(parents=True, exist_ok=True)
     names = {"label_names": results["class_names"]} if results["class_names"] else {}
-    save_for_hf(model, str(output), model_config=names, model_args=_model_args(args), safe_serialization=True)
-    (output / "README.md").write_text(model_card(architecture, results, output.name, licence), encoding="utf-8")
+    with new_folder(output) as part:
+        save_for_hf(model, str(part), model_config=names, model_args=_model_args(args), safe_serialization=True)
+        (part / "README.md").write_text(model_card(architecture, results, output.name, licence), encoding="utf-8")
     return architecture
 
 

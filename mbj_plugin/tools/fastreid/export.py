@@ -20,7 +20,7 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from mbj_plugin.fastreid import timm_backbone
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
 from mbj_plugin.fastreid.datasets import EDITION
-from mbj_plugin.files import whole, write
+from mbj_plugin.files import atomic_path, write
 
 CONFIG = "config.yaml"
 CLOUD = re.compile(r"\.cls_layer\.(sums|step|seed)$")
@@ -84,7 +84,7 @@ def export(run: Path, output: Path, weights: str = "model_final.pth") -> dict[st
     output.mkdir(parents=True, exist_ok=True)
     config["MODEL"]["WEIGHTS"] = str(output / weights)
     model = {name: value for name, value in state.items() if not (SAVED_MEMORY.search(name) or CLOUD.search(name))}
-    with whole(output / weights) as part:
+    with atomic_path(output / weights) as part:
         torch.save({"model": model}, part)
     write(output / CONFIG, yaml.safe_dump(config))
     return config
