@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mbj_plugin.batch_losses import LOSSES, OWN_CLASSIFIER
+from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.functional import NORMS
 from mbj_plugin.start import LATEST, WANTED, Start, as_start, is_number
 
 MEMORIES = ("feature", "prototype", "both")
 CLASSIFIERS = ("own", "shared")
-# LDAM brings a classifier of its own kind, which would not be linear in the features.
-CLASSIFIER_LOSSES = tuple(name for name in LOSSES if name not in OWN_CLASSIFIER)
 BELOW_1 = math.nextafter(1.0, 0.0)
 # What goes beyond is a slip of the pen, and would overflow in fp32 or in the allocator.
 HIGHEST = {"eta": 1e6, "beta": 100.0, "scale": 1e6, "margin": 1e6}
@@ -101,7 +99,7 @@ class MBJSettings:
     )
     classifier_loss: str | None = _one_of(
         None,
-        CLASSIFIER_LOSSES,
+        LOSSES,
         "batch loss of a classifier of the memory's own, for hard labels (default: that of the features)",
     )
     eta: float | None = _number(

@@ -1,4 +1,4 @@
-"""BBN (:mod:`mbj_plugin.batch_losses.bbn`) for the ResNets of this benchmark.
+"""BBN (:mod:`benchmarks.rivals.bbn`) for the ResNets of this benchmark.
 
 A batch of the harness is both: its first half are the draws of every method, its second half :func:`reversed_draws`.
 """
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from mbj_plugin.batch_losses.bbn import BilateralBranch, reversed_probs
+from benchmarks.rivals.bbn import BilateralBranch, reversed_probs
 from mbj_plugin.longtail import class_counts
 from mbj_plugin.timm.models import BasicBlock, CifarResNet
 

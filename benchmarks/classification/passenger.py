@@ -18,7 +18,7 @@ from benchmarks.classification.graph import graphed
 from benchmarks.classification.recipe import build_model, build_optimizer
 from benchmarks.classification.settings import Method
 from benchmarks.classification.training import CellRun, class_errors
-from mbj_plugin.batch_losses import create_loss
+from benchmarks.rivals import create_loss
 from mbj_plugin.logit_adjustment import logit_adjusted, nearest_class_mean, tau_normalized
 from mbj_plugin.losses import FeatureMemoryLoss
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from benchmarks.classification.bbn import two_branches
 from benchmarks.classification.iem import EpisodicLoss, EpisodicMemory
 from benchmarks.classification.settings import SYSTEMS, Method, Protocol
-from mbj_plugin.batch_losses import create_loss, use_cosine_classifier
-from mbj_plugin.batch_losses.bbn import BilateralBranch, BilateralLoss
+from benchmarks.rivals import create_loss
+from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
+from benchmarks.rivals.ldam import LDAMLoss
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.models import CifarResNet  # registers resnet32_cifar
 
@@ -38,8 +39,8 @@ def build_model(protocol: Protocol, method: Method, num_classes: int, seed: int)
         if method.loss in SYSTEMS:
             assert isinstance(model, CifarResNet)
             model = two_branches(model) if method.loss == "bbn" else EpisodicMemory(model)
-        elif getattr(create_loss(method.loss, [1] * num_classes), "cosine_classifier", False):
-            use_cosine_classifier(model)
+        elif method.loss == "ldam_drw":
+            LDAMLoss.adapt_model(model)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from benchmarks.cells import check_known
-from mbj_plugin.batch_losses import LOSSES
+from benchmarks.rivals import LOSSES
 from mbj_plugin.settings import CLASSIFIERS
 
 PRECISIONS = ("fp32", "bf16")

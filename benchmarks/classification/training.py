@@ -23,7 +23,7 @@ from benchmarks.classification.feature_log import FeatureLog
 from benchmarks.classification.graph import graphed
 from benchmarks.classification.recipe import build_criterion, build_model, build_optimizer, normalize
 from benchmarks.classification.settings import Method, Protocol
-from mbj_plugin.batch_losses.bbn import BilateralBranch, BilateralLoss
+from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
 from mbj_plugin.longtail import class_counts, class_groups
 
 SAVE_EVERY_S = 300.0

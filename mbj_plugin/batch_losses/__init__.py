@@ -1,64 +1,72 @@
-"""What the paper compares with: batch losses for long-tailed classification, one small file each.
+"""Batch losses for long-tailed classification, one small file each, and any of the user's own by ``module:Class``.
 
-Each is an ``nn.Module`` called ``loss(logits, target)`` on (B, C) logits and (B,) hard labels. Any of them is a batch
-loss for Memory-based Jitter as well, where its classifier is a plain linear layer: ``MBJLoss(counts, base=...)``.
+Each is an ``nn.Module`` called ``loss(logits, target)`` on (B, C) logits and (B,) hard labels, and a batch loss for
+Memory-based Jitter as well: ``MBJLoss(counts, base=...)``.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from mbj_plugin.batch_losses.balanced_softmax import BalancedSoftmaxLoss
-from mbj_plugin.batch_losses.class_balanced import ClassBalancedFocalLoss, effective_number_weights
 from mbj_plugin.batch_losses.focal import FocalLoss
-from mbj_plugin.batch_losses.ldam import CosineLinear, LDAMLoss, use_cosine_classifier
 
-LOSSES = ("ce", "focal", "cb_focal", "ldam_drw", "balanced_softmax")
-#: Those that train a classifier of their own, which no memory knows; "bbn", of two branches and two samplers, is
-#: more than a loss: :mod:`mbj_plugin.batch_losses.bbn`.
-OWN_CLASSIFIER = ("ldam_drw", "bbn")
+_CLASSES = {"ce": nn.CrossEntropyLoss, "balanced_softmax": BalancedSoftmaxLoss, "focal": FocalLoss}
+LOSSES = tuple(_CLASSES)
+
+
+def loss_class(name: str) -> Any:
+    """The class of one of ``LOSSES``, or the one that ``module:Class`` names.
+
+    A class may have a static ``adapt_model(model)``, which gives the model that it wants, with another kind of
+    classifier say; a trainer calls it before the optimizer is made.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in _CLASSES:
+            raise ValueError(f"unknown loss {name!r}: take one of {', '.join(LOSSES)}, or module:Class of your own")
+        return _CLASSES[name]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where one's own module lies; an installed command does not look there
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot find the loss {name}, module:Class: {error}") from error
 
 
 def create_loss(name: str, class_counts: Tensor | Sequence[int], *, start: int = 0) -> nn.Module:
-    """The loss of that name, with the settings of its own paper. Move it to the device of the logits.
+    """The loss of that name. Move it to the device of the logits.
 
     Args:
-        name: one of ``LOSSES``.
+        name: one of ``LOSSES``, or ``module:Class``, which is made as ``Class(class_counts)`` where it has an argument
+            of that name or one without a default, else as ``Class()``.
         class_counts: (C,) training images per class, N_i >= 0.
-        start: calls before the deferred re-weighting of ``ldam_drw`` begins, as MBJ's ``start``; the authors take the
-            first decay of the learning rate. The other losses have no such phase.
-
-    Returns:
-        The loss. Where it has a true ``cosine_classifier`` attribute, pass the model through
-        :func:`use_cosine_classifier` before the optimizer is built.
+        start: calls before a late phase begins, as MBJ's ``start``, for a class with an argument of that name.
 
     Raises:
-        ValueError: for an unknown name, and for counts or a start out of range.
+        ValueError: for an unknown name, and for counts out of range.
     """
+    made_by = loss_class(name)
     if name == "ce":
-        return nn.CrossEntropyLoss()
-    if name == "focal":
-        return FocalLoss()
-    if name == "cb_focal":
-        return ClassBalancedFocalLoss(class_counts)
-    if name == "ldam_drw":
-        return LDAMLoss(class_counts, start=start)
-    if name == "balanced_softmax":
-        return BalancedSoftmaxLoss(class_counts)
-    raise ValueError(f"unknown loss {name!r}: take one of {', '.join(LOSSES)}")
+        return made_by()
+    arguments = inspect.signature(made_by).parameters
+    required = [p.name for p in arguments.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    given: dict[str, Any] = dict.fromkeys(
+        ["class_counts"] if "class_counts" in arguments else required[:1], class_counts
+    )
+    if "start" in arguments:
+        given["start"] = start
+    return made_by(**given)
 
 
-__all__ = [
-    "LOSSES",
-    "OWN_CLASSIFIER",
-    "BalancedSoftmaxLoss",
-    "ClassBalancedFocalLoss",
-    "CosineLinear",
-    "FocalLoss",
-    "LDAMLoss",
-    "create_loss",
-    "effective_number_weights",
-    "use_cosine_classifier",
-]
+__all__ = ["LOSSES", "BalancedSoftmaxLoss", "FocalLoss", "create_loss", "loss_class"]

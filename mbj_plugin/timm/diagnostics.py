@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from mbj_plugin.batch_losses import CosineLinear
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state, probe_or_none
 from mbj_plugin.diagnostics.step_meter import StepMeter
@@ -121,13 +120,14 @@ def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray)
 
 
 def input_layers(model: Any) -> list[nn.Module]:
-    """The layers that classify, whose input is what jitters: linear ones, or LDAM's of cosines.
+    """The layers that classify, whose input is what jitters: linear ones, or a loss's own.
 
     Raises:
         ValueError: where the model has no such classifier.
     """
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    return [classifier] if isinstance(classifier, CosineLinear) else classifier_layers(model)
+    classifier: Any = model.get_classifier() if hasattr(model, "get_classifier") else None
+    own = isinstance(classifier, nn.Module) and getattr(getattr(classifier, "weight", None), "ndim", 0) == 2
+    return [classifier] if own else classifier_layers(model)
 
 
 def classifier_input(model: nn.Module, layers: list[nn.Module], images: Tensor) -> Tensor:

@@ -153,10 +153,6 @@ class FinishedRun:
         if not name:
             raise ValueError(f"cannot read a checkpoint in {folder}: they are cut short")
         self.args = saved_args(folder, args.device, args.data)
-        if args.write and self.args.loss == "bbn":
-            raise ValueError(
-                "--write writes what stock timm loads, and --loss bbn trained a network of two branches: leave it out"
-            )
         with build.blame(f"--device {args.device}"):
             self.device = torch.device(args.device)
             torch.zeros(1, device=self.device)

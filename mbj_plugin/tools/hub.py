@@ -13,7 +13,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.models import model_entrypoint, save_for_hf
 
-from mbj_plugin.batch_losses import OWN_CLASSIFIER
+from mbj_plugin.batch_losses import loss_class
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.files import new_folder
@@ -50,7 +50,7 @@ def write_folder(run: Path, output: Path, licence: str = "unknown") -> str:
     """
     results = saved_results(run)
     args = saved_args(run, "cpu", None)
-    if args.loss in OWN_CLASSIFIER:
+    if hasattr(loss_class(args.loss), "adapt_model"):
         raise ValueError(f"--loss {args.loss} trains a classifier of its own kind, which no model of timm's has")
     _, checkpoint, broken = newest_checkpoint(run)
     if broken:

@@ -214,21 +214,9 @@ def test_a_folder_that_is_no_run_is_one_line(digit_runs, mbj_run, tmp_path):
 
 def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
     flags = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
-    train.main(["--loss", "ldam_drw", "--output", str(tmp_path), "--experiment", "run", *flags])
+    train.main(["--loss", "benchmarks.rivals.ldam:LDAMLoss", "--output", str(tmp_path), "--experiment", "run", *flags])
     with pytest.raises(SystemExit, match="cannot find the classifier"):
         main([str(tmp_path / "run")])
-
-
-def test_two_branches_have_a_table_and_no_checkpoint_of_timms(tmp_path, capsys):
-    flags = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
-    train.main(["--loss", "bbn", "--output", str(tmp_path), "--experiment", "run", *flags])
-    error = json.loads((tmp_path / "run/results.json").read_text())["errors"]["error"]
-    capsys.readouterr()
-    main([str(tmp_path / "run")])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("as-trained"))
-    assert float(line.split()[1]) == pytest.approx(error, abs=0.01)
-    with pytest.raises(SystemExit, match="--loss bbn trained a network of two branches: leave it out"):
-        main([str(tmp_path / "run"), "--write", "tau-norm"])
 
 
 @pytest.mark.parametrize("scale", [2, 0.97])

@@ -115,9 +115,11 @@ def test_bad_input(run, tmp_path):
         (broken / name).write_bytes((run / name).read_bytes())
     (broken / "last.pth.tar").write_bytes(b"half")
     assert "last.pth.tar, it is no checkpoint or cut short" in fails(broken, tmp_path / "new")
-    args = (broken / "args.yaml").read_text().replace("loss: ce", "loss: ldam_drw")
+    args = (broken / "args.yaml").read_text().replace("loss: ce", "loss: benchmarks.rivals.ldam:LDAMLoss")
     (broken / "args.yaml").write_text(args)
-    assert "--loss ldam_drw trains a classifier of its own kind" in fails(broken, tmp_path / "new")
+    assert "--loss benchmarks.rivals.ldam:LDAMLoss trains a classifier of its own kind" in fails(
+        broken, tmp_path / "new"
+    )
     (broken / "results.json").write_text("{")
     assert "results.json is cut short" in fails(broken, tmp_path / "new")
     assert not (tmp_path / "new").exists()

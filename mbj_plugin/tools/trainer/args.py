@@ -22,7 +22,7 @@ from mbj_plugin.tools.trainer.ranges import check_ranges, flag
 _logger = logging.getLogger("mbj_plugin")
 # Without a data set the main job runs: MBJ on scikit-learn's digits.
 DEFAULT_CONFIG = "digits"
-# What MBJ alone reads. Its start is also that of LDAM's deferred weights.
+# What MBJ alone reads. Its start is also that of a late phase of one's own loss.
 MBJ_ONLY = [f"mbj_{name}" for name in RULES if name not in ("start", "class_counts", "diagnostics")]
 # What the crop of --crop-pad stands in for, or contradicts.
 NOT_WITH_CROP_PAD = ("scale", "ratio", "train_crop_mode", "train_interpolation", "no_aug")
@@ -84,11 +84,11 @@ def make_parser() -> argparse.ArgumentParser:
     ours.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed, side by side")
     ours.add_argument(
         "--loss",
-        choices=(*LOSSES, "bbn"),
         default="ce",
-        help="batch loss, with --mbj or without: 'ce' is what timm's flags choose; the others are "
-        "for long tails and take hard labels, so --smoothing is 0 beside them; 'bbn' is a network of two branches, "
-        "each of which takes a batch in every step (default: %(default)s)",
+        metavar="NAME",
+        help=f"batch loss, with --mbj or without: {', '.join(LOSSES)}, or module:Class of your own, made as "
+        "Class(class_counts) or Class(). 'ce' is what timm's flags choose; the others take hard labels, so --smoothing "
+        "is 0 beside them (default: %(default)s)",
     )
     ours.add_argument("--seeds", type=int, default=1, metavar="N", help="train with N seeds, report mean and spread")
     ours.add_argument(
@@ -200,7 +200,7 @@ def _check_together(args: Namespace, typed: set[str], given: set[str]) -> None:
     if args.bce_loss and not (args.smoothing or args.mixup or args.cutmix or args.cutmix_minmax):
         _logger.warning("--bce-loss does nothing without --smoothing, --mixup or --cutmix, as in timm's train.py.")
     if not (args.mbj or args.compare):
-        for name in (*MBJ_ONLY, *(["mbj_start"] if args.loss != "ldam_drw" else [])):
+        for name in (*MBJ_ONLY, *(["mbj_start"] if args.loss in LOSSES else [])):
             if name in typed:
                 _logger.warning(f"{flag(name)} does nothing without --mbj: this run is the baseline.")
     for name, needed in NEEDS.items():

@@ -23,13 +23,11 @@ from timm.utils import NativeScaler
 from torch import nn
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
-from mbj_plugin.batch_losses import OWN_CLASSIFIER, create_loss, use_cosine_classifier
-from mbj_plugin.batch_losses.bbn import BilateralBranch, BilateralLoss
+from mbj_plugin.batch_losses import create_loss, loss_class
 from mbj_plugin.command_line import reason
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
 from mbj_plugin.tools.trainer.data import check_same_classes, make_dataset, pad_crop
 from mbj_plugin.tools.trainer.ranges import channels, image_mode
-from mbj_plugin.tools.trainer.reversed import PairedLoader, ReversedDraws
 
 
 @dataclasses.dataclass
@@ -81,15 +79,6 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
         raise ValueError(f"timm has no model {args.model!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
     if args.torchscript and args.mbj:
         raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
-    if args.mbj and args.loss in OWN_CLASSIFIER:
-        raise ValueError(
-            f"--loss {args.loss} brings a classifier of its own, which MBJ does not know: drop one of them"
-        )
-    if args.loss == "bbn" and (args.torchscript or args.grad_checkpointing):
-        raise ValueError(
-            "--loss bbn calls its model twice in each step, with another last block: drop --torchscript and "
-            "--grad-checkpointing, --torchcompile works"
-        )
     if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
         raise ValueError(f"there is no file {args.initial_checkpoint}, which --initial-checkpoint names")
     if args.pretrained_path and not Path(args.pretrained_path).is_file():
@@ -98,11 +87,9 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
         set_fast_norm()
     with _explain_other_classes(args):
         model = _create(args)
-        if args.loss == "bbn":
-            model = BilateralBranch(model, _create(args))
     _prepare(model, args)
-    if args.loss == "ldam_drw":
-        model = use_cosine_classifier(model)
+    if (adapt := getattr(loss_class(args.loss), "adapt_model", None)) is not None:
+        model = adapt(model)
     model.to(device=device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -208,8 +195,8 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
     mixup = _mixup_settings(args)
     # timm draws a number for a jitter of 0 too; CIFAR's recipe has none.
     jitter: Any = args.color_jitter if args.color_jitter or args.crop_pad is None else None
-    training: Callable[..., Any] = partial(
-        create_loader,
+    train_loader: Any = create_loader(
+        datasets[0],
         batch_size=args.batch_size,
         is_training=True,
         no_aug=args.no_aug,
@@ -231,9 +218,6 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
         collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
         **shared,
     )
-    train_loader: Any = training(datasets[0])
-    if args.loss == "bbn":
-        train_loader = PairedLoader(train_loader, training(ReversedDraws(datasets[0])))
     if args.crop_pad is not None:
         datasets[0].transform = pad_crop(datasets[0].transform, config["input_size"][-2:], args.crop_pad)
     if len(train_loader) == 0:
@@ -267,14 +251,13 @@ def _mixup_settings(args: Namespace) -> dict[str, Any]:
     }
 
 
-def make_batch_loss(args: Namespace, model: nn.Module, counts: np.ndarray, start: int) -> nn.Module:
+def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Module:
     """L_batch: one of :mod:`mbj_plugin.batch_losses`, or what timm's train.py chooses.
 
     Args:
         args: of the run.
-        model: of the run, on its device.
         counts: (C,) training images per class.
-        start: calls before the deferred re-weighting of ``ldam_drw``.
+        start: calls before a late phase of the loss, where it has one.
 
     Raises:
         ValueError: for soft labels with a loss that takes hard ones.
@@ -285,8 +268,6 @@ def make_batch_loss(args: Namespace, model: nn.Module, counts: np.ndarray, start
         hard = f"--mbj-classifier-loss {args.mbj_classifier_loss} (--mbj-recipe balanced)"
     if hard and (mixup or args.smoothing or args.bce_loss):
         raise ValueError(f"{hard} takes hard labels: add --smoothing 0, leave out Mixup, CutMix and --bce-loss")
-    if isinstance(model, BilateralBranch):
-        return BilateralLoss(model)
     if args.loss != "ce":
         return create_loss(args.loss, counts.tolist(), start=start)
     if args.bce_loss and (mixup or args.smoothing):

@@ -12,7 +12,6 @@ from timm.task import resume_task_checkpoint
 from timm.utils import unwrap_model
 from torch import nn
 
-from mbj_plugin.batch_losses import OWN_CLASSIFIER
 from mbj_plugin.timm.compat import optimizer_inside, plateau_inside
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.tools.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
@@ -21,7 +20,7 @@ from mbj_plugin.tools.trainer.flags import PLACES
 from mbj_plugin.tools.trainer.run_folder import plain
 
 # Flags that must be as they were: of what is learnt from, and of how the best checkpoint is chosen.
-SAME = ("dataset", "imbalance_ratio", "subset_seed", "eval_metric")
+SAME = ("dataset", "imbalance_ratio", "subset_seed", "eval_metric", "loss")
 # What the checkpoint's weights take the place of.
 WEIGHTS = {"initial_checkpoint", "pretrained", "pretrained_path"}
 
@@ -82,11 +81,6 @@ class Resumed:
             raise ValueError(
                 f"{self.path} {what}: its {flag} is {saved!r}, this run's {here!r}: set --{flag.replace('_', '-')} as "
                 "it was"
-            )
-        losses = self.saved_args.get("loss", args["loss"]), args["loss"]
-        if losses[0] != losses[1] and set(losses) & set(OWN_CLASSIFIER):
-            raise ValueError(
-                f"{self.path} was trained by --loss {losses[0]}, this run asks for {losses[1]}: set it back"
             )
         saved = self.saved_args.get("opt", self.args.opt)
         if not self.args.no_resume_opt and saved != self.args.opt:

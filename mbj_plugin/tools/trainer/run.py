@@ -69,7 +69,7 @@ def make_run(args: Namespace) -> Run:
 
     start = start_epoch(settings.start, args.sched, learning_rates(args, updates_per_epoch))
     calls = round(start * len(data.train))
-    batch_loss = build.make_batch_loss(args, model, data.counts, calls).to(device)
+    batch_loss = build.make_batch_loss(args, data.counts, calls).to(device)
     task: Any
     if args.mbj:
         clip.install()

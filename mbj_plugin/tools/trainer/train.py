@@ -21,7 +21,6 @@ from timm import utils
 from torch import Tensor
 from tqdm import tqdm
 
-from mbj_plugin.batch_losses.bbn import BilateralLoss
 from mbj_plugin.command_line import one_line
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.files import write
@@ -183,8 +182,6 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     args, loader, task = run.args, run.data.train, run.task
     if hasattr(loader.sampler, "set_epoch"):
         loader.sampler.set_epoch(epoch)
-    if isinstance(task.criterion, BilateralLoss):
-        task.criterion.begin_epoch(epoch, run.num_epochs)
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         run.data.switch_mixup_off(args)
     batches, rest = len(loader), len(loader) % args.grad_accum_steps

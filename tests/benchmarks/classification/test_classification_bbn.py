@@ -16,7 +16,7 @@ from benchmarks.classification.bbn import reversed_draws, two_branches
 from benchmarks.classification.recipe import build_model, epoch_draws
 from benchmarks.classification.settings import Method, Protocol
 from benchmarks.classification.training import CellRun
-from mbj_plugin.batch_losses.bbn import reversed_probs
+from benchmarks.rivals.bbn import reversed_probs
 
 LABELS = np.repeat([0, 2, 1], [60, 12, 3])
 

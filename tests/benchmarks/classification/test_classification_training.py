@@ -16,7 +16,7 @@ from benchmarks.classification.passenger import Features, passenger_row
 from benchmarks.classification.recipe import STATISTICS, build_model, epoch_draws
 from benchmarks.classification.settings import Method, Protocol, load_settings
 from benchmarks.classification.training import CellRun
-from mbj_plugin.batch_losses import create_loss
+from benchmarks.rivals import create_loss
 from mbj_plugin.timm.criterion import MBJLoss
 
 TINY = Protocol(depth=8, width=4, epochs=3, milestones=(2,), warmup_epochs=1, batch_size=8, padding=2)

@@ -132,7 +132,7 @@ def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_p
 def test_a_classifier_of_cosines_is_shown_too(tmp_path, caplog):
     caplog.set_level("INFO", "mbj_plugin")
     flags = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
-    train.main(["--loss", "ldam_drw", "--output", str(tmp_path), "--experiment", "run", *flags])
+    train.main(["--loss", "benchmarks.rivals.ldam:LDAMLoss", "--output", str(tmp_path), "--experiment", "run", *flags])
     assert "without probe images" not in caplog.text
     assert "probe_jitter_tail" in (tmp_path / "run" / "summary.csv").read_text()
     run = read(tmp_path / "run")

@@ -84,7 +84,7 @@ def test_flags_that_count_are_not_said(caplog):
     parse_args(
         ["--mbj-eta", "3", "--compare", "--amp", "--amp-dtype", "bfloat16", "--mixup", "0.2", "--mixup-prob", "0.5"]
     )
-    parse_args(["--loss", "ldam_drw", "--mbj-start", "0"])
+    parse_args(["--loss", "module:Class", "--mbj-start", "0"])
     parse_args(["-c", "cifar10_lt100"])  # holds settings of MBJ for those who add --mbj
     assert not caplog.records
 

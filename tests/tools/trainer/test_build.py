@@ -12,7 +12,8 @@ import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from mbj_plugin.batch_losses import BalancedSoftmaxLoss, CosineLinear, LDAMLoss
+from benchmarks.rivals.ldam import CosineLinear, LDAMLoss
+from mbj_plugin.batch_losses import BalancedSoftmaxLoss
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.args import parse_args
 
@@ -113,15 +114,10 @@ def test_flags_that_exclude_mbj():
         ValueError, match="^--torchscript hides the classifier from MBJ: drop it, --torchcompile works$"
     ):
         build.make_model(arguments(torchscript=True, mbj=True), CPU)
-    with pytest.raises(ValueError, match="^--loss ldam_drw brings a classifier of its own, .*: drop one of them$"):
-        build.make_model(arguments(loss="ldam_drw", mbj=True), CPU)
-    with pytest.raises(ValueError, match="^--loss bbn brings a classifier of its own, .*: drop one of them$"):
-        build.make_model(arguments(loss="bbn", mbj=True), CPU)
-    for flag in ("torchscript", "grad_checkpointing"):
-        with pytest.raises(ValueError, match="^--loss bbn calls its model twice .*: drop --torchscript and --grad-ch"):
-            build.make_model(arguments(loss="bbn", **{flag: True}), CPU)
     assert isinstance(build.make_model(arguments(torchscript=True), CPU), torch.jit.ScriptModule)
-    assert isinstance(build.make_model(arguments(loss="ldam_drw"), CPU).get_classifier(), CosineLinear)
+    assert isinstance(
+        build.make_model(arguments(loss="benchmarks.rivals.ldam:LDAMLoss"), CPU).get_classifier(), CosineLinear
+    )
 
 
 @pytest.mark.parametrize(("ranks", "sync"), [(2, True), (2, False), (1, True)])
@@ -217,12 +213,12 @@ def test_data_sets(monkeypatch, tmp_path):
 
 
 def batch_loss(start=0, **values):
-    return build.make_batch_loss(arguments(**values), nn.Identity(), np.array([5, 3, 1]), start)
+    return build.make_batch_loss(arguments(**values), np.array([5, 3, 1]), start)
 
 
 def test_the_loss_of_hard_labels_is_told_the_classes():
     assert type(batch_loss(loss="balanced_softmax")) is BalancedSoftmaxLoss
-    loss = batch_loss(7, loss="ldam_drw")
+    loss = batch_loss(7, loss="benchmarks.rivals.ldam:LDAMLoss")
     assert type(loss) is LDAMLoss and loss.start == 7
     logits = torch.tensor([[1.0, 2, 3]])
     expected = -(logits + torch.tensor([5.0, 3, 1]).log()).log_softmax(1)[0, 1]

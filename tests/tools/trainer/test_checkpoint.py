@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mbj_plugin.batch_losses import create_loss
+from benchmarks.rivals import create_loss
 from mbj_plugin.files import drop_epochs
 from mbj_plugin.timm import MBJLoss
 from mbj_plugin.tools.trainer import checkpoint

@@ -56,7 +56,7 @@ def test_a_run_without_mbj_goes_on_with_it_from_the_epoch_that_is_asked_for(tmp_
 
 
 def test_deferred_weights_stay_on(tmp_path):
-    flags = [*SHORT, "--loss", "ldam_drw", "--sched", "cosine"]
+    flags = [*SHORT, "--loss", "benchmarks.rivals.ldam:LDAMLoss", "--sched", "cosine"]
     _, half = run(tmp_path, *flags, "--epochs", "2")
     _, on = run(tmp_path, *flags, "--epochs", "6", "--resume", str(tmp_path / "run" / "last.pth.tar"))
     assert half["start"] == on["start"] and half["start"]["epoch"] == 1

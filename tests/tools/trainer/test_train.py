@@ -167,13 +167,15 @@ def test_killed_and_resumed_it_is_the_run_that_was_never_stopped(tmp_path, image
 
 
 def test_deferred_weights_resume(tmp_path, tiny):
-    _, whole = run(tmp_path, *tiny, "--loss", "ldam_drw", name="whole")
-    _, half = run(tmp_path, *tiny, "--loss", "ldam_drw", "--epochs", "2", name="half")
+    _, whole = run(tmp_path, *tiny, "--loss", "benchmarks.rivals.ldam:LDAMLoss", name="whole")
+    _, half = run(tmp_path, *tiny, "--loss", "benchmarks.rivals.ldam:LDAMLoss", "--epochs", "2", name="half")
     assert 0 < half["batch_loss"]["step"] < whole["batch_loss"]["step"]
     last = str(tmp_path / "half/last.pth.tar")
-    _, resumed = run(tmp_path, *tiny, "--loss", "ldam_drw", "--resume", last, name="half")
+    _, resumed = run(tmp_path, *tiny, "--loss", "benchmarks.rivals.ldam:LDAMLoss", "--resume", last, name="half")
     assert_same(whole, resumed, ("state_dict", "optimizer", "batch_loss"))
-    assert "trained by --loss ldam_drw, this run asks for ce" in fails(*tiny, "--resume", last)
+    assert "its loss is 'benchmarks.rivals.ldam:LDAMLoss', this run's 'ce'" in fails(
+        *tiny, "--resume", last, "--output", str(tmp_path), "--experiment", "half"
+    )
 
 
 def test_torchrun(tmp_path, image_folder):

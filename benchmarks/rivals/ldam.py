@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.rivals.class_balanced import effective_number_weights
 from mbj_plugin.batch_losses.checks import at_least_0, check_hard_labels
-from mbj_plugin.batch_losses.class_balanced import effective_number_weights
 from mbj_plugin.functional import checked_counts
 
 
@@ -82,8 +82,8 @@ class LDAMLoss(nn.Module):
         ValueError: for a value out of range.
     """
 
-    #: The logits must be cosines: whoever builds the model asks this.
-    cosine_classifier = True
+    #: The logits must be cosines: whoever builds the model calls this.
+    adapt_model = staticmethod(use_cosine_classifier)
 
     margins: Tensor
     deferred_weights: Tensor

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
-from mbj_plugin.batch_losses.bbn import BilateralBranch, BilateralLoss, bbn_loss, cumulative_alpha, reversed_probs
+from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss, bbn_loss, cumulative_alpha, reversed_probs
 
 
 def resnet(depth=8):
