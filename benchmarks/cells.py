@@ -42,6 +42,22 @@ class Job:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Retired:
+    """A method that runs no more. Its rows stay, and pages show them.
+
+    Args:
+        label: what it was, in words.
+        commit: the last one that has its code.
+    """
+
+    label: str
+    commit: str
+
+    def __str__(self) -> str:
+        return f"{self.label} (retired: the code is in {self.commit})"
+
+
 def run_in_processes(cells: Sequence[Any], job: Job, work: Callable[[int, Any, Any], None]) -> int:
     """Call ``work(rank, cells, job)`` in each process; the rows that they append say what is done.
 

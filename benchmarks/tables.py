@@ -26,17 +26,19 @@ def known_rows(path: str | Path, kind: type, settings: Any, known: Callable[[Any
     Raises:
         ValueError: where there are none, or one was made with other settings.
     """
-    rows = [row for row in read_rows(path, kind) if known(cell_of(row, kind))]
+    names = {*settings.methods, *settings.retired}
+    rows = [row for row in read_rows(path, kind) if row["method"] in names and known(cell_of(row, kind))]
     if not rows:
         raise ValueError(f"there are no rows in {path}: run some cells first")
-    check_rows(path, [cell_of(row, kind) for row in rows], settings)
+    check_rows(path, [cell_of(row, kind) for row in rows if row["method"] not in settings.retired], settings)
     return rows
 
 
-def by_method(rows: Iterable[dict[str, Any]], methods: Iterable[str]) -> Table:
-    """Rows by method in the order of the settings, then seed."""
+def by_method(rows: Iterable[dict[str, Any]], settings: Any) -> Table:
+    """Rows by method in the order of the settings, the retired last, then seed."""
     rows = sorted(rows, key=lambda row: row["seed"])
-    table = {method: {row["seed"]: row for row in rows if row["method"] == method} for method in methods}
+    names = [*settings.methods, *settings.retired]
+    table = {method: {row["seed"]: row for row in rows if row["method"] == method} for method in names}
     return {method: runs for method, runs in table.items() if runs}
 
 

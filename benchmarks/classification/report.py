@@ -68,7 +68,7 @@ Place = tuple[str, str, str, int]
 
 def paper_error(dataset: str, imbalance_ratio: int, name: str, method: Method) -> float | None:
     """The paper's number; its MBJ is any method with its values, whatever it takes where the paper is silent."""
-    if dataclasses.replace(method, norm="sum", start="decay", ramp=0) == Method(memory="feature", eta=15):
+    if dataclasses.replace(method, norm="sum", start="decay") == Method(memory="feature", eta=15):
         name = "mbj"
     elif method.memory is not None:
         return None
@@ -116,8 +116,7 @@ def page_text(results: str | Path, settings: Settings) -> str:
 
 
 def _rows(results: str | Path, settings: Settings) -> list[dict[str, Any]]:
-    known = lambda cell: cell.method in settings.methods and cell.protocol in settings.protocols  # noqa: E731
-    return known_rows(results, Cell, settings, known)
+    return known_rows(results, Cell, settings, lambda cell: cell.protocol in settings.protocols)
 
 
 def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[Place, Table]:
@@ -125,7 +124,7 @@ def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[Place, Table]
     grouped: dict[Place, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[row["protocol"], row["precision"], row["dataset"], row["imbalance_ratio"]].append(row)
-    return {place: by_method(grouped[place], settings.methods) for place in sorted(grouped, key=_place_order)}
+    return {place: by_method(grouped[place], settings) for place in sorted(grouped, key=_place_order)}
 
 
 def _place_order(place: Place) -> Any:
@@ -173,7 +172,7 @@ def table_text(table: Table, settings: Settings, paper: tuple[str, int] | None =
             numbers[0] = f"**{numbers[0]}**"
         lines.append([f"`{method}`", str(len(runs)), *numbers, *(_pair(table, method, other) for other in BASELINES)])
         if paper:
-            number = paper_error(*paper, method, settings.methods[method])
+            number = paper_error(*paper, method, settings.methods[method]) if method in settings.methods else None
             lines[-1].append(f"{number:.2f}" if number else "")
     return markdown(head, lines)
 
@@ -207,14 +206,14 @@ def describe(method: Method) -> str:
     words.append("from the first decay" if method.start == "decay" else f"from epoch {method.start}")
     words += [f"{method.size} slots"] if method.size else []
     words += [f"{method.sample} rows drawn for each step"] if method.sample else []
-    words += [f"ramp of {method.ramp} epochs"] if method.ramp else []
-    return ", ".join(words + (["prior-corrected"] if method.prior_correction else []))
+    return ", ".join(words)
 
 
 def methods_text(settings: Settings, rows: list[dict[str, Any]]) -> str:
     """What each name means, and the protocols."""
     lines = ["## What the names mean", "", "| method | |", "|---|---|"]
     lines += [f"| `{name}` | {describe(method)} |" for name, method in settings.methods.items()]
+    lines += [f"| `{name}` | {retired} |" for name, retired in settings.retired.items()]
     for name in sorted({row["protocol"] for row in rows} & settings.protocols.keys()):
         lines += ["", describe_protocol(name, settings.protocols[name])]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.cells import check_known
+from benchmarks.cells import Retired, check_known
 from benchmarks.rivals import LOSSES
 from mbj_plugin.settings import CLASSIFIERS
 
@@ -21,6 +21,8 @@ AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")
 AUGMENTS = ("autoaugment",)
 #: Settings of a protocol that came after the first rows: a row names them where they are set.
 ADDED = ("augment", "mixup")
+#: Settings of a method that are gone, with the value that all rows of today's methods name.
+GONE = {"ramp": 0, "prior_correction": False}
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
 
@@ -100,9 +102,6 @@ class Method:
     size: int | None = None
     #: First epoch of the memory loss (and of LDAM's re-weighting): a number, or "decay" for the first decay.
     start: int | str = "decay"
-    #: Epochs over which eta rises.
-    ramp: int = 0
-    prior_correction: bool = False
     #: Rows of the memory that are drawn for each step; 0 = all.
     sample: int = 0
 
@@ -134,8 +133,6 @@ class Method:
             "beta": self.beta,
             "norm": self.norm,
             "start": self.start_epoch(protocol) * steps_per_epoch,
-            "ramp": self.ramp * steps_per_epoch,
-            "prior_correction": self.prior_correction,
             "sample": self.sample,
         }
         return {name: value for name, value in settings.items() if value is not None}
@@ -171,6 +168,7 @@ class Settings:
     protocols: dict[str, Protocol]
     methods: dict[str, Method]
     groups: dict[str, dict[str, Any]]
+    retired: dict[str, Retired] = dataclasses.field(default_factory=dict)
 
     def cells(
         self,
@@ -216,7 +214,7 @@ class Settings:
         for name in ADDED:
             if not resolved[name]:
                 del resolved[name]
-        return {"protocol": resolved, "method": dataclasses.asdict(method)}
+        return {"protocol": resolved, "method": GONE | dataclasses.asdict(method)}
 
 
 def load_settings(path: str | Path | None = None) -> Settings:
@@ -230,12 +228,13 @@ def load_settings(path: str | Path | None = None) -> Settings:
         content = yaml.safe_load(source.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the settings {source}: {error}") from error
-    if not isinstance(content, dict) or set(content) != {"protocols", "methods", "groups"}:
-        raise ValueError(f"the settings {source} must hold protocols, methods and groups, and nothing else")
+    if not isinstance(content, dict) or set(content) - {"retired"} != {"protocols", "methods", "groups"}:
+        raise ValueError(f"the settings {source} must hold protocols, methods and groups (and may hold retired)")
     settings = Settings(
         {name: _build(Protocol, name, values) for name, values in content["protocols"].items()},
         {name: _build(Method, name, values) for name, values in content["methods"].items()},
         content["groups"],
+        {name: _build(Retired, name, values) for name, values in content.get("retired", {}).items()},
     )
     for name, group in settings.groups.items():
         if set(group) - {"precision"} != {"datasets", "ratios", "protocol", "methods", "seeds"}:

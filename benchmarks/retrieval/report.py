@@ -105,8 +105,7 @@ def page_text(results: str | Path, settings: Settings) -> str:
 
 
 def _rows(results: str | Path, settings: Settings) -> list[dict[str, Any]]:
-    known = lambda cell: cell.method in settings.methods and cell.dataset in settings.datasets  # noqa: E731
-    return known_rows(results, Cell, settings, known)
+    return known_rows(results, Cell, settings, lambda cell: cell.dataset in settings.datasets)
 
 
 def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[Place, Table]:
@@ -114,7 +113,7 @@ def tables(rows: list[dict[str, Any]], settings: Settings) -> dict[Place, Table]
     grouped: dict[Place, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[row["dataset"], (row["num_head"], row["tail_size"])].append(row)
-    return {place: by_method(grouped[place], settings.methods) for place in sorted(grouped)}
+    return {place: by_method(grouped[place], settings) for place in sorted(grouped)}
 
 
 def _panels(grouped: dict[Place, Table], dataset: str) -> dict[str, Table]:
@@ -220,6 +219,7 @@ def methods_text(settings: Settings) -> str:
     for name, nodes in settings.methods.items():
         words = [f"{node}.{key} {value}" for node, values in nodes.items() for key, value in values.items()]
         lines.append([f"`{name}`", ", ".join(words) or "the recipe, without MBJ"])
+    lines += [[f"`{name}`", str(retired)] for name, retired in settings.retired.items()]
     return "## What the names mean\n\n" + markdown(["method", "in MODEL"], lines)
 
 

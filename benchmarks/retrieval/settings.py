@@ -13,7 +13,7 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
 import benchmarks.retrieval.variants  # noqa: F401, registers heads
-from benchmarks.cells import check_known
+from benchmarks.cells import Retired, check_known
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
 from mbj_plugin.tools.fastreid.train import find_config
@@ -24,8 +24,9 @@ RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")
 FREE = ("MODEL.DEVICE", "MODEL.MBJ.DIAGNOSTICS", "TEST.IMS_PER_BATCH")
 #: A row does not carry these: every cell is tested once, after its last epoch, since a test draws random numbers.
 UNRECORDED = (*FREE, "TEST.EVAL_PERIOD")
-#: Keys of MODEL.MBJ that are younger than the first rows, which stand for these values.
+#: Keys of MODEL.MBJ that are younger than the first rows, which stand for these values, and one that is gone.
 LATER = {"RAMP": 0, "SAMPLE": 0, "PRIOR_CORRECTION": False, "SEED": None}
+GONE = {"INTERVAL": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Settings:
     datasets: dict[str, Dataset]
     methods: dict[str, dict[str, dict[str, Any]]]
     groups: dict[str, dict[str, Any]]
+    retired: dict[str, Retired] = dataclasses.field(default_factory=dict)
 
     def cells(
         self,
@@ -138,7 +140,7 @@ class Settings:
         recorded = {name: _difference(cfg[name], default[name], name) for name in RECORDED}
         recorded["MODEL"].pop("MBJ", None)
         if "MBJ" in self.methods[cell.method]:
-            recorded["MODEL"]["MBJ"] = {
+            recorded["MODEL"]["MBJ"] = GONE | {
                 key: value
                 for key, value in cfg.MODEL.MBJ.items()
                 if f"MODEL.MBJ.{key}" not in UNRECORDED and (key not in LATER or value != LATER[key])
@@ -157,14 +159,15 @@ def load_settings(path: str | Path | None = None) -> Settings:
         content = yaml.safe_load(source.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the settings {source}: {error}") from error
-    if not isinstance(content, dict) or set(content) != {"datasets", "methods", "groups"}:
-        raise ValueError(f"the settings {source} must hold datasets, methods and groups, and nothing else")
+    if not isinstance(content, dict) or set(content) - {"retired"} != {"datasets", "methods", "groups"}:
+        raise ValueError(f"the settings {source} must hold datasets, methods and groups (and may hold retired)")
     try:
         datasets = {name: Dataset(**values) for name, values in content["datasets"].items()}
         methods = {
             name: {node: dict(keys) for node, keys in nodes.items()} for name, nodes in content["methods"].items()
         }
-        return _checked(Settings(datasets, methods, content["groups"]))
+        retired = {name: Retired(**values) for name, values in content.get("retired", {}).items()}
+        return _checked(Settings(datasets, methods, content["groups"], retired))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"the settings {source} are not of the shipped file's shape: {error}") from error
 

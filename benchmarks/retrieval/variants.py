@@ -112,7 +112,7 @@ class _VariantHead(MBJHead):
         super().__init__(cfg)
         given = self.memories["prototype"]
         assert isinstance(given, PrototypeMemoryLoss) and len(self.memories) == 1
-        shared = {name: getattr(given, name) for name in ("eta", "beta", "norm", "ramp", "scale", "margin", "interval")}
+        shared = {name: getattr(given, name) for name in ("eta", "beta", "norm", "scale", "margin")}
         self.memories["prototype"] = self.loss(  # type: ignore[index]
             None, given.bank.dim, given.bank.size, num_classes=len(self.weight), **shared
         )

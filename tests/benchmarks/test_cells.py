@@ -15,6 +15,7 @@ class Cell:
 
 class Settings:
     groups = ("all",)
+    methods, retired = ("a", "b", "c"), ("old",)
 
     def group(self, name):
         return [Cell(0), Cell(1), Cell(2)]

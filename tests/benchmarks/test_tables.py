@@ -20,9 +20,9 @@ def test_differences_are_paired_by_seed():
 
 
 def test_rows_stand_by_method_and_seed():
-    rows = [{"method": m, "seed": s} for m, s in (("b", 1), ("a", 0), ("b", 0), ("gone", 0))]
-    table = by_method(rows, ["a", "b", "c"])
-    assert [(method, list(runs)) for method, runs in table.items()] == [("a", [0]), ("b", [0, 1])]
+    rows = [{"method": m, "seed": s} for m, s in (("b", 1), ("old", 0), ("a", 0), ("b", 0), ("gone", 0))]
+    table = by_method(rows, Settings())
+    assert [(method, list(runs)) for method, runs in table.items()] == [("a", [0]), ("b", [0, 1]), ("old", [0])]
 
 
 def test_a_table():

@@ -77,11 +77,11 @@ def test_an_interrupted_cell_goes_on_exactly(tmp_path, method):
     "method",
     [
         Method(memory="feature", eta=15, norm="max", start=1),
-        Method(memory="feature", eta=2, norm="max", start=0, size=20, loss="balanced_softmax", prior_correction=True),
-        Method(memory="feature", norm="max", ramp=2, loss="focal", sample=7),
+        Method(memory="feature", eta=2, norm="max", start=0, size=20, loss="balanced_softmax"),
+        Method(memory="feature", norm="max", loss="focal", sample=7),
         Method(memory="feature", eta=1, norm="max", start=1, classifier_loss="balanced_softmax"),
     ],
-    ids=["mbj", "balanced", "ramp", "own-loss"],
+    ids=["mbj", "balanced", "sample", "own-loss"],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_passenger_is_the_run_by_itself(tmp_path, method, precision):

@@ -299,7 +299,8 @@ def test_the_committed_page_is_made_from_the_committed_rows(request):
     page_text = pytest.importorskip("benchmarks.retrieval.report").page_text
     folder = Path(request.config.rootpath) / "docs" / "results"
     rows = read_rows(folder / "retrieval.jsonl", Cell)
-    assert all(row["method"] in SHIPPED.methods and row["dataset"] in SHIPPED.datasets for row in rows)
+    names = {*SHIPPED.methods, *SHIPPED.retired}
+    assert all(row["method"] in names and row["dataset"] in SHIPPED.datasets for row in rows)
     made = page_text(folder / "retrieval.jsonl", SHIPPED)
     assert made == (folder / "retrieval.md").read_text(), "run `python tools/reproduce_retrieval.py --report`"
 
