@@ -13,9 +13,16 @@ DOCTOR_RUNS = "fastreid_today.doctor" in sys.orig_argv
 
 
 def _enable() -> None:
-    from fastreid_today import compat, compat_checkout, compat_cpu, compat_messages, compat_samplers  # noqa: F401
+    from fastreid_today import (  # noqa: F401
+        checkpoints,
+        compat,
+        compat_checkout,
+        compat_cpu,
+        compat_messages,
+        compat_samplers,
+    )
 
-    compat.apply_all()  # the patches of all five
+    compat.apply_all()  # the patches of all six
 
 
 try:

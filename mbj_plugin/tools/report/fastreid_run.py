@@ -21,6 +21,7 @@ from fastreid.modeling.meta_arch import build_model
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fastreid_today.checkpoints import load_checkpoint
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.tools.report.run import Features, Run, first_of_each, read_memories, series
@@ -87,10 +88,9 @@ def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
         raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)}, so no memory, no retrieval and no embedding")
     for path in found:
         try:
-            state = dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
-        except Exception as error:  # torch raises a different type for each way a file can be broken
-            reason = str(error).split("\n")[0][:120]
-            run.missing.append(f"checkpoint: cannot read {path.name}, it is no checkpoint or cut short ({reason})")
+            state = dict(load_checkpoint(path)["model"])
+        except (OSError, ValueError) as error:
+            run.missing.append(f"checkpoint: {error}")
             continue
         run.facts["checkpoint"] = path.name
         return state

@@ -69,7 +69,7 @@ def test_a_run_is_read_whole_and_broken(run_folder, tiny_plan, tmp_path, monkeyp
     run = broken("cut-checkpoint", lambda copy: (copy / "model_final.pth").write_bytes(final[: len(final) // 2]))
     assert any("cut short" in line for line in run.missing) and run.curves and run.class_counts is not None
     run = broken("no-checkpoint-can-be-read", lambda copy: [path.write_bytes(b"") for path in copy.glob("*.pth")])
-    assert any("cannot read model_final.pth" in line for line in run.missing) and not run.memories
+    assert any("model_final.pth" in line for line in run.missing) and not run.memories
 
     def keep_the_last(copy):
         (copy / "model_final.pth").rename(copy / "model_0001.pth")
