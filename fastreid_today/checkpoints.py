@@ -16,7 +16,7 @@ import torch
 from fastreid_today.compat import patch
 
 logger = logging.getLogger("fastreid.today")
-_multiarray = getattr(np, "_core", getattr(np, "core", None)).multiarray
+_multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
 
 
 def _under(module: str, function: Callable) -> Callable:
@@ -29,7 +29,7 @@ def _under(module: str, function: Callable) -> Callable:
 
 
 # A NumPy number or array is pickled as these; NumPy 1 and 2 give the two functions another module. No dtype of objects.
-NUMPY = [
+NUMPY: list[Any] = [
     *(_under(f"numpy.{core}.multiarray", _multiarray.scalar) for core in ("core", "_core")),
     *(_under(f"numpy.{core}.multiarray", _multiarray._reconstruct) for core in ("core", "_core")),
     *(np.ndarray, np.dtype),
@@ -47,7 +47,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         ValueError: for a file that is cut short, of another kind, or holds what would run code.
     """
     if hasattr(torch.serialization, "safe_globals"):
-        allowing = torch.serialization.safe_globals(NUMPY)
+        allowing: contextlib.AbstractContextManager = torch.serialization.safe_globals(NUMPY)
     else:  # torch 2.4
         torch.serialization.add_safe_globals(NUMPY)
         allowing = contextlib.nullcontext()

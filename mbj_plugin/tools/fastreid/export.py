@@ -17,10 +17,11 @@ import yaml
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
+from fastreid_today.checkpoints import load_checkpoint
 from mbj_plugin.fastreid import timm_backbone
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
 from mbj_plugin.fastreid.datasets import EDITION
-from mbj_plugin.files import atomic_path, write
+from mbj_plugin.files import new_folder
 
 CONFIG = "config.yaml"
 CLOUD = re.compile(r"\.cls_layer\.(sums|step|seed)$")
@@ -41,13 +42,14 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
         heads["NAME"] = "EmbeddingHead"
     if heads.get("CLS_LAYER") == "FeatureCloud":  # which is CosFace but for training
         heads["CLS_LAYER"] = "CosSoftmax"
-    losses["NAME"] = [name for name in losses.get("NAME", ()) if name != "MBJLoss"]
+    names = losses.get("NAME", ())
+    losses["NAME"] = [name for name in ([names] if isinstance(names, str) else names) if name != "MBJLoss"]
     return {**config, "MODEL": {**model, "HEADS": heads, "LOSSES": losses}}
 
 
 def lacking(config: dict[str, Any]) -> list[str]:
     """What a config names that only the plugin has, and that plain fast-reid needs to run the model or to test it."""
-    backbone = config["MODEL"].get("BACKBONE", {}).get("NAME")
+    backbone = None if needs_timm(config) else config["MODEL"].get("BACKBONE", {}).get("NAME")
     named = [(BACKBONE_REGISTRY, backbone), *((DATASET_REGISTRY, name) for name in config["DATASETS"]["TESTS"])]
     return [
         name
@@ -57,37 +59,42 @@ def lacking(config: dict[str, Any]) -> list[str]:
 
 
 def export(run: Path, output: Path, weights: str = "model_final.pth") -> dict[str, Any]:
-    """Write ``output``/config.yaml and the weights beside it.
+    """Write ``output``/config.yaml and the weights beside it, with the file of a backbone of timm's.
 
     Args:
         run: OUTPUT_DIR of a run.
-        output: a folder, another one than ``run``; it is made.
+        output: a folder that is new or empty.
         weights: which checkpoint of the run.
 
     Returns:
         The config that was written.
 
     Raises:
-        ValueError: where the folder holds no run, or the output would write over it.
+        ValueError: where the folder holds no run, or the output holds files.
     """
     for file in (run / CONFIG, run / weights):
         if not file.is_file():
             names = ", ".join(sorted(path.name for path in run.glob("*.pth"))) or "none"
             raise ValueError(f"{file} is not there: give the OUTPUT_DIR of a run; checkpoints in {run}: {names}")
-    if output.resolve() == run.resolve():
-        raise ValueError(f"{output} is the run itself, whose files would be written over: give another --output")
     try:
         config = plain_config(yaml.safe_load((run / CONFIG).read_text()))
-        state = torch.load(run / weights, map_location="cpu", weights_only=True)["model"]
-    except Exception as error:  # YAML's, torch's, ours: whatever a broken file makes them say
-        raise ValueError(f"cannot read {run / CONFIG} or {weights}: {str(error).splitlines()[0]}") from error
-    output.mkdir(parents=True, exist_ok=True)
-    config["MODEL"]["WEIGHTS"] = str(output / weights)
-    model = {name: value for name, value in state.items() if not (SAVED_MEMORY.search(name) or CLOUD.search(name))}
-    with atomic_path(output / weights) as part:
-        torch.save({"model": model}, part)
-    write(output / CONFIG, yaml.safe_dump(config))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {run / CONFIG}: {str(error).splitlines()[0]}") from error
+    state = load_checkpoint(run / weights)["model"]
+    name = Path(weights).name
+    config["MODEL"]["WEIGHTS"] = str(output / name)
+    model = {key: value for key, value in state.items() if not (SAVED_MEMORY.search(key) or CLOUD.search(key))}
+    with new_folder(output) as folder:
+        torch.save({"model": model}, folder / name)
+        (folder / CONFIG).write_text(yaml.safe_dump(config))
+        if needs_timm(config):
+            shutil.copy(timm_backbone.__file__, folder)
     return config
+
+
+def needs_timm(config: dict[str, Any]) -> bool:
+    """Whether the model's backbone is one of timm's."""
+    return config["MODEL"].get("BACKBONE", {}).get("NAME") == timm_backbone.build_timm_backbone.__name__
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,12 +108,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     output = args.output or args.run / "plain"
     config = export(args.run, output, args.weights)
-    print(f"{output / CONFIG} and {output / args.weights} need no plugin")
+    print(f"{output / CONFIG} and {output / Path(args.weights).name} need no plugin")
+    if needs_timm(config):
+        file = output / Path(timm_backbone.__file__).name
+        print(f"{file} registers the backbone with timm and fast-reid alone: import it before the model is built")
     for name in lacking(config):
-        if name == timm_backbone.build_timm_backbone.__name__:
-            file = shutil.copy(timm_backbone.__file__, output)
-            print(f"{file} registers {name} with timm and fast-reid alone: import it before the model is built")
-            continue
         print(f"except for {name}, which plain fast-reid lacks: register your own, or import mbj_plugin.fastreid there")
 
 

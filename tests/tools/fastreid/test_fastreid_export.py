@@ -92,7 +92,7 @@ def test_a_timm_backbone_comes_with_its_file(command, tiny_opts, tmp_path, capsy
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
     export.main([str(tmp_path)])
     plain = tmp_path / "plain"
-    assert f"{plain}/timm_backbone.py registers build_timm_backbone" in capsys.readouterr().out
+    assert f"{plain}/timm_backbone.py registers" in capsys.readouterr().out
     torch.save(torch.randn(2, 3, 32, 16), tmp_path / "images.pth")
     script = PLAIN.replace("cfg = get_cfg()", "import timm_backbone\ncfg = get_cfg()")
     command("-c", script, plain / "config.yaml", cwd=tmp_path, path=plain)
@@ -108,8 +108,8 @@ def test_a_timm_backbone_comes_with_its_file(command, tiny_opts, tmp_path, capsy
         (lambda run: None, ["--weights", "model_best.pth"], r"model_best.pth is not there"),
         (lambda run: (run / "config.yaml").write_text("MODEL: 3"), [], "not the config.yaml of a fast-reid run"),
         (lambda run: (run / "config.yaml").write_text("a: b: c"), [], "cannot read .*config.yaml"),
-        (lambda run: (run / "model_final.pth").write_bytes(b"half"), [], "cannot read .*model_final.pth"),
-        (lambda run: None, ["--output", "run"], "is the run itself"),
+        (lambda run: (run / "model_final.pth").write_bytes(b"half"), [], "model_final.pth"),
+        (lambda run: None, ["--output", "run"], "run holds files"),
     ],
 )
 def test_what_is_no_run(run, monkeypatch, break_it, arguments, said):
@@ -117,3 +117,19 @@ def test_what_is_no_run(run, monkeypatch, break_it, arguments, said):
     break_it(run)
     with pytest.raises(ValueError, match=said):
         export.main([str(run), *arguments])
+    assert not (run / "plain").exists()
+
+
+def test_the_run_stays_as_it_is(run):
+    """By a path of its own a checkpoint was once written over."""
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    export.main([str(run), "--weights", str(run / "model_final.pth")])
+    with pytest.raises(ValueError, match="plain holds files"):
+        export.main([str(run)])
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert {path.name for path in (run / "plain").iterdir()} == {"config.yaml", "model_final.pth"}
+
+
+def test_a_loss_by_its_name_alone():
+    config = yaml.safe_load("MODEL: {HEADS: {NAME: MBJHead}, LOSSES: {NAME: CrossEntropyLoss}}")
+    assert export.plain_config(config)["MODEL"]["LOSSES"]["NAME"] == ["CrossEntropyLoss"]
