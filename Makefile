@@ -27,7 +27,7 @@ mutants: $(VENV)/.installed
 docs-check: $(VENV)/.installed
 	$(BIN)/python tools/check_docs.py
 
-# docs/matrix.md anew, one environment after the other: hours, and some GB at a time.
+# docs/maintainers/matrix.md anew, one environment after the other: hours, and some GB at a time.
 matrix:
 	$(PYTHON) -m venv $(VENV)-tox
 	$(VENV)-tox/bin/python -m pip install -q tox

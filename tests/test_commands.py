@@ -31,5 +31,5 @@ def test_modules_that_the_pages_run_are_commands():
     named = {name for page in pages for name in re.findall(r"python -m (mbj_plugin[\w.]*\w)", page.read_text())}
     files = {name: ROOT / name.replace(".", "/") for name in named}
     files = {name: path / "__main__.py" if path.is_dir() else path.with_suffix(".py") for name, path in files.items()}
-    assert "mbj_plugin.tools.fastreid.demo" in named
+    assert "mbj_plugin.fastreid.launch" in named
     assert not [name for name, file in files.items() if "if __name__ ==" not in file.read_text()]

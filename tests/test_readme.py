@@ -37,10 +37,24 @@ def test_every_relative_link_leads_somewhere():
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_readme_is_a_package_page_too():
+    readme = README.read_text()
+    assert readme.count("\n") < 100 and readme.index("changes no weight") < readme.index("fastreid.launch")
+    assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]+)\)", readme))
+    for page in re.findall(r"`(docs/[^`]+)`", readme):
+        assert (README.parent / page).exists(), page
+
+
+def test_the_pages_are_short():
+    docs = README.parent / "docs"
+    pages = [README, *docs.glob("*.md"), *docs.glob("api/*.md"), *docs.glob("maintainers/*.md")]
+    assert sum(len(page.read_text().split()) for page in pages) <= 20_000
+
+
 def test_numbers_of_the_results_page_stand_in_the_generated_tables():
     docs = README.parent / "docs"
     tables = "".join((docs / name).read_text() for name in ("results/classification.md", "results/retrieval.md"))
-    page, tables = (docs / "results.md").read_text(), tables + (docs / "digits.md").read_text()
+    page, tables = (docs / "results.md").read_text(), tables + (docs / "results/digits.md").read_text()
     number = r"\d+\.\d+"
     for kind in (number, f"{number} ± {number}", rf"{number} ± {number} \(\d/\d\)"):
         found = set(re.findall(kind, page))

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from mbj_plugin.settings import PRESETS, RULES, MBJSettings, checked, read
 from mbj_plugin.start import as_start, start_at
 from mbj_plugin.timm import MBJLoss
 
-DOCS = Path(__file__).parents[1] / "docs"
 OTHERS = {
     "size": 7,
     "eta": 2.0,
@@ -134,14 +132,6 @@ def test_the_latest_start():
 def test_a_start_past_the_end():
     with pytest.raises(ValueError, match="epoch 100, past the end of the run of 100 epochs"):
         start_at(100, 100, None, "epochs")
-
-
-def test_both_pages_list_every_setting():
-    timm, fastreid = (DOCS / "timm.md").read_text(), (DOCS / "fastreid.md").read_text()
-    for name in RULES:
-        assert f"`--mbj-{name.replace('_', '-')}`" in timm, name
-        if name not in ("classifier", "classifier_loss", "class_counts"):
-            assert f"`{name.upper()}`" in fastreid, name
 
 
 @pytest.mark.parametrize(

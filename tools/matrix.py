@@ -1,4 +1,6 @@
-"""One row of docs/matrix.md: what ran, its versions and how it ended. tox calls it after an environment's tests."""
+"""One row of docs/maintainers/matrix.md: what ran, its versions and how it ended.
+
+tox calls it after an environment's tests."""
 
 import argparse
 import importlib.metadata
@@ -7,7 +9,7 @@ import xml.etree.ElementTree as ET
 from datetime import date
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "matrix.md"
+PAGE = Path(__file__).parents[1] / "docs" / "maintainers" / "matrix.md"
 PACKAGES = ("torch", "torchvision", "timm", "fastreid", "numpy")
 
 

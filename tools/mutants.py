@@ -1,4 +1,6 @@
-"""Mutation testing: change the source in one place at a time, and see whether the tests notice (docs/mutation.md).
+"""Mutation testing: change the source in one place at a time, and see whether the tests notice.
+
+What came out: docs/maintainers/mutation.md.
 
     python tools/mutants.py                               every module that pyproject.toml lists
     python tools/mutants.py mbj_plugin/sampling.py ...    these ones

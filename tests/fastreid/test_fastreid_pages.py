@@ -49,7 +49,7 @@ def test_own_reid_images(shop, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train_shop.py", *words, *TINY])
         runpy.run_path("train_shop.py", run_name="__main__")
 
-    commands = {"export": set_variable, "python train_shop.py": train, "python tools/report.py": report.main}
+    commands = {"export": set_variable, "python train_shop.py": train, "mbj report": report.main}
     run_page("own-reid-images.md", commands)
     for name, memories in (("shop", True), ("shop-baseline", False)):
         assert "mAP" in (tmp_path / "logs" / name / "log.txt").read_text()
@@ -69,8 +69,8 @@ def test_deploy(make_trainer, tmp_path, monkeypatch):
     make_trainer("OUTPUT_DIR", "logs/my_run").train()
     timm_run = ["--dataset", "sklearn/digits", "--val-split", "test", "--model", "test_resnet", "--input-size", "3"]
     timm_run += ["32", "32", "-b", "64", "-j", "0", "--epochs", "1", "--lr", "0.01", "--imbalance-ratio", "50", "--mbj"]
-    train.train(parse_args([*timm_run, "--mbj-start", "0", "--no-progress", "--experiment", "mine/mbj"]))
-    commands = {"python -m mbj_plugin.tools.fastreid.export": export.main, "python -m mbj_plugin.tools.hub": hub.main}
+    train.train(parse_args([*timm_run, "--mbj-start", "0", "--no-progress", "--experiment", "mine"]))
+    commands = {"mbj export": export.main, "mbj hub": hub.main}
     names = run_page("deploy.md", commands)
     assert names["features"].shape == (4, 16)
     torch.testing.assert_close(names["again"], names["features"])

@@ -18,17 +18,24 @@ from mbj_plugin.tools.trainer.args import make_parser, parse_args
 TINY = ["--model", "test_resnet", "--input-size", "3", "16", "16", "--epochs", "2", "--warmup-epochs", "0", "-b", "6"]
 TINY += ["-j", "0", "--lr", "0.02", "--no-progress"]
 FRUIT = {"apple": 24, "cherry": 12, "fig": 8, "pear": 6, "quince": 5}
+PRETRAINED = ["-c", "finetune"]  # published weights, which a test has not
+
+
+def run_training(words, *more):
+    train.main([*(word for word in words if word not in PRETRAINED), *TINY, *more])
+
+
 COMMANDS = {
-    "python tools/train_timm.py": lambda words: train.main([*words, *TINY]),
-    "python tools/after_training.py": after_training.main,
-    "python tools/report.py": lambda words: report.main([*words, "--no-model"]),
-    "python -m mbj_plugin.tools.hub": hub.main,
+    "mbj train": run_training,
+    "mbj adjust": after_training.main,
+    "mbj report": lambda words: report.main([*words, "--no-model"]),
+    "mbj hub": hub.main,
 }
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A folder DATA in the working directory: five classes of images to train on."""
+    """A folder DATA in the working directory: five classes of images to train on, and images to evaluate on."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for light, (name, count) in enumerate(FRUIT.items()):
@@ -37,36 +44,26 @@ def data(tmp_path, monkeypatch):
         for i in range(count):
             pixels = rng.normal(60 + 30 * light, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{i:04d}.png")
-    return tmp_path / "DATA"
-
-
-@pytest.fixture
-def split(data):
-    """The same, with images to evaluate on."""
-    for folder in (data / "train").iterdir():
-        (data / "validation" / folder.name).mkdir(parents=True)
+        (tmp_path / "DATA/validation" / name).mkdir(parents=True)
         for image in sorted(folder.iterdir())[:4]:
-            image.rename(data / "validation" / folder.name / image.name)
+            image.rename(tmp_path / "DATA/validation" / name / image.name)
+    return tmp_path / "DATA"
 
 
 def test_own_images(data, capsys):
     names = run_page("own-images.md", COMMANDS)
-    held_out = {folder.name: len(list(folder.iterdir())) for folder in (data / "validation").iterdir()}
-    assert held_out == {"apple": 4, "cherry": 2, "fig": 1, "pear": 1, "quince": 1}
     assert capsys.readouterr().out.splitlines()[-1] == list(FRUIT)[names["answer"]]
     assert (data.parent / "output/train/mine/report/report.html").is_file()
 
 
-def test_does_it_help(split, capsys):
-    two = {"python tools/train_timm.py": lambda words: train.main([*words, *TINY, "--seeds", "2"])}
-    names = run_page("does-it-help.md", COMMANDS | two)
-    assert len(names["errors"]("mbj", "tail")) == len(names["errors"]("baseline", "tail")) == 2
+def test_does_it_help(data, capsys):
+    run_page("does-it-help.md", COMMANDS | {"mbj train": lambda words: run_training(words, "--seeds", "2")})
     printed = capsys.readouterr().out
-    assert "seeds" in printed and "\nmedium  " in printed and "class-mean" in printed
+    assert "seeds" in printed and "class-mean" in printed
 
 
-def test_what_to_take(split, capsys):
-    run_page("what-to-take.md", COMMANDS)
+def test_which_method(data, capsys):
+    run_page("which-method.md", COMMANDS)
     assert "logit-adjustment" in capsys.readouterr().out
 
 
@@ -99,10 +96,12 @@ def test_the_recipes_of_the_symbols_page_are_those_of_the_configs(recipe, title,
     assert {name: config[name] for name in told.difference(but)} == {name: said[name] for name in told.difference(but)}
 
 
-def test_the_symbols_page_names_flags_and_functions_that_there_are():
+def test_the_symbols_page_names_settings_flags_and_functions_that_there_are():
     page = (DOCS / "symbols.md").read_text()
-    flags = set(re.findall(r"`(--[a-z-]*[a-z])\b", page)) - {"--mbj"}
-    known = make_parser()._option_string_actions
-    assert len(flags) > 20 and flags <= known.keys()
-    names = set(re.findall(r"`((?:[a-z]+_)+[a-z]+|(?:[A-Z][a-z]+)+(?:Loss|Bank))`", page)) - {"class_counts"}
-    assert len(names) >= 5 and names <= set(mbj_plugin.__all__) | {"train_timm", "mbj_plugin", "cosface_loss"}
+    flags = set(re.findall(r"`(--[a-z-]*[a-z])\b", page))
+    assert len(flags) > 10 and flags <= make_parser()._option_string_actions.keys()
+    rows = [[cell.strip(" `") for cell in line.split("|")] for line in page.splitlines() if line.startswith("| ")]
+    functions = {
+        name for row in rows if len(row) == 6 for name in re.findall(r"\w+(?:_\w+)+|[A-Z]\w+(?:Loss|Bank)", row[4])
+    }
+    assert len(functions) >= 8 and functions <= {*mbj_plugin.__all__, "count_classes"}

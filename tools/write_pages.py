@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Write the tables that pages take from the code: the settings of MBJ, and the repairs of fast-reid.
+
+python tools/write_pages.py
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mbj_plugin.settings import RULES, MBJSettings  # noqa: E402
+
+# fast-reid's head has one classifier, and fast-reid counts the images itself.
+TIMM_ONLY = ("classifier", "classifier_loss", "class_counts")
+
+
+def settings_table() -> str:
+    """Markdown: each setting of MBJ with its names and defaults in both hosts, its values and its meaning."""
+    timm, fastreid = MBJSettings.preset("classification"), MBJSettings.preset("retrieval")
+    rows = ["| timm | default | fast-reid | default | Values | Meaning |", "|---|---|---|---|---|---|"]
+    for name, rule in RULES.items():
+        cells = [f"`--mbj-{name.replace('_', '-')}`", _shown(getattr(timm, name))]
+        cells += ["", ""] if name in TIMM_ONLY else [f"`{name.upper()}`", _shown(getattr(fastreid, name))]
+        rows.append("| " + " | ".join([*cells, rule.wanted, rule.help]) + " |")
+    return "\n".join(rows)
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def repairs_table() -> str:
+    """Markdown: each repair of fast-reid, with what a user sees without it and what it does."""
+    import fastreid_today  # noqa: F401
+    from fastreid_today.compat import PATCHES
+
+    rows = ["| Repair | What you see without it | What it does | In fast-reid's file |", "|---|---|---|---|"]
+    rows += [f"| `{name}` | {entry.symptom} | {entry.fix} | `{entry.upstream}` |" for name, entry in PATCHES.items()]
+    return "\n".join(rows)
+
+
+TABLES = {"settings": ("docs/settings.md", settings_table), "repairs": ("docs/fastreid-today.md", repairs_table)}
+
+
+def filled(page: str, name: str, table: str) -> str:
+    """``page`` with ``table`` between the two comments that name it."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    before, after = re.fullmatch(f"(.*{begin}).*({end}.*)", page, re.DOTALL).groups()
+    return f"{before}\n{table}\n\n{after}"
+
+
+def main() -> None:
+    """Write each table into its page."""
+    for name, (file, table) in TABLES.items():
+        path = ROOT / file
+        path.write_text(filled(path.read_text(encoding="utf-8"), name, table()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
