@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -80,3 +81,10 @@ def sample_slots(filled: Tensor, uniform: Tensor, count: int) -> Tensor:
         tensor([2, 3])
     """
     return torch.where(filled, uniform, 1.0).argsort(stable=True)[:count]
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This rank and the number of ranks; (0, 1) without ``torch.distributed``."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

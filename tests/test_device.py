@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from mbj_plugin import FeatureMemoryLoss, MemoryBank, PrototypeMemoryLoss
 from mbj_plugin.diagnostics.step_meter import SEEN_EVERY, SUMMED_EVERY, StepMeter
 from mbj_plugin.timm import MBJLoss
+from tests.make_mbj_loss import mbj_loss
 
 COUNTS = [100, 10, 2]
 LOSSES = [
@@ -152,7 +153,7 @@ class Model(nn.Module):
 def criterion_on_fake_gpu(soft=False, **kwargs) -> None:
     model = Model()
     base = SoftTargetCrossEntropy() if soft else None
-    loss = MBJLoss(COUNTS, base, size=5, smoothing=0.1 * soft, **kwargs).bind(model)
+    loss = mbj_loss(COUNTS, base, size=5, smoothing=0.1 * soft, **kwargs).bind(model)
     loss._checked = True  # the one look at the model's first output, which waits for it
     loss.meter = StepMeter(3)
     loss.meter._steps = SUMMED_EVERY - SEEN_EVERY  # so that it sees positives, and sums up in the last step

@@ -19,6 +19,7 @@ from benchmarks.classification.settings import SYSTEMS, Method, Protocol
 from benchmarks.rivals import create_loss
 from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
 from benchmarks.rivals.ldam import LDAMLoss
+from mbj_plugin.settings import MBJSettings
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.models import CifarResNet  # registers resnet32_cifar
 
@@ -59,15 +60,14 @@ def build_criterion(
         return base
     settings = method.memory_settings(protocol, steps_per_epoch)
     own_loss = create_loss(method.classifier_loss, class_counts).to(device) if method.classifier_loss else None
+    settings.pop("start")
     criterion = MBJLoss(
         class_counts,
         base,
-        memory=method.memory,
-        classifier=method.classifier,
+        MBJSettings(memory=method.memory, classifier=method.classifier, seed=seed, **settings),
+        start=start,
         classifier_loss=own_loss,
         prototypes=method.prototypes,
-        seed=seed,
-        **settings,
     )
     return criterion.bind(model)
 

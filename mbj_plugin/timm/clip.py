@@ -19,7 +19,7 @@ class ClipParameters(list[nn.Parameter]):
 
     Args:
         parameters: of the features and of the batch classifier, in the model's order.
-        memory: pairs of (parameter of the batch classifier, its twin of the memory classifier).
+        memory: pairs of (parameter of the batch classifier, the same of the memory classifier).
     """
 
     def __init__(self, parameters: list[nn.Parameter], memory: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
@@ -35,12 +35,13 @@ def clip_parameters(module: nn.Module, heads: Heads, exclude_head: bool) -> Clip
         heads: of the model.
         exclude_head: as in timm, whose agc leaves the last two parameters out.
     """
-    batch_of = {id(memory): batch for memory, batch in heads.twins}
-    batch = {id(parameter) for parameter in batch_of.values()}
-    parameters = [batch_of.get(id(p), p) for p in module.parameters() if id(p) not in batch]
+    pairs = heads.parameter_pairs
+    batch_of = {id(memory): batch for memory, batch in pairs}
+    batches = {id(batch) for _, batch in pairs}
+    parameters = [batch_of.get(id(p), p) for p in module.parameters() if id(p) not in batches]
     if exclude_head:
         return ClipParameters(parameters[:-2], [])
-    return ClipParameters(parameters, [(batch, memory) for memory, batch in heads.twins])
+    return ClipParameters(parameters, [(batch, memory) for memory, batch in pairs])
 
 
 def dispatch_clip_grad(parameters: Any, value: float, mode: str = "norm", norm_type: float = 2.0) -> None:
@@ -51,13 +52,13 @@ def dispatch_clip_grad(parameters: Any, value: float, mode: str = "norm", norm_t
     """
     memory = parameters.memory if isinstance(parameters, ClipParameters) else []
     if memory and mode == "norm":
-        twin_of = {id(batch): twin for batch, twin in memory}
-        with_memory = [twin_of.get(id(p), p) for p in parameters]
+        memory_of = {id(batch): own for batch, own in memory}
+        with_memory = [memory_of.get(id(p), p) for p in parameters]
         # An infinite bound scales by 1: this is the norm alone, before the features are scaled.
         norm = torch.nn.utils.clip_grad_norm_(with_memory, float("inf"), norm_type=norm_type)
-        _scale([twin for _, twin in memory], value, norm)
+        _scale([own for _, own in memory], value, norm)
     elif memory and mode == "value":
-        torch.nn.utils.clip_grad_value_([twin for _, twin in memory], value)
+        torch.nn.utils.clip_grad_value_([own for _, own in memory], value)
     _STOCK(parameters, value, mode=mode, norm_type=norm_type)
 
 

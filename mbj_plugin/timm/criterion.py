@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,12 @@ from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.functional import counts_tensor
 from mbj_plugin.memories import Memories
 from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
-from mbj_plugin.timm.head import Heads, attach_head, detach_head, same_map
+from mbj_plugin.timm.clip import ClipParameters, clip_parameters
+from mbj_plugin.timm.head import BATCH_CLASSIFIER, Heads, attach_head, detach_head, same_map
 
+_logger = logging.getLogger("mbj_plugin")
 PROTOTYPES = ("batch", "memory")
+BatchLoss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 
 class CrossEntropy(nn.Module):
@@ -31,23 +35,23 @@ class MBJLoss(nn.Module):
 
     "MBJ combines both of them to learn the classifier": the features never feel the memory of features. L_batch trains
     the features through a *batch classifier*, exactly as without MBJ; L_batch on detached features and eta * L_memory
-    train a *memory classifier*, the model's own layer, which evaluation, checkpoints and an average of the model use.
-    Until L_memory counts both hold the same numbers. Call :meth:`bind` once, so that it reads the classifier;
-    ``MBJTask`` does. In evaluation mode, and where grad is off, it is the batch loss alone.
+    train a *memory classifier*, the model's own layer, which evaluation and stock timm use. Until L_memory counts both
+    hold the same numbers (not with a ``classifier_loss``, which parts them from the first step on). Call :meth:`bind`
+    once, so that it reads the classifier; ``MBJTask`` does. In evaluation mode, and where grad is off, it is the batch
+    loss alone. :func:`mbj_plugin.timm.head.evaluate_classifiers` gives the logits of both.
+
+    ``state_dict`` holds the memory and the batch classifier: save those of model, loss and optimizer, load them in any
+    order into a bound loss and go on, to the bit. Weights that are loaded into the model alone are those of both
+    classifiers before the first step, and afterwards of the memory classifier: the batch classifier stays.
 
     Args:
         class_counts: (C,) training images per class; a ``dict`` or ``Counter`` by class index will do.
         base: the batch loss, called once for each classifier; cross-entropy by default.
-        memory: "feature" (MBJ-F), "prototype" (MBJ-W) or "both" (MBJ-WF).
-        classifier: "own" as above; "shared": one classifier for both losses, to whose changes the features answer.
-            Prototypes alone train no classifier, so there both are the same.
-        classifier_loss: the batch loss of a classifier of the memory's own; None = ``base``.
-        prototypes: with "both" and two classifiers, whose weights the prototype memory holds: those of the "batch"
-            classifier, which trains the features, or of the "memory" classifier.
-        size, eta, beta, norm, ramp, interval, momentum, scale, margin, prior_correction, sample: of the memories, see
-            :class:`mbj_plugin.settings.MBJSettings`; ``norm`` is the paper's here, "sum".
+        settings: of the memories and the classifier; by default those of ``--mbj``. Its ``start`` is not read here.
         start: calls before the memory loss counts.
-        seed: of the draws.
+        classifier_loss: the batch loss of a classifier of the memory's own; None = ``base``.
+        prototypes: with memory "both" and two classifiers, whose weights the prototype memory holds: those of the
+            "batch" classifier, which trains the features, or of the "memory" classifier.
         smoothing: label smoothing that soft targets carry (timm's Mixup puts it there). The memory does without: else
             head images would enter under the name of every tail class.
 
@@ -57,7 +61,7 @@ class MBJLoss(nn.Module):
     Example:
         >>> import timm
         >>> model = timm.create_model("resnet32_cifar", num_classes=3, depth=8, width=4)
-        >>> criterion = MBJLoss([90, 30, 10], norm="max", start=1000).bind(model)
+        >>> criterion = MBJLoss([90, 30, 10], start=1000).bind(model)
         >>> images, target = torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 2])
         >>> loss = criterion(model(images), target)
         >>> loss.backward()  # both rows of the rarest class are remembered
@@ -68,49 +72,21 @@ class MBJLoss(nn.Module):
     def __init__(
         self,
         class_counts: Tensor | Sequence[int] | Mapping[int, int],
-        base: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        base: BatchLoss | None = None,
+        settings: MBJSettings | None = None,
         *,
-        memory: str = "feature",
-        classifier: str = "own",
-        classifier_loss: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
-        prototypes: str = "batch",
-        size: int | None = None,
-        eta: float | None = None,
-        beta: float = 1.5,
-        norm: str = "sum",
         start: int = 0,
-        ramp: int = 0,
-        interval: int = 1,
-        momentum: float = 0.0,
-        scale: float = 16.0,
-        margin: float = 0.2,
-        prior_correction: bool = False,
-        sample: int | None = 0,
-        seed: int = 0,
+        classifier_loss: BatchLoss | None = None,
+        prototypes: str = "batch",
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        self.settings = settings or MBJSettings()
         if prototypes not in PROTOTYPES:
             raise ValueError(f"prototypes must be of one of {PROTOTYPES}, got {prototypes!r}")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
-        self.settings = MBJSettings(
-            memory=memory,
-            classifier=classifier,
-            size=size,
-            eta=eta,
-            beta=beta,
-            norm=norm,
-            ramp=ramp,
-            interval=interval,
-            momentum=momentum,
-            scale=scale,
-            margin=margin,
-            prior_correction=prior_correction,
-            sample=sample or 0,
-            seed=seed,
-        )
-        self.own_classifier = classifier == "own" and memory != "prototype"
+        self.own_classifier = self.settings.classifier == "own" and self.settings.memory != "prototype"
         if classifier_loss is not None and not self.own_classifier:
             raise ValueError(NO_OWN_CLASSIFIER)
         self.smoothing, self.start = smoothing, start
@@ -122,10 +98,14 @@ class MBJLoss(nn.Module):
         self.memories = Memories(self.settings, self.class_counts, 1, start)
         self.heads: Heads | None = None
         self._checked = False
-        #: L_batch (the memory classifier's) and eta * L_memory of the last call, detached, for logs.
+        self._versions: list[tuple[int, int]] = []
+        #: Of the last call, detached, for logs: "loss_batch" of the features, which is that of a run without MBJ,
+        #: "loss_classifier", the memory classifier's batch loss where it is another, and "loss_memory", eta * L_memory.
         self.parts: dict[str, Tensor] = {}
         #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.diagnostics`.
         self.meter: StepMeter | None = None
+        self.register_state_dict_post_hook(_save_batch_classifier)
+        self.register_load_state_dict_pre_hook(_load_batch_classifier)
 
     def bind(self, model: nn.Module) -> MBJLoss:
         """Read the classifier of ``model`` from now on, and put a second one beside it where the memory has its own.
@@ -148,7 +128,7 @@ class MBJLoss(nn.Module):
                 f"the model has {heads.num_classes} classes, the class counts {len(self.class_counts)}: "
                 f"set --num-classes {len(self.class_counts)}, or give one count per class of the model"
             )
-        self.heads, self._checked = heads, False
+        self.heads, self._checked, self._versions = heads, False, []
         if any(bank.dim != heads.dim for bank in self.memories.banks):
             self.memories = Memories(self.settings, self.class_counts, heads.dim, self.start)
         self.memories.to(heads.device)
@@ -160,6 +140,20 @@ class MBJLoss(nn.Module):
         detach_head(model)
         return model
 
+    def clip_parameters(self, model: nn.Module, exclude_head: bool = False) -> ClipParameters:
+        """The parameters that a run without MBJ clips, of the model that this loss is bound to, wrapped or not.
+
+        The norm of ``model.parameters()`` has the memory's gradient in it: clipping by it takes from the features. Give
+        these to ``torch.nn.utils.clip_grad_norm_``, or to :func:`mbj_plugin.timm.clip.dispatch_clip_grad`, which clips
+        the memory classifier as well, as if it were the only one.
+        """
+        return clip_parameters(model, self._bound(), exclude_head)
+
+    def _bound(self) -> Heads:
+        if self.heads is None:
+            raise ValueError("MBJLoss does not know the model: call loss.bind(model) once, or train with MBJTask")
+        return self.heads
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy does not know the model's copy: it must be bound to it.
         return {**self.__dict__, "heads": None, "parts": {}, "meter": None}
@@ -167,31 +161,31 @@ class MBJLoss(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits and (B,) classes or (B, C) class probabilities.
 
-        Its value is L_total of Eq. 2 for the memory classifier; before the start that is L_batch.
+        Its value is L_total of Eq. 2 for the memory classifier; :attr:`parts` has what it is made of.
         """
         batch_loss = self.base(output, target)
         if not (self.training and torch.is_grad_enabled()):
             return batch_loss
-        if self.heads is None:
-            raise ValueError("MBJLoss does not know the model: call loss.bind(model) once, or train with MBJTask")
-        features, memory_output = self.heads.take()
+        features, memory_output = self._bound().pop_recorded()
         self._check_once(output, features)
+        parts = {"loss_batch": batch_loss.detach()}
         if memory_output is not None:
+            classifier_loss = self.classifier_loss(memory_output, target)
+            parts["loss_classifier"] = classifier_loss.detach()
             # The value is Eq. 2's, the memory classifier's; the gradient is of both classifiers' batch losses.
-            batch_loss = batch_loss - batch_loss.detach() + self.classifier_loss(memory_output, target)
+            batch_loss = classifier_loss + (batch_loss - parts["loss_batch"])
         memory_loss = self._memory_loss(features, target)
-        self.parts = {"loss_batch": batch_loss.detach(), "loss_memory": memory_loss.detach()}
+        self.parts = parts | {"loss_memory": memory_loss.detach()}
         if self.meter is not None:
-            self.meter.close_step(**self.parts)
+            self.meter.close_step(self.parts["loss_memory"], self.parts["loss_batch"])
         return batch_loss + memory_loss
 
     def _memory_loss(self, features: Tensor, target: Tensor) -> Tensor:
-        assert self.heads is not None
         if target.ndim == 2 and self.smoothing:
             target = (target - self.smoothing / target.shape[1]) / (1 - self.smoothing)
         if self.meter is not None:
             self.meter.count_positives(target, self.memories.banks)
-        heads = self.heads
+        heads = self._bound()
         return self.memories(
             target,
             {
@@ -202,17 +196,54 @@ class MBJLoss(nn.Module):
 
     def _check_once(self, output: Tensor, features: Tensor) -> None:
         """What the model returned must be what its classifier computes: else L_memory would train something else."""
-        if self._checked or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        self._check_optimizer()
+        if self._checked:
             return
         if output.is_cuda and torch.cuda.is_current_stream_capturing():  # it waits for the device
             return
         if not torch.isfinite(output).all():  # fp16 may overflow in the first steps
             return
         self._checked = True
-        assert self.heads is not None
-        if not same_map(*self.heads.affine(batch=True), features, output):
+        if not same_map(*self._bound().affine(batch=True), features, output):
             raise ValueError(
                 "the model's output is not what its classifier computes from its input (it combines several heads, "
                 "scales its logits, or its classifier is not linear in its input): MBJ does not know such a model, "
                 "take one with a plain classifier"
             )
+
+    def _check_optimizer(self) -> None:
+        """Warn, once, where a step has moved one of the two classifiers: the optimizer was made before bind."""
+        if self._versions is None:
+            return
+        pairs = self._bound().parameter_pairs
+        versions = [(own._version, batch._version) for own, batch in pairs]
+        before, self._versions = self._versions or versions, versions
+        moved = [(new[0] != old[0], new[1] != old[1]) for old, new in zip(before, versions, strict=True)]
+        if any(map(any, moved)) or not pairs:
+            self._versions = None  # seen once
+        if any(own and not batch for (own, batch), (_, p) in zip(moved, pairs, strict=True) if p.requires_grad):
+            _logger.warning("The batch classifier does not move: call loss.bind(model) before the optimizer is made.")
+
+
+def _save_batch_classifier(loss: MBJLoss, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    if loss.heads is not None and loss.own_classifier:
+        for number, layer in enumerate(loss.heads.batch_layers):
+            layer.state_dict(destination=state, prefix=f"{prefix}{BATCH_CLASSIFIER}.{number}.")
+
+
+def _load_batch_classifier(loss: MBJLoss, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    prefix = f"{prefix}{BATCH_CLASSIFIER}."
+    saved = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+    if bool(saved) != loss.own_classifier:
+        raise ValueError(
+            f"the state has {'a' if saved else 'no'} batch classifier, this loss has --mbj-classifier "
+            f"{'own' if loss.own_classifier else 'shared'}: set it as it was"
+        )
+    if saved:
+        if loss.heads is None:
+            raise ValueError("the state has a batch classifier: call loss.bind(model) before loss.load_state_dict")
+        nn.ModuleList(loss.heads.batch_layers).load_state_dict(saved)
+        for layer in loss.heads.layers:
+            layer.recorder.trained = True

@@ -20,7 +20,6 @@ from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.timm import clip
 from mbj_plugin.timm.compat import (
     create_classification_loss,
-    load_checkpoint,
     make_tasks_by,
     replace_update_summary,
     training_run,
@@ -28,7 +27,7 @@ from mbj_plugin.timm.compat import (
 from mbj_plugin.timm.counts import training_counts
 from mbj_plugin.timm.diagnostics import EpochDiagnostics, fit_columns, make_monitor
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
-from mbj_plugin.timm.settings import from_text, make_criterion, resumed
+from mbj_plugin.timm.settings import from_text, make_criterion
 from mbj_plugin.timm.task import MBJTask
 
 _logger = logging.getLogger(__name__)
@@ -48,8 +47,6 @@ class EnabledTask(MBJTask):
     ) -> None:
         args, loader, evaluation_loader = training_run()
         settings = from_text(os.environ.get("MBJ", ""))
-        if getattr(args, "resume", ""):
-            settings = resumed(settings, load_checkpoint(args.resume))
         if criterion is None and criterion_kwargs:
             criterion = create_classification_loss(**criterion_kwargs)
         counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)

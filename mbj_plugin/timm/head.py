@@ -1,14 +1,13 @@
 """The classifier of any timm model, made to record its input and, where asked for, to be two classifiers in training.
 
-The *memory classifier* is the model's own layer: what evaluation, checkpoints and an average of the model see. The
-*batch classifier* is a second layer beside it, which gives the model's output while training, so that it alone sends
-gradients into the features. Both start equal. The second one is in no ``state_dict``: stock timm loads the checkpoint.
+The *memory classifier* is the model's own layer: what evaluation, checkpoints and stock timm see. The *batch
+classifier* is a second layer beside it, which gives the model's output while training, so that it alone sends
+gradients into the features. Both start equal. The second one is in no ``state_dict`` of the model: the loss saves it.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,49 +16,107 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mbj_plugin.sampling import rank_and_world
+
 BATCH_CLASSIFIER = "batch_classifier"
 
 
-class Recording:
-    """Mixed into a layer's own class: records the last training call, until :meth:`Heads.take` takes it."""
+class Recorder:
+    """The hooks of one layer: they record the last training call, and let the batch classifier give the output.
 
-    #: Input of the last training call.
+    Args:
+        layer: linear; gets the attribute ``recorder``.
+        own_classifier: put a batch classifier beside it, ``layer.batch_classifier``.
+    """
+
+    #: Input of the last training call, and the memory classifier's output for it, until they are popped.
     recorded: Tensor | None = None
-    #: Logits of the memory classifier on the detached input, where there is a batch classifier.
-    memory_output: Tensor | None = None
-    #: The second layer, or None.
-    batch_classifier: nn.Module | None
-    training: bool
+    output: Tensor | None = None
+    #: What the batch classifier says in evaluation, where it is asked.
+    batch_output: Tensor | None = None
+    asked = False
+    #: Whether the batch classifier is left out of the model's state, as stock timm wants it.
+    hidden = True
+    #: Whether there was a step: until then, weights that are loaded are those of both classifiers.
+    trained = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, layer: Any, own_classifier: bool) -> None:
+        self.own_classifier = own_classifier
+        if own_classifier:
+            twin = copy.deepcopy(layer)  # whose hooks are called once, for the layer
+            for hooks in (twin._forward_hooks, twin._forward_pre_hooks, twin._backward_hooks, twin._backward_pre_hooks):
+                hooks.clear()
+            layer.batch_classifier = twin
+        layer.recorder = self
+        self.handles = [
+            layer.register_forward_pre_hook(self._before),
+            layer.register_forward_hook(self._after),
+            layer.register_state_dict_post_hook(_hide),
+            layer.register_load_state_dict_pre_hook(self._complete),
+        ]
+
+    def remove(self, layer: Any) -> None:
+        """The layer is what it was."""
+        for handle in self.handles:
+            handle.remove()
+        del layer.recorder
+        if self.own_classifier:
+            del layer.batch_classifier
+
+    def _before(self, layer: Any, inputs: tuple[Tensor]) -> Any:
         # Not in evaluation, not in a teacher's or a batch-norm recalibration's forward pass.
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(x)  # type: ignore[misc]
-        self.recorded = x
-        if self.batch_classifier is None:
-            return super().forward(x)  # type: ignore[misc]
-        self.memory_output = super().forward(x.detach())  # type: ignore[misc]
-        return self.batch_classifier(x)
+        if not (layer.training and torch.is_grad_enabled()):
+            return None
+        if next(layer.parameters(), None) is None:
+            raise ValueError("MBJ does not train with DataParallel: take DistributedDataParallel, or one device")
+        self.recorded, self.trained = inputs[0], True
+        return inputs[0].detach() if self.own_classifier else None
 
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)  # type: ignore[misc]
-        for key in [key for key in state if key.startswith(f"{prefix}{BATCH_CLASSIFIER}.")]:
-            del state[key]
-        return state
+    def _after(self, layer: Any, inputs: tuple[Tensor], output: Tensor) -> Any:
+        if not self.own_classifier:
+            return None
+        if not (layer.training and torch.is_grad_enabled()):
+            self.batch_output = layer.batch_classifier(inputs[0]) if self.asked else None
+            return None
+        self.output = output
+        batch_output = layer.batch_classifier(self.recorded)
+        # DDP that looks for unused parameters does so from the model's output.
+        return _InUse.apply(batch_output, output) if rank_and_world()[1] > 1 else batch_output
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Whoever loads weights into the model starts with two equal classifiers again.
-        if self.batch_classifier is not None:
-            for key in [key for key in state_dict if key.startswith(prefix)]:
-                state_dict.setdefault(f"{prefix}{BATCH_CLASSIFIER}.{key[len(prefix) :]}", state_dict[key])
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+    def _complete(self, layer: Any, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if not self.own_classifier:
+            return
+        for key, value in layer.batch_classifier.state_dict().items():
+            value = value if self.trained else state.get(f"{prefix}{key}")
+            if value is not None:
+                state.setdefault(f"{prefix}{BATCH_CLASSIFIER}.{key}", value)
+
+    def pop(self) -> tuple[Tensor | None, Tensor | None]:
+        """What was recorded, once."""
+        recorded, output, self.recorded, self.output = self.recorded, self.output, None, None
+        return recorded, output
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has seen no step: what is recorded belongs to the graph of this one.
-        return {k: v for k, v in self.__dict__.items() if k not in ("recorded", "memory_output")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("recorded", "output", "batch_output")}
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _empty_recording, (_own_class(self),), self.__getstate__()
+
+def _hide(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    if layer.recorder.hidden:
+        for key in [key for key in state if key.startswith(f"{prefix}{BATCH_CLASSIFIER}.")]:
+            del state[key]
+
+
+class _InUse(torch.autograd.Function):
+    """The first tensor, in whose graph the second one is: it gets no gradient from here."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, other: Tensor) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 class Heads:
@@ -69,7 +126,7 @@ class Heads:
     ``mean_k(W_k x_k + b_k) = [W_1 ... W_K] / K  [x_1; ...; x_K] + mean_k b_k``.
 
     Args:
-        layers: K >= 1 recording layers.
+        layers: K >= 1 linear layers.
     """
 
     def __init__(self, layers: list[Any]) -> None:
@@ -78,16 +135,16 @@ class Heads:
     @property
     def batch_layers(self) -> tuple[Any, ...]:
         """The layers that give the model's output while training."""
-        return tuple(layer if layer.batch_classifier is None else layer.batch_classifier for layer in self.layers)
+        return tuple(getattr(layer, BATCH_CLASSIFIER, layer) for layer in self.layers)
 
     @property
-    def twins(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    def parameter_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """(parameter of the memory classifier, the same of the batch classifier); empty where they are one."""
         return [
             (own, batch)
-            for layer in self.layers
-            if layer.batch_classifier is not None
-            for own, batch in zip(_own_parameters(layer), layer.batch_classifier.parameters(), strict=True)
+            for layer, twin in zip(self.layers, self.batch_layers, strict=True)
+            if twin is not layer
+            for own, batch in zip(_own_parameters(layer), twin.parameters(), strict=True)
         ]
 
     @property
@@ -115,7 +172,7 @@ class Heads:
         weight = torch.cat([weight for weight, _ in parts], dim=1) / len(parts)
         return weight, torch.stack(biases).sum(0) / len(parts) if biases else None
 
-    def take(self) -> tuple[Tensor, Tensor | None]:
+    def pop_recorded(self) -> tuple[Tensor, Tensor | None]:
         """(B, D) input of the classifier in the last forward pass, and the (B, C) logits of the memory classifier on
         it where that is another one than the batch classifier. A second call needs a second forward pass.
 
@@ -124,8 +181,7 @@ class Heads:
         """
         inputs, outputs = [], []
         for layer in self.layers:
-            x, output = layer.recorded, layer.memory_output
-            layer.recorded = layer.memory_output = None
+            x, output = layer.recorder.pop() if hasattr(layer, "recorder") else (None, None)
             if x is None:
                 raise ValueError(
                     "the model's classifier was not called since the last step: MBJ needs one forward pass of the "
@@ -140,9 +196,7 @@ class Heads:
             inputs.append(x.flatten(1))
             if output is not None:
                 outputs.append(output.flatten(1))
-        if len(inputs) == 1:
-            return inputs[0], outputs[0] if outputs else None
-        return torch.cat(inputs, dim=1), torch.stack(outputs).mean(0) if outputs else None
+        return _joined(inputs), _mean(outputs) if outputs else None
 
 
 def attach_head(model: Any, own_classifier: bool = False) -> Heads:
@@ -168,34 +222,93 @@ def attach_head(model: Any, own_classifier: bool = False) -> Heads:
     """
     layers: list[Any] = classifier_layers(model)
     for layer in layers:
-        if isinstance(layer, Recording) and (layer.batch_classifier is not None) == own_classifier:
-            continue
-        _detach(layer)
-        layer.batch_classifier = _twin(layer) if own_classifier else None
-        layer.__class__ = _recording_class(_own_class(layer))
+        recorder = getattr(layer, "recorder", None)
+        if recorder is None or recorder.own_classifier != own_classifier:
+            _detach(layer)
+            Recorder(layer, own_classifier)
     return Heads(layers)
 
 
 def detach_head(model: nn.Module) -> None:
     """Undo :func:`attach_head`: the model is stock again, with the memory classifier as its classifier."""
-    for layer in model.modules():
+    for layer in list(model.modules()):
         _detach(layer)
 
 
 def _detach(layer: Any) -> None:
-    if isinstance(layer, Recording):
-        del layer.batch_classifier
-        layer.__dict__.pop("recorded", None)
-        layer.__dict__.pop("memory_output", None)
-        layer.__class__ = _own_class(layer)
+    if isinstance(recorder := getattr(layer, "recorder", None), Recorder):
+        recorder.remove(layer)
 
 
-def _twin(layer: nn.Module) -> nn.Module:
-    """A copy of the layer; hooks are called once, for the layer."""
-    twin = copy.deepcopy(layer)
-    for hooks in (twin._forward_hooks, twin._forward_pre_hooks, twin._backward_hooks, twin._backward_pre_hooks):
-        hooks.clear()
-    return twin
+def recording_layers(model: nn.Module) -> list[Any]:
+    """The layers of a model that has two classifiers, however it is wrapped; none of any other model."""
+    layers: list[Any] = list(model.modules())
+    return [m for m in layers if isinstance(getattr(m, "recorder", None), Recorder) and m.recorder.own_classifier]
+
+
+def evaluate_classifiers(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """(B, C) logits of both classifiers, from one forward pass in evaluation mode.
+
+    Args:
+        model: in evaluation mode; also a copy or an average of the one that a loss was bound to, in
+            DistributedDataParallel or compiled.
+        images: what the model takes.
+
+    Returns:
+        "batch", to the bit what a run without MBJ gives, and "memory", the model's own output. Of a model with one
+        classifier "batch" alone.
+
+    Raises:
+        ValueError: for a model in training mode.
+    """
+    layers = recording_layers(model)
+    recorders: list[Recorder] = [layer.recorder for layer in layers]
+    if not recorders:
+        return {"batch": model(images)}
+    if any(layer.training for layer in layers):
+        raise ValueError("evaluate_classifiers needs the model in evaluation mode: call model.eval() first")
+    try:
+        for recorder in recorders:
+            recorder.asked = True
+        memory = model(images)
+        outputs = [recorder.batch_output for recorder in recorders]
+    finally:
+        for recorder in recorders:
+            recorder.asked, recorder.batch_output = False, None
+    return {"batch": _mean([output.flatten(1) for output in outputs if output is not None]), "memory": memory}
+
+
+def classifier_maps(model: Any) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """(C, D) weight and (C,) bias (or None) of the classifiers that :func:`evaluate_classifiers` names.
+
+    Args:
+        model: not wrapped; its classifier is linear.
+    """
+    heads = Heads(classifier_layers(model))
+    maps = {"batch": heads.affine(batch=True)}
+    return maps | {"memory": heads.affine()} if heads.parameter_pairs else maps
+
+
+@contextmanager
+def full_state(*models: nn.Module) -> Iterator[None]:
+    """Inside, the models' ``state_dict`` has the batch classifier too: for an average of all that is trained.
+
+    Example:
+        >>> import timm
+        >>> from timm.utils import ModelEmaV3
+        >>> model = timm.create_model("resnet32_cifar", num_classes=3, depth=8, width=4)
+        >>> layers, average = attach_head(model, own_classifier=True), ModelEmaV3(model)
+        >>> with full_state(model, average.module):
+        ...     average.update(model)
+    """
+    recorders: list[Recorder] = [layer.recorder for model in models for layer in recording_layers(model)]
+    try:
+        for recorder in recorders:
+            recorder.hidden = False
+        yield
+    finally:
+        for recorder in recorders:
+            recorder.hidden = True
 
 
 def classifier_layers(model: Any) -> list[nn.Module]:
@@ -233,34 +346,27 @@ def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in layer.named_parameters() if not name.startswith(f"{BATCH_CLASSIFIER}.")]
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+
 def _affine(layer: Any) -> tuple[Tensor, Tensor | None]:
     """(C, D) weight and (C,) bias of what the layer computes, whatever it makes of its parameters."""
-    kind = _own_class(layer)
-    if kind.forward in (nn.Linear.forward, nn.Conv2d.forward):
+    forward = type(layer).forward  # past the hooks
+    if forward in (nn.Linear.forward, nn.Conv2d.forward):
         return layer.weight.flatten(1), layer.bias
     # Its forward is its own (normalised weights, a scale): what it gives for 0 and for each unit vector is the map.
     with torch.autocast(layer.weight.device.type, enabled=False):
         dim = layer.weight[0].numel()
-        zero = layer.weight.new_zeros(1, dim)
         units = torch.eye(dim, dtype=layer.weight.dtype, device=layer.weight.device)
         shape = (-1, *layer.weight.shape[1:])
-        bias = kind.forward(layer, zero.view(shape)).flatten(1)
-        weight = kind.forward(layer, units.view(shape)).flatten(1) - bias
+        bias = forward(layer, layer.weight.new_zeros(1, dim).view(shape)).flatten(1)
+        weight = forward(layer, units.view(shape)).flatten(1) - bias
     return weight.T, bias[0]
-
-
-@functools.cache
-def _recording_class(kind: Any) -> Any:
-    return type(f"Recording{kind.__name__}", (Recording, kind), {})
-
-
-def _own_class(layer: Any) -> Any:
-    kind = type(layer)
-    return kind.__mro__[2] if isinstance(layer, Recording) else kind
-
-
-def _empty_recording(kind: type) -> Any:
-    return object.__new__(_recording_class(kind))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any
 
@@ -11,12 +10,8 @@ from mbj_plugin.batch_losses import create_loss
 from mbj_plugin.command_line import did_you_mean
 from mbj_plugin.settings import PRESETS, RULES, MBJSettings, read
 from mbj_plugin.timm.criterion import MBJLoss
-from mbj_plugin.timm.task import checkpoint_classifier
 
-_logger = logging.getLogger("mbj_plugin")
 RECIPES = PRESETS["classification"]
-# What the criterion takes in another form, or not at all.
-NOT_OF_THE_LOSS = ("classifier_loss", "start", "seed", "class_counts", "diagnostics")
 
 
 def make_criterion(
@@ -33,27 +28,8 @@ def make_criterion(
         smoothing: that of timm's Mixup.
     """
     own_loss = create_loss(settings.classifier_loss, class_counts) if settings.classifier_loss else None
-    return MBJLoss(
-        class_counts,
-        base,
-        classifier_loss=own_loss,
-        start=start,
-        seed=seed if settings.seed is None else settings.seed,
-        smoothing=smoothing,
-        **{name: getattr(settings, name) for name in RULES if name not in NOT_OF_THE_LOSS},
-    )
-
-
-def resumed(settings: MBJSettings, checkpoint: dict[str, Any]) -> MBJSettings:
-    """Settings to go on with from a checkpoint: where its memory trained the only classifier, it still does."""
-    state = checkpoint.get("task_state") or {}
-    if settings.classifier == "shared" or "mbj" not in state or checkpoint_classifier(state) == "own":
-        return settings
-    _logger.warning(
-        "The checkpoint's run had one classifier for both losses: going on with it, as --mbj-classifier shared. "
-        "A new run with a classifier of the memory's own has the lower error."
-    )
-    return dataclasses.replace(settings, classifier="shared")
+    settings = dataclasses.replace(settings, seed=seed if settings.seed is None else settings.seed)
+    return MBJLoss(class_counts, base, settings, start=start, classifier_loss=own_loss, smoothing=smoothing)
 
 
 def from_text(text: str) -> MBJSettings:

@@ -9,9 +9,9 @@ import torch
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
-from mbj_plugin.timm.clip import clip_parameters
 from mbj_plugin.timm.compat import check_task_state
 from mbj_plugin.timm.criterion import MBJLoss
+from mbj_plugin.timm.head import full_state, recording_layers
 
 _logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class MBJTask(ClassificationTask):
     """``ClassificationTask`` whose criterion is an :class:`MBJLoss`, bound to the model here.
 
     The memory and the batch classifier are in the checkpoint's ``task_state``. The model's own ``state_dict``, whose
-    classifier is the memory classifier, stays what stock timm loads; an EMA of the model does not average the memory.
+    classifier is the memory classifier, stays what stock timm loads. An EMA averages both classifiers, and no memory.
 
     Args:
         model: a timm model.
@@ -57,17 +57,21 @@ class MBJTask(ClassificationTask):
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """What a run without MBJ clips; see :mod:`mbj_plugin.timm.clip`."""
-        module, heads = self.get_trainable_module(), self.criterion.heads
-        assert module is not None and heads is not None
-        return clip_parameters(module, heads, exclude_head)
+        module = self.get_trainable_module()
+        assert module is not None
+        return self.criterion.clip_parameters(module, exclude_head)
+
+    def update_ema(self, step: int | None = None) -> None:
+        """As timm's, of both classifiers."""
+        modules = (self.get_trainable_module(), self.get_trainable_module(ema=True))
+        with full_state(*(module for module in modules if module is not None)):
+            super().update_ema(step)
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The memories and the batch classifier, as tensors on the CPU; an EMA has none of its own."""
-        if ema:
-            return {}
-        state = {"mbj": _on_cpu(self.criterion.memories)}
-        if self.criterion.own_classifier:
-            state["batch_classifier"] = _on_cpu(self._batch_layers())
+        """The memories and the batch classifier, as tensors on the CPU; of an average the batch classifier alone."""
+        state = {} if ema else {"mbj": _on_cpu(self.criterion.memories)}
+        if layers := self._recording_layers(ema):
+            state["batch_classifier"] = _on_cpu(nn.ModuleList(layer.batch_classifier for layer in layers))
         return state
 
     def load_task_state(
@@ -82,23 +86,34 @@ class MBJTask(ClassificationTask):
         A checkpoint of a run without MBJ has neither: training goes on with empty memories and two equal classifiers.
 
         Raises:
-            ValueError: for memories of another kind or size, or where one of the two runs had a shared classifier.
+            ValueError: for memories of another kind, size or counts, or where one of the two runs had a shared
+                classifier.
         """
-        if ema:
+        if not state:
+            if not ema:
+                _logger.warning(
+                    "The checkpoint has no memory (it is of a run without MBJ): starting with an empty one."
+                )
             return
-        if not state or "mbj" not in state:
-            _logger.warning("The checkpoint has no memory (it is of a run without MBJ): starting with an empty one.")
-            return
-        own, saved = self.criterion.memories.state_dict(), state["mbj"]
+        layers = self._recording_layers(ema)
+        if bool(layers) != ("batch_classifier" in state):
+            had = "own" if "batch_classifier" in state else "shared"
+            raise ValueError(f"the checkpoint's run had --mbj-classifier {had}: set it as it was")
+        if not ema:
+            self._load_memories(state["mbj"])
+        if layers:
+            nn.ModuleList(layer.batch_classifier for layer in layers).load_state_dict(state["batch_classifier"])
+            for layer in layers:
+                layer.recorder.trained = True
+
+    def _load_memories(self, saved: dict[str, Tensor]) -> None:
+        own = self.criterion.memories.state_dict()
         if own.keys() != saved.keys():
             different = sorted(own.keys() ^ saved.keys())
             raise ValueError(
                 f"the checkpoint's memory is of another kind, it differs in {different[0]}: "
                 "set --mbj-memory and --mbj-momentum as they were"
             )
-        if self.criterion.own_classifier != ("batch_classifier" in state):
-            kind = checkpoint_classifier(state)
-            raise ValueError(f"the checkpoint's run had --mbj-classifier {kind}: set it as it was")
         for key, value in saved.items():
             if value.shape != own[key].shape:
                 raise ValueError(
@@ -106,23 +121,15 @@ class MBJTask(ClassificationTask):
                     "set --mbj-size (and the model) as they were"
                 )
         self.criterion.memories.load_state_dict(saved)
-        if self.criterion.own_classifier:
-            self._batch_layers().load_state_dict(state["batch_classifier"])
 
-    def _batch_layers(self) -> nn.ModuleList:
-        assert self.criterion.heads is not None
-        return nn.ModuleList(self.criterion.heads.batch_layers)
+    def _recording_layers(self, ema: bool) -> list[Any]:
+        module = self.get_trainable_module(ema)
+        return [] if module is None else recording_layers(module)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """timm's result dict, with ``loss_batch`` and ``loss_memory`` (eta * L_memory) beside ``loss``."""
+        """timm's result dict, with the parts of the loss beside ``loss``; see :attr:`MBJLoss.parts`."""
         result = super().forward(input, target)
         return {**result, **self.criterion.parts}
-
-
-def checkpoint_classifier(task_state: dict[str, Any]) -> str:
-    """ "own" or "shared": which classifier the run of a checkpoint with a memory had. Older ones were shared."""
-    memories = {key.split(".")[0] for key in task_state["mbj"]}
-    return "own" if "batch_classifier" in task_state or memories == {"prototype"} else "shared"
 
 
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:

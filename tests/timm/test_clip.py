@@ -9,7 +9,8 @@ from test_own_classifier import ALL, COUNTS, images, small_model
 from timm import utils
 from timm.utils import cuda as timm_cuda
 
-from mbj_plugin.timm import MBJLoss, clip
+from mbj_plugin.timm import clip
+from tests.make_mbj_loss import mbj_loss
 
 
 @pytest.mark.parametrize(("mode", "bound"), [("norm", 0.05), ("norm", 100.0), ("value", 0.05), ("agc", 0.05)])
@@ -17,17 +18,17 @@ def test_clipping_is_that_of_a_run_without_mbj(mode, bound):
     """Features and batch classifier as without MBJ; the memory classifier as if it were the only one."""
     model, stock = small_model(), small_model()
     stock.load_state_dict(model.state_dict())
-    loss = MBJLoss(COUNTS, eta=30.0, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, eta=30.0, **ALL).bind(model)
     x, y = images(0)
     loss(model(x), y)
     loss(model(x), y).backward()
     F.cross_entropy(stock(x), y).backward()
     alone = copy.deepcopy(stock)  # with the memory classifier in place of its own
-    for own, (memory, _) in zip(alone.fc.parameters(), loss.heads.twins, strict=True):
+    for own, (memory, _) in zip(alone.fc.parameters(), loss.heads.parameter_pairs, strict=True):
         own.grad = memory.grad.clone()
     for own, other in zip(alone.parameters(), stock.parameters(), strict=True):
         own.grad = other.grad.clone() if own.grad is None else own.grad
-    clipped = clip.clip_parameters(model, loss.heads, exclude_head=mode == "agc")
+    clipped = loss.clip_parameters(model, exclude_head=mode == "agc")
     clip.dispatch_clip_grad(clipped, bound, mode)
     for each in (stock, alone):
         parameters = list(each.parameters())
@@ -41,10 +42,10 @@ def test_clipping_is_that_of_a_run_without_mbj(mode, bound):
 
 def test_clipping_leaves_the_least_gradients_as_they_are():
     model = small_model()
-    loss = MBJLoss(COUNTS).bind(model)
+    loss = mbj_loss(COUNTS).bind(model)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-12)
-    clip.dispatch_clip_grad(clip.clip_parameters(model, loss.heads, exclude_head=False), 1.0)
+    clip.dispatch_clip_grad(loss.clip_parameters(model), 1.0)
     assert all((parameter.grad == 1e-12).all() for parameter in model.parameters())
 
 

@@ -1,4 +1,3 @@
-import inspect
 import pickle
 
 import pytest
@@ -8,7 +7,9 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
 from mbj_plugin import memory_cross_entropy
+from mbj_plugin.settings import MBJSettings
 from mbj_plugin.timm import MBJLoss, criterion
+from tests.make_mbj_loss import mbj_loss
 
 COUNTS = [30, 10, 5]
 ALL = {"beta": 0.0, "norm": "max"}
@@ -50,29 +51,25 @@ class Meter:
         self.calls.append((loss_memory, loss_batch))
 
 
-def test_defaults():
-    given = {name: p.default for name, p in inspect.signature(MBJLoss).parameters.items() if p.default is not p.empty}
-    parameters = inspect.signature(MBJLoss).parameters.values()
-    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == ["class_counts", "base"]
-    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters)[2:])
-    names = {"base": None, "memory": "feature", "classifier": "own", "classifier_loss": None, "prototypes": "batch"}
-    numbers = {"size": None, "eta": None, "beta": 1.5, "norm": "sum", "start": 0, "momentum": 0.0, "seed": 0, "ramp": 0}
-    numbers |= {"interval": 1, "scale": 16.0, "margin": 0.2}
-    assert given == names | numbers | {"prior_correction": False, "sample": 0, "smoothing": 0.0}
-    memories = MBJLoss(COUNTS, memory="both").bind(Tiny()).memories
+def test_the_defaults_are_those_of_the_flag():
+    loss = MBJLoss(COUNTS).bind(Tiny())
+    memory = loss.memories["feature"]
+    assert loss.settings == MBJSettings.preset("classification") and loss.own_classifier
+    assert (memory.eta, memory.bank.size, memory.norm, memory.start, memory.seed) == (15.0, 500, "max", 0, 0)
+    memories = mbj_loss(COUNTS, memory="both").bind(Tiny()).memories
     assert [(m.eta, m.bank.size, m.bank.dim) for m in memories.values()] == [(15.0, 500, 4), (1 / 7, 3500, 4)]
 
 
 def test_settings_reach_the_memories():
     shared = {"size": 9, "eta": 2.5, "beta": 0.7, "norm": "max", "start": 4, "seed": 8, "ramp": 3}
-    loss = MBJLoss(COUNTS, memory="both", momentum=0.5, prior_correction=True, sample=2, **shared).bind(Tiny())
+    loss = mbj_loss(COUNTS, memory="both", momentum=0.5, prior_correction=True, sample=2, **shared).bind(Tiny())
     for memory in loss.memories.values():
         values = {name: getattr(memory, name) for name in shared if name != "size"}
         assert {**values, "size": memory.bank.size} == shared
         assert memory.class_counts.tolist() == COUNTS
     feature, prototype = loss.memories["feature"], loss.memories["prototype"]
     assert (feature.prior_correction, feature.sample, prototype.momentum) == (True, 2, 0.5)
-    assert list(MBJLoss(COUNTS, memory="prototype").bind(Tiny()).memories) == ["prototype"]
+    assert list(mbj_loss(COUNTS, memory="prototype").bind(Tiny()).memories) == ["prototype"]
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [2, -1, 1], [-1, -1, 0], [-1, -1, -1]])
@@ -86,7 +83,7 @@ def test_cross_entropy_of_the_labelled(labels):
 @pytest.mark.parametrize("memory", ["feature", "both"])
 def test_what_the_meter_sees(memory):
     model = Tiny()
-    loss = MBJLoss(COUNTS, memory=memory, eta=1.0, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, memory=memory, eta=1.0, **ALL).bind(model)
     loss.meter = meter = Meter()
     y = torch.tensor([0, 2])
     for _ in range(2):
@@ -103,7 +100,7 @@ def test_what_the_meter_sees(memory):
 
 def test_the_memory_gets_soft_targets_without_their_smoothing():
     model, given = Tiny(), []
-    loss = MBJLoss(COUNTS, SoftTargetCrossEntropy(), smoothing=0.1, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, SoftTargetCrossEntropy(), smoothing=0.1, **ALL).bind(model)
     loss.memories["feature"].register_forward_pre_hook(lambda module, args: given.append(args[1]))
     mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]])
     loss(model(torch.ones(2, 4)), 0.9 * mixed + 0.1 / 3)
@@ -116,7 +113,7 @@ def test_the_memory_gets_soft_targets_without_their_smoothing():
 
 def test_bound_to_another_model():
     model = Tiny()
-    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, **ALL).bind(model)
     loss(model(torch.ones(2, 4)), torch.tensor([0, 1]))
     memory = loss.memories["feature"]
     other = Tiny()
@@ -130,7 +127,7 @@ def test_bound_to_another_model():
 def test_the_model_is_looked_at_once(monkeypatch):
     model, looked = Tiny(), []
     monkeypatch.setattr(criterion, "same_map", lambda *args: looked.append(args) or True)
-    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, **ALL).bind(model)
     with torch.no_grad():
         model.fc.batch_classifier.weight.add_(1.0)
     for _ in range(2):
@@ -142,7 +139,7 @@ def test_the_model_is_looked_at_once(monkeypatch):
 
 def test_training_mode_without_grad_is_the_batch_loss_alone():
     model = Tiny()
-    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, **ALL).bind(model)
     with torch.no_grad():
         loss(model(torch.ones(2, 4)), torch.tensor([0, 1]))
     loss.eval()(model(torch.ones(2, 4)), torch.tensor([0, 1]))
@@ -151,7 +148,7 @@ def test_training_mode_without_grad_is_the_batch_loss_alone():
 
 def test_it_is_the_batch_loss_plus_eta_times_the_memory_loss():
     model = small_model()
-    loss = MBJLoss(COUNTS, eta=2.0, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, eta=2.0, **ALL).bind(model)
     features = model.forward_head(model.forward_features(images(0)[0]), pre_logits=True)
     loss(model(images(0)[0]), images(0)[1])
     output = model(images(1)[0])
@@ -164,7 +161,7 @@ def test_it_is_the_batch_loss_plus_eta_times_the_memory_loss():
 @pytest.mark.parametrize("memory", ["feature", "prototype", "both"])
 def test_each_memory_trains(memory):
     model = small_model()
-    loss = MBJLoss(COUNTS, memory=memory, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, memory=memory, **ALL).bind(model)
     for step in range(3):
         loss(model(images(step)[0]), images(step)[1]).backward()
     assert loss.parts["loss_memory"] > 0
@@ -174,7 +171,7 @@ def test_each_memory_trains(memory):
 @pytest.mark.parametrize("base", [SoftTargetCrossEntropy(), BinaryCrossEntropy()])
 def test_soft_targets(base):
     model = small_model()
-    loss = MBJLoss(COUNTS, base, memory="both", **ALL).bind(model)
+    loss = mbj_loss(COUNTS, base, memory="both", **ALL).bind(model)
     for step in range(2):
         x, y = images(step)
         loss(model(x), 0.7 * F.one_hot(y, 3) + 0.3 * F.one_hot(y.flip(0), 3)).backward()
@@ -183,7 +180,7 @@ def test_soft_targets(base):
 
 def test_smoothing_of_the_targets_does_not_reach_the_memory():
     model = small_model()
-    loss = MBJLoss(COUNTS, SoftTargetCrossEntropy(), smoothing=0.5, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, SoftTargetCrossEntropy(), smoothing=0.5, **ALL).bind(model)
     for step in range(8):
         x, _ = images(step)
         mixed = torch.tensor([0.6, 0.4, 0.0]).expand(6, 3)
@@ -194,7 +191,7 @@ def test_smoothing_of_the_targets_does_not_reach_the_memory():
 
 def test_unlabelled_images_count_in_neither_loss():
     model = small_model()
-    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, **ALL).bind(model)
     x, _ = images(0)
     value = loss(model(x), torch.tensor([0, 1, -1, 2, -1, 0]))
     assert torch.isfinite(value)
@@ -202,12 +199,12 @@ def test_unlabelled_images_count_in_neither_loss():
 
 
 def test_it_can_be_pickled():
-    pickle.loads(pickle.dumps(MBJLoss(COUNTS)))
+    pickle.loads(pickle.dumps(mbj_loss(COUNTS)))
 
 
 def test_out_of_training_it_is_the_batch_loss_alone():
     model = small_model()
-    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, **ALL).bind(model)
     loss(model(images(0)[0]), images(0)[1])
     model.eval(), loss.eval()
     x, y = images(1)
@@ -217,7 +214,7 @@ def test_out_of_training_it_is_the_batch_loss_alone():
 
 def test_a_nan_feature_never_enters():
     model = small_model()
-    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, **ALL).bind(model)
     x, y = images(0)
     loss(model(x), y)
     torch.nn.init.constant_(model.bn1.bias, float("nan"))
@@ -230,7 +227,7 @@ def test_a_nan_feature_never_enters():
 def test_compiled_model_gives_the_same_memory():
     model, reference = small_model(), small_model()
     reference.load_state_dict(model.state_dict())
-    loss, expected = MBJLoss(COUNTS, **ALL).bind(model), MBJLoss(COUNTS, **ALL).bind(reference)
+    loss, expected = mbj_loss(COUNTS, **ALL).bind(model), mbj_loss(COUNTS, **ALL).bind(reference)
     compiled = torch.compile(model, backend="aot_eager")
     for step in range(2):
         x, y = images(step)
@@ -241,28 +238,28 @@ def test_compiled_model_gives_the_same_memory():
 
 def test_a_model_that_combines_heads_is_refused():
     model = timm.create_model("volo_d1_224", num_classes=3, img_size=64)
-    loss = MBJLoss(COUNTS).bind(model)
+    loss = mbj_loss(COUNTS).bind(model)
     with pytest.raises(ValueError, match="not what its classifier computes"):
         loss(model(torch.randn(2, 3, 64, 64)), torch.tensor([0, 1]))
 
 
 def test_logits_that_overflow_in_the_first_step_say_nothing_of_the_model():
     model = small_model()
-    loss = MBJLoss(COUNTS, **ALL).bind(model)
+    loss = mbj_loss(COUNTS, **ALL).bind(model)
     loss(model(images(0)[0] * float("inf")), images(0)[1])
     loss(model(images(1)[0]), images(1)[1])
     with pytest.raises(ValueError, match="not what its classifier computes"):
-        MBJLoss(COUNTS, **ALL).bind(model)(2 * model(images(1)[0]) + 1, images(1)[1])
+        mbj_loss(COUNTS, **ALL).bind(model)(2 * model(images(1)[0]) + 1, images(1)[1])
 
 
 def test_unbound():
     with pytest.raises(ValueError, match="loss.bind"):
-        MBJLoss(COUNTS)(torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1]))
+        mbj_loss(COUNTS)(torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1]))
 
 
 def test_other_number_of_classes():
     with pytest.raises(ValueError, match="3 classes, the class counts 2.*--num-classes 2"):
-        MBJLoss([5, 5]).bind(small_model())
+        mbj_loss([5, 5]).bind(small_model())
 
 
 @pytest.mark.parametrize(
@@ -287,4 +284,32 @@ def test_other_number_of_classes():
 )
 def test_bad_values(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        MBJLoss(COUNTS, **kwargs)
+        mbj_loss(COUNTS, **kwargs)
+
+
+def test_the_parts_are_told_apart():
+    model = small_model()
+    loss = mbj_loss(COUNTS, eta=2.0, classifier_loss=lambda output, target: 3 * F.cross_entropy(output, target), **ALL)
+    loss.bind(model)
+    for step in range(2):
+        total = loss(output := model(images(step)[0]), images(step)[1])
+    assert list(loss.parts) == ["loss_batch", "loss_classifier", "loss_memory"]
+    torch.testing.assert_close(loss.parts["loss_batch"], F.cross_entropy(output, images(1)[1]).detach())
+    torch.testing.assert_close(loss.parts["loss_classifier"], 3 * loss.parts["loss_batch"])
+    torch.testing.assert_close(total.detach(), loss.parts["loss_classifier"] + loss.parts["loss_memory"])
+    shared = mbj_loss(COUNTS, classifier="shared", **ALL).bind(model := small_model())
+    shared(model(images(0)[0]), images(0)[1])
+    assert list(shared.parts) == ["loss_batch", "loss_memory"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_optimizer_that_was_made_too_early_is_told(late, caplog):
+    model, loss = small_model(), mbj_loss(COUNTS, start=1, **ALL)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss.bind(model)
+    optimizer = optimizer if late else torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        loss(model(images(step)[0]), images(step)[1]).backward()
+        if step % 2:  # two batches in a step
+            optimizer.step()
+    assert [record.message.count("loss.bind") for record in caplog.records] == ([1] if late else [])

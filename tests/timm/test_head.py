@@ -23,7 +23,7 @@ def test_features_and_weight_give_the_logits(name, size, layers):
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert len(heads.layers) == layers
     logits = model(torch.randn(2, 3, size, size))
-    features, _ = heads.take()
+    features, _ = heads.pop_recorded()
     assert features.shape == (2, heads.dim)
     torch.testing.assert_close(F.linear(features, *heads.affine()), logits)
 
@@ -43,17 +43,17 @@ def test_nothing_is_recorded_out_of_training():
     with torch.no_grad():
         model(torch.zeros(2, 3, 32, 32))
     with pytest.raises(ValueError, match="was not called"):
-        heads.take()
+        heads.pop_recorded()
 
 
 def test_a_recorded_input_is_taken_once_and_the_model_can_be_copied():
     model = timm.create_model("resnet32_cifar")
     heads = attach_head(model)
     model(torch.zeros(2, 3, 32, 32))
-    heads.take()
+    heads.pop_recorded()
     copy.deepcopy(model)
     with pytest.raises(ValueError, match="was not called"):
-        heads.take()
+        heads.pop_recorded()
 
 
 @pytest.mark.parametrize("model", [timm.create_model("resnet18", num_classes=0), torch.nn.Linear(2, 2)])
@@ -92,13 +92,13 @@ def test_both_classifiers_are_the_maps_that_they_say(kind, own):
     model, inputs = copy.deepcopy(Model(*layers)), [torch.randn(shape, requires_grad=True) for shape in shapes]
     heads = attach_head(model, own)
     assert (heads.num_classes, heads.dim, heads.device.type) == (3, 10 if len(shapes) == 2 else 4, "cpu")
-    assert len(heads.twins) == (len(list(copy.deepcopy(Model(*layers)).parameters())) if own else 0)
+    assert len(heads.parameter_pairs) == (len(list(copy.deepcopy(Model(*layers)).parameters())) if own else 0)
     with torch.no_grad():
-        for memory, batch in heads.twins:
+        for memory, batch in heads.parameter_pairs:
             assert torch.equal(memory, batch) and memory is not batch
             batch.add_(torch.randn_like(batch))
     output = model(*inputs)
-    features, memory_output = heads.take()
+    features, memory_output = heads.pop_recorded()
     assert torch.equal(features, torch.cat([x.flatten(1) for x in inputs], dim=1))
     torch.testing.assert_close(F.linear(features, *heads.affine(batch=True)), output.flatten(1))
     if not own:
@@ -107,8 +107,8 @@ def test_both_classifiers_are_the_maps_that_they_say(kind, own):
     torch.testing.assert_close(memory_output, F.linear(features, *heads.affine()))
     memory_output.sum().backward()
     assert all(x.grad is None for x in inputs)  # the features never feel the memory's classifier
-    assert all(memory.grad is not None and batch.grad is None for memory, batch in heads.twins)
-    assert all(layer.recorded is None and layer.memory_output is None for layer in heads.layers)
+    assert all(memory.grad is not None and batch.grad is None for memory, batch in heads.parameter_pairs)
+    assert all(layer.recorder.pop() == (None, None) for layer in heads.layers)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 4), (2, 1, 4), (2, 4, 2, 2)])
@@ -117,7 +117,7 @@ def test_more_than_one_vector_for_an_image_is_refused(shape):
     heads = attach_head(model)
     model(torch.ones(shape))
     with pytest.raises(ValueError, match="more than one vector per image"):
-        heads.take()
+        heads.pop_recorded()
 
 
 def test_which_layer_is_the_classifier():
@@ -138,7 +138,7 @@ def test_layers_that_record_already_are_made_alike():
     attach_head(model, True)
     assert [type(layer.batch_classifier) for layer in (first, second)] == [nn.Linear] * 2
     attach_head(model, False)
-    assert first.batch_classifier is second.batch_classifier is None
+    assert not hasattr(first, "batch_classifier") and not hasattr(second, "batch_classifier")
     model(torch.ones(2, 4), torch.ones(2, 4))
     attach_head(model, True)
     assert [type(layer.batch_classifier) for layer in (first, second)] == [nn.Linear] * 2
@@ -151,7 +151,7 @@ def test_one_layer_is_read_without_a_copy():
     model, x = Model(nn.Linear(4, 3)), torch.ones(2, 4)
     heads = attach_head(model, True)
     model(x)
-    assert heads.take()[0].data_ptr() == x.data_ptr()
+    assert heads.pop_recorded()[0].data_ptr() == x.data_ptr()
     assert heads.affine()[1] is model.layers[0].bias
 
 

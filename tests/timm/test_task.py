@@ -5,15 +5,15 @@ import timm
 import timm.task
 import torch
 
-from mbj_plugin.timm import MBJLoss, MBJTask, task
-from mbj_plugin.timm.task import checkpoint_classifier
+from mbj_plugin.timm import MBJTask, task
+from tests.make_mbj_loss import mbj_loss
 
 BANK = ["bank.calls", "bank.cursor", "bank.slot_calls", "bank.slot_labels", "bank.slot_rows", "seed", "step"]
 
 
 def make_task(memory="feature", **kwargs):
     model = timm.create_model("resnet32_cifar", depth=8, width=4, num_classes=3)
-    return MBJTask(model, MBJLoss([9, 5, 2], memory=memory, norm="max", **kwargs), verbose=False)
+    return MBJTask(model, mbj_loss([9, 5, 2], memory=memory, norm="max", **kwargs), verbose=False)
 
 
 def run(task, steps):
@@ -30,7 +30,7 @@ def test_result_and_task_state():
     state = task.get_task_state()
     assert list(state) == ["mbj", "batch_classifier"]
     assert sorted(state["mbj"]) == sorted(f"{kind}.{key}" for kind in ("feature", "prototype") for key in BANK)
-    assert task.get_task_state(ema=True) == {}
+    assert task.get_task_state(ema=True) == {}  # there is none
     assert not any("memor" in key for key in task.get_checkpoint_state()["state_dict"])
 
 
@@ -38,7 +38,7 @@ def test_the_memory_survives_a_weights_only_checkpoint(tmp_path):
     first, second = make_task(), make_task()
     run(first, range(3))
     with torch.no_grad():  # as training does: the two classifiers are two
-        first.criterion.heads.twins[0][1].add_(1.0)
+        first.criterion.heads.parameter_pairs[0][1].add_(1.0)
     torch.save(first.get_checkpoint_state(), tmp_path / "c.pt")
     state = torch.load(tmp_path / "c.pt", weights_only=True)
     second.load_checkpoint_state(state["state_dict"], state["task_state"])
@@ -53,16 +53,14 @@ def test_a_state_that_was_taken_stays_as_it_was():
     state = task.get_task_state()
     run(task, range(1))
     with torch.no_grad():
-        task.criterion.heads.twins[0][1].zero_()
+        task.criterion.heads.parameter_pairs[0][1].zero_()
     assert state["mbj"]["feature.bank.calls"] == 0 and (state["mbj"]["feature.bank.slot_labels"] < 0).all()
     assert state["batch_classifier"]["0.weight"].any()
-    task.load_task_state(make_task().get_task_state(), ema=True)  # an average's state has no memory to load
     assert task.criterion.memories["feature"].bank.calls == 1
 
 
-def test_which_classifier_a_checkpoint_had():
+def test_a_checkpoint_of_another_kind_of_classifier_is_refused():
     own, shared, prototype = (make_task(**kw) for kw in ({}, {"classifier": "shared"}, {"memory": "prototype"}))
-    assert [checkpoint_classifier(t.get_task_state()) for t in (own, shared, prototype)] == ["own", "shared", "own"]
     assert list(shared.get_task_state()) == list(prototype.get_task_state()) == ["mbj"]
     for one, other, had in ((own, shared, "shared"), (shared, own, "own")):
         with pytest.raises(ValueError, match=f"had --mbj-classifier {had}"):
@@ -105,35 +103,18 @@ def test_an_older_timm_is_refused_before_a_run(monkeypatch):
         make_task()
 
 
-def test_an_average_of_the_model_has_no_memory():
-    task = make_task()
-    task.setup_ema(decay=0.9)
-    run(task, range(2))
-    task.update_ema(step=1)
-    assert "task_state_ema" not in task.get_checkpoint_state(ema=True)
-
-
-def test_a_checkpoint_without_memory_starts_with_an_empty_one(caplog):
-    task = make_task()
-    task.load_task_state(None)
-    assert "starting with an empty one" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"size": 7}, r"slot_rows is \(8, 16\).*\(501, 16\).*--mbj-size"),
-        ({"memory": "both"}, "differs in prototype.bank.calls: set --mbj-memory"),
-    ],
-)
-def test_a_checkpoint_of_another_memory(other, message):
-    with pytest.raises(ValueError, match=message):
-        make_task().load_task_state(make_task(**other).get_task_state())
-
-
-def test_wrong_criterion_and_scripted_model():
-    model = timm.create_model("resnet32_cifar", depth=8, width=4, num_classes=3)
-    with pytest.raises(ValueError, match="needs an MBJLoss.*CrossEntropyLoss"):
-        MBJTask(model, torch.nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match="--torchscript"):
-        MBJTask(torch.jit.script(model), MBJLoss([9, 5, 2]))
+def test_an_average_of_the_model_has_both_classifiers_and_no_memory():
+    task, other = make_task(), make_task()
+    for each in (task, other):
+        each.setup_ema(decay=0.9)
+    with torch.no_grad():
+        task.criterion.heads.parameter_pairs[0][1].add_(1.0)
+    before = task.trainable_module_ema.module.fc.batch_classifier.weight.clone()
+    task.update_ema()
+    average = task.trainable_module_ema.module.fc.batch_classifier.weight
+    torch.testing.assert_close(average, before + 0.1)
+    state = task.get_checkpoint_state(ema=True)
+    assert list(state["task_state_ema"]) == ["batch_classifier"]
+    assert not any("batch_classifier" in key for key in state["state_dict_ema"])
+    other.load_checkpoint_state(state["state_dict_ema"], state["task_state_ema"], ema=True)
+    assert torch.equal(other.trainable_module_ema.module.fc.batch_classifier.weight, average)

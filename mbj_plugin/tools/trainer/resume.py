@@ -150,7 +150,7 @@ def _adding_batch_classifier(task: Any, checkpoint: dict[str, Any], optimizer: A
     if not isinstance(task, MBJTask) or "mbj" in (checkpoint.get("task_state") or {}):
         return nullcontext()
     assert task.criterion.heads is not None
-    memory_of = {id(batch): memory for memory, batch in task.criterion.heads.twins}
+    memory_of = {id(batch): memory for memory, batch in task.criterion.heads.parameter_pairs}
 
     def add(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         state: dict[int, Any] = {}

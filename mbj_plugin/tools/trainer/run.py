@@ -18,9 +18,9 @@ from timm.task import load_task_ema_checkpoint
 from mbj_plugin.timm import clip
 from mbj_plugin.timm.diagnostics import make_monitor
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
-from mbj_plugin.timm.settings import from_args, make_criterion, resumed
+from mbj_plugin.timm.settings import from_args, make_criterion
 from mbj_plugin.tools.trainer import build
-from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask, read_checkpoint
+from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask
 from mbj_plugin.tools.trainer.data import innermost_readable
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
 from mbj_plugin.tools.trainer.progress import Progress
@@ -50,8 +50,6 @@ class Run:
 def make_run(args: Namespace) -> Run:
     """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
     settings = from_args(args)
-    if args.mbj and args.resume:
-        settings = resumed(settings, read_checkpoint(args.resume))
     with build.blame(f"--device {args.device}"):
         device = build.init_device(args)
     utils.random_seed(args.seed, args.rank)

@@ -17,7 +17,7 @@ from benchmarks.classification.recipe import STATISTICS, build_model, epoch_draw
 from benchmarks.classification.settings import Method, Protocol, load_settings
 from benchmarks.classification.training import CellRun
 from benchmarks.rivals import create_loss
-from mbj_plugin.timm.criterion import MBJLoss
+from tests.make_mbj_loss import mbj_loss
 
 TINY = Protocol(depth=8, width=4, epochs=3, milestones=(2,), warmup_epochs=1, batch_size=8, padding=2)
 MBJ = Method(memory="feature", classifier="shared", eta=15, norm="max", start=1, loss="balanced_softmax")
@@ -39,7 +39,7 @@ def plain_run(images, protocol, seed):
     counts = np.bincount(images.train_labels)
     steps = len(images.train) // protocol.batch_size
     base = create_loss("balanced_softmax", counts)
-    criterion = MBJLoss(counts, base, classifier="shared", eta=15, norm="max", start=steps, seed=seed).bind(model)
+    criterion = mbj_loss(counts, base, classifier="shared", eta=15, norm="max", start=steps, seed=seed).bind(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     for epoch in range(protocol.epochs):
         for step, draw in enumerate(epoch_draws(len(images.train), protocol.batch_size, 2, seed, epoch)):

@@ -117,16 +117,6 @@ def test_a_run_without_mbj_goes_on_with_it(tmp_path, tiny):
         assert torch.equal(value, whole["state_dict"]["fc." + name.removeprefix("0.")])
 
 
-def test_a_run_with_one_shared_classifier_goes_on_with_one(tmp_path, tiny, caplog):
-    shared = [*tiny, "--mbj", "--mbj-classifier", "shared"]
-    _, whole = run(tmp_path, *shared, name="whole")
-    run(tmp_path, *shared, "--epochs", "2", name="half")
-    last = str(tmp_path / "half/last.pth.tar")
-    _, resumed = run(tmp_path, *tiny, "--mbj", "--resume", last, name="half")
-    assert_same(whole, resumed)
-    assert "going on with it, as --mbj-classifier shared" in caplog.text
-
-
 @pytest.mark.parametrize(
     "flags",
     [

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from plain_loop import EPOCHS, LR, MEAN, MOMENTUM, STD, normalised, read_images
 
-from mbj_plugin.timm import MBJLoss, MBJTask
+from mbj_plugin.timm import MBJTask
 from mbj_plugin.tools.trainer import train as trainer
 from mbj_plugin.tools.trainer.args import parse_args
+from tests.make_mbj_loss import mbj_loss
 
 BATCH = 4  # of each rank
 TRAIN, VALIDATION = (15, 8, 4), (7, 6, 4)  # 27 and 17: the second rank sees one image of each set twice
@@ -139,7 +140,7 @@ def halves(folder, epoch):
 def one_process(folder, accumulate, settings):
     """Weights, memories and mean loss of the last epoch of one process on the concatenated batches."""
     model = plain_loop.new_model("vit_tiny_patch16_224", **VIT)
-    task = MBJTask(model, MBJLoss(TRAIN, seed=42, **settings), verbose=False) if settings else None
+    task = MBJTask(model, mbj_loss(TRAIN, seed=42, **settings), verbose=False) if settings else None
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     for epoch in range(EPOCHS):
         model.train()
