@@ -5,9 +5,12 @@ The file needs fast-reid and timm alone, so that an exported run can take it alo
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ class TimmBackbone(nn.Module):
     """A timm model without pooling and classifier.
 
     Args:
-        model: of timm's, made with ``num_classes=0, global_pool=""``.
+        model: of timm's, made with ``num_classes=0``.
         size: (height, width) of an image to try it on.
 
     Attributes:
@@ -35,32 +38,35 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, model: Any, size: tuple[int, int]) -> None:
         super().__init__()
-        self.model = model.eval()
-        image = torch.zeros(1, 3, *size)
+        # Tried on a copy: a forward pass moves statistics, and some models keep what they computed in evaluation.
+        self.model = trial = copy.deepcopy(model).eval()
+        images = torch.zeros(2, 3, *size)
         with torch.no_grad():
-            tried = model.forward_features(image)
-        # Tokens of a ViT are (B, N, C), and some models have the channels last.
-        self.gives_map = tried.ndim == 4 and tried.shape[1] == model.num_features
-        with torch.enable_grad():
-            features = self(image)
-        self.map_shape = tuple(features.shape[1:])
+            features = trial.forward_features(images)
+            # Tokens of a ViT are (B, N, C), and some models have the channels last.
+            self.gives_map = features.ndim == 4 and features.shape[1] == model.num_features
+            self.map_shape = tuple(self(images).shape[1:])
         self.feat_dim = self.map_shape[0]
+        trial.train()
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            self(torch.rand(images.shape)).square().sum().backward()
+        self.model = model.train()
         # Layers between the map and timm's classifier: DistributedDataParallel waits for gradients of what trains.
-        features.sum().backward()
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-            parameter.grad = None
-        model.train()
+        for parameter, tried in zip(model.parameters(), trial.parameters(), strict=True):
+            parameter.requires_grad_(tried.grad is not None)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, feat_dim, h, w) map of (B, 3, H, W) images: of a ViT its patch tokens behind the last norm."""
         if self.gives_map:
             return self.model.forward_features(images)
         options = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
-        return self.model.forward_intermediates(images, **options)[-1]
+        features = self.model.forward_intermediates(images, **options)[-1]
+        if isinstance(getattr(self.model, "norm", None), nn.Identity) and hasattr(self.model, "fc_norm"):
+            # Trained behind the pooling, so the only last norm that there is.
+            features = self.model.fc_norm(features.movedim(1, -1)).movedim(-1, 1)
+        return features
 
 
-@BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg) -> nn.Module:
     """The timm model that MODEL.BACKBONE.DEPTH names. Sets MODEL.BACKBONE.FEAT_DIM, which the head reads after it.
 
@@ -76,17 +82,19 @@ def build_timm_backbone(cfg) -> nn.Module:
     if cfg.MODEL.META_ARCHITECTURE == "MGN":
         raise ValueError("MODEL.META_ARCHITECTURE MGN takes fast-reid's ResNet apart: set it to Baseline")
     options = _options(cfg, name)
-    rng = torch.get_rng_state()
     backbone = _build(name, options, cfg.INPUT.SIZE_TRAIN)
     if node.PRETRAIN:
-        # Drawn from the same random numbers, so that a weight that is as before was not in the file.
-        torch.set_rng_state(rng)
-        backbone = _pretrained(name, options, node.PRETRAIN_PATH, cfg.INPUT.SIZE_TRAIN, backbone)
+        with torch.random.fork_rng(devices=[]):  # the head's weights are the same with and without
+            backbone = _pretrained(name, options, node.PRETRAIN_PATH, cfg.INPUT.SIZE_TRAIN)
         _check_pixels(cfg, backbone.model)
     node["FEAT_DIM"] = backbone.feat_dim  # as an item, for the config may be frozen
-    images = " x ".join(map(str, (3, *cfg.INPUT.SIZE_TRAIN)))
-    logger.info(f"timm's {name}: {images} -> {' x '.join(map(str, backbone.map_shape))}, MODEL.BACKBONE.FEAT_DIM")
+    shapes = [" x ".join(map(str, shape)) for shape in ((3, *cfg.INPUT.SIZE_TRAIN), backbone.map_shape)]
+    logger.info(f"timm's {name}: {' -> '.join(shapes)}, so MODEL.BACKBONE.FEAT_DIM is {backbone.feat_dim}")
     return backbone
+
+
+if build_timm_backbone.__name__ not in BACKBONE_REGISTRY._obj_map:  # a copy of this file goes with an exported run
+    BACKBONE_REGISTRY.register(build_timm_backbone)
 
 
 def _timm() -> Any:
@@ -117,7 +125,7 @@ def _check_name(name: str) -> None:
 def _options(cfg, name: str) -> dict[str, Any]:
     """Arguments of timm's create_model for the run's image sizes."""
     train, test = tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.INPUT.SIZE_TEST)
-    options: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+    options: dict[str, Any] = {"num_classes": 0}
     if _timm().get_pretrained_cfg(name).fixed_input_size:
         options["img_size"] = train
         if train != test:
@@ -157,7 +165,7 @@ def _build(name: str, options: dict[str, Any], size: tuple[int, int], **weights:
         ) from error
 
 
-def _pretrained(name: str, options: dict, path: str, size: tuple[int, int], plain: TimmBackbone) -> TimmBackbone:
+def _pretrained(name: str, options: dict, path: str, size: tuple[int, int]) -> TimmBackbone:
     weights: dict[str, Any] = {"pretrained": True}
     if path:
         if not Path(path).is_file():
@@ -166,22 +174,41 @@ def _pretrained(name: str, options: dict, path: str, size: tuple[int, int], plai
             )
         # JAX's archives are read by the model itself.
         weights["pretrained_cfg_overlay"] = {"file": str(path), "source": "", "custom_load": path.endswith(".npz")}
+    missing: list[str] = []
     try:
-        backbone = _build(name, options, size, **weights)
+        with _recording(missing):
+            backbone = _build(name, options, size, **weights)
     except Exception as error:  # torch's, safetensors', the hub's: whatever they say of a file or a connection
-        what = f"MODEL.BACKBONE.PRETRAIN_PATH {path} holds" if path else "MODEL.BACKBONE.PRETRAIN: timm has"
+        what = f"MODEL.BACKBONE.PRETRAIN_PATH {path} holds" if path else "MODEL.BACKBONE.PRETRAIN True: timm has"
         raise ValueError(
             f"{what} no weights that can be loaded into timm's {name} ({_first_line(error)}): give a file of them as "
-            "MODEL.BACKBONE.PRETRAIN_PATH, or set MODEL.BACKBONE.PRETRAIN to False"
+            "MODEL.BACKBONE.PRETRAIN_PATH, or set MODEL.BACKBONE.PRETRAIN False"
         ) from error
-    drawn = {key: value for key, value in plain.model.named_parameters() if value.ndim > 1 and value.requires_grad}
-    loaded = dict(backbone.model.named_parameters())
-    if missing := [key for key, value in drawn.items() if torch.equal(loaded[key], value)]:
+    needed = [key for key, parameter in backbone.model.named_parameters() if parameter.requires_grad]
+    needed += [key for key, _ in backbone.model.named_buffers() if key.endswith(("running_mean", "running_var"))]
+    if lacking := [key for key in needed if key in missing]:
         raise ValueError(
-            f"the weights of MODEL.BACKBONE.PRETRAIN lack {len(missing)} of the {len(drawn)} tensors of timm's {name}, "
-            f"such as {missing[0]}: give a file of this model as MODEL.BACKBONE.PRETRAIN_PATH"
+            f"the weights of MODEL.BACKBONE.PRETRAIN lack {len(lacking)} of the {len(needed)} tensors of timm's {name},"
+            f" such as {lacking[0]}: give a file of this model as MODEL.BACKBONE.PRETRAIN_PATH"
         )
     return backbone
+
+
+@contextmanager
+def _recording(missing: list[str]) -> Iterator[None]:
+    """Adds to ``missing`` what a file lacks of the model that timm loads it into, which timm itself only logs."""
+    stock = nn.Module.load_state_dict
+
+    def load_state_dict(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        result = stock(self, *arguments, **options)
+        missing.extend(result.missing_keys)
+        return result
+
+    nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = stock  # type: ignore[method-assign]
 
 
 def _check_pixels(cfg, model: Any) -> None:
