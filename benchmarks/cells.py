@@ -79,14 +79,15 @@ def read_rows(path: str | Path, kind: type) -> list[dict[str, Any]]:
 
     Args:
         path: JSON lines.
-        kind: dataclass of the cells; a row has its fields, and "settings".
+        kind: dataclass of the cells; a row has its fields, those without a default at least, and "settings".
 
     Raises:
         ValueError: for a line that is no row.
     """
     if not Path(path).exists():
         return []
-    keys = [*(field.name for field in dataclasses.fields(kind)), "settings"]
+    needed = (field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
+    keys = [*needed, "settings"]
     rows = []
     with open(path) as file:
         fcntl.flock(file, fcntl.LOCK_SH)  # no half-written line
@@ -117,7 +118,7 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
 
 def cell_of(row: Mapping[str, Any], kind: type) -> Any:
     """The cell, a dataclass of type ``kind``, that a row is of."""
-    return kind(**{field.name: row[field.name] for field in dataclasses.fields(kind)})
+    return kind(**{field.name: row[field.name] for field in dataclasses.fields(kind) if field.name in row})
 
 
 def finished_cells(path: str | Path, kind: type) -> set[Any]:

@@ -16,7 +16,8 @@ Table = dict[str, Runs]
 PAIRS = (
     "± after a mean is the standard deviation over seeds; ± after a difference is the standard error of the mean of "
     "the paired differences (same seed = same initial weights, same batches, same crops), and (k/n) says in how many "
-    "of n pairs the first is better."
+    "of n pairs the first is better. Below three seeds the values themselves stand there. † marks differences between "
+    "runs of two versions of torch."
 )
 
 
@@ -54,13 +55,33 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; the mean alone for one value."""
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+    """Mean ± standard deviation; below three values these themselves."""
+    if len(values) < 3:
+        return ", ".join(f"{value:.1f}" for value in values)
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def comparable(runs: Runs, others: Runs) -> Runs:
+    """The others' rows that make a pair with a method's: same seed, and same kind of device, since a GPU draws other
+    batches than a CPU."""
+    kind = lambda row: row["device"].split(",")[0]  # noqa: E731
+    return {seed: row for seed, row in others.items() if seed in runs and kind(row) == kind(runs[seed])}
+
+
+def pair(table: Table, method: str, other: str, number: str, lower_is_better: bool, digits: int = 1) -> str:
+    """:func:`paired` of one number of two methods, where both have rows, marked where versions of torch differ."""
+    if method == other:
+        return ""
+    ours = table.get(method, {})
+    theirs = comparable(ours, table.get(other, {}))
+    text = paired(column(ours, number), column(theirs, number), lower_is_better, digits)
+    one_torch = all(row["versions"]["torch"] == ours[seed]["versions"]["torch"] for seed, row in theirs.items())
+    return text if one_torch else f"{text}†"
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_better: bool, digits: int = 1) -> str:
-    """Mean of ours - theirs over the seeds that both have ± its standard error, and in how many ours is better.
+    """Mean of ours - theirs over the seeds that both have ± its standard error, and in how many ours is better; below
+    three pairs the differences themselves.
 
     Args:
         ours: seed to value.
@@ -74,9 +95,12 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_bett
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
         return ""
-    text = f"{statistics.mean(differences):+.{digits}f}".replace("-", "−")
-    if len(differences) > 1:
-        text += f" ± {statistics.stdev(differences) / len(differences) ** 0.5:.{digits}f}"
+    if len(differences) < 3:
+        text = ", ".join(f"{difference:+.{digits}f}" for difference in differences)
+    else:
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        text = f"{statistics.mean(differences):+.{digits}f} ± {error:.{digits}f}"
+    text = text.replace("-", "−")
     better = sum(d < 0 if lower_is_better else d > 0 for d in differences)
     return f"{text} ({better}/{len(differences)})"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.classification.bbn import reversed_draws
 from benchmarks.classification.data import Images
-from benchmarks.classification.recipe import STATISTICS, crop_and_flip, epoch_draws, normalize, pad_images, statistics
+from benchmarks.classification.recipe import crop_and_flip, epoch_draws, normalize, pad_images, statistics
 from benchmarks.classification.settings import Protocol
 from benchmarks.classification.strong import augmented, mixed, mixed_labels, mixing_weights
 
@@ -73,7 +73,7 @@ class Batches:
         if self.versions is not None:
             rows = draws.flatten(0, 1).to(self.device)
             crops = crop_and_flip(self.padded, rows, padding).cpu().numpy()
-            new = augmented(crops, STATISTICS[self.num_classes][0], self.seed, epoch)
+            new = augmented(crops, self.seed, epoch)
             self.versions[rows[:, 0]] = torch.from_numpy(new).to(self.device)
         return draws
 

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from benchmarks.classification.runner import Job, run_cells
-from benchmarks.classification.settings import PRECISIONS, Cell, Settings, load_settings
+from benchmarks.classification.settings import DRAWS, PRECISIONS, Cell, Settings, load_settings
 from benchmarks.command import Harness, run_command, shared_job, shared_parser
 
 
@@ -22,8 +22,9 @@ def parser() -> argparse.ArgumentParser:
     cells.add_argument("--protocol", default="cpu", help="(default: cpu)")
     cells.add_argument("--methods", nargs="+", default=["ce", "mbj"], help="(default: ce mbj)")
     cells.add_argument(
-        "--precision", choices=PRECISIONS, help="bf16 = under autocast (default: the group's own, else fp32)"
+        "--precision", choices=PRECISIONS, help="amp = bf16 before the classifier (default: the group's own, else fp32)"
     )
+    cells.add_argument("--draws", choices=DRAWS, default="one", help="of images, for all seeds (default: one)")
     run.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
     run.add_argument("--streams", type=int, default=1, help="cells side by side in each process (default: 1)")
     run.add_argument("--time-limit", type=float, metavar="S", help="save what is under way after so many seconds")
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 def chosen_cells(args: argparse.Namespace, settings: Settings) -> list[Cell]:
     """Every combination of the arguments."""
     precision = args.precision or "fp32"
-    return settings.cells(args.datasets, args.ratios, args.protocol, args.methods, args.seeds, precision)
+    return settings.cells(args.datasets, args.ratios, args.protocol, args.methods, args.seeds, precision, args.draws)
 
 
 def _job(args: argparse.Namespace) -> Job:

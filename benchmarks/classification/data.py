@@ -57,6 +57,10 @@ class Images:
             self, train=self.train[keep], train_labels=self.train_labels[keep], train_rank=self.train_rank[keep]
         )
 
+    def drawn(self, draw: int) -> Images:
+        """The same images in another drawn order inside each class; 0 is the order that they have."""
+        return dataclasses.replace(self, train_rank=class_ranks(self.train_labels, draw)) if draw else self
+
     def shrunk(self, factor: int) -> Images:
         """Images whose pixels are averages of blocks of ``factor`` x ``factor`` pixels; 1 leaves them as they are."""
         if factor == 1:

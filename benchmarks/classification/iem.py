@@ -57,7 +57,7 @@ class EpisodicMemory(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             # A copy: the memory is written before the backward pass.
             votes = read_memory(features.float(), self.keys.clone(), self.confidence)
-        return self.model.fc(features) + votes
+            return self.model.fc(features.float()) + votes
 
     def remember(self, labels: Tensor, confidence: Tensor) -> None:
         """Write the batch of the last forward pass; arguments as of :func:`write_memory`."""

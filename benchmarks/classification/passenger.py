@@ -52,10 +52,10 @@ def passenger_row(method: Method, features: Features) -> dict[str, Any]:
         layer = _after(method, features)
     else:
         layer, curve = _train(method, features)
-    per_class = class_errors(_predict(layer, features.test, run), run.test_labels)
+    per_class = class_errors(_predict(layer, features.test), run.test_labels)
     if method.after is not None:
         curve = [{**run.point(run.epoch, per_class, 0.0), "train_loss": run.curve[-1]["train_loss"]}]
-    right = _predict(layer, features.train, run) == run.train_labels.cpu().numpy()
+    right = _predict(layer, features.train) == run.train_labels.cpu().numpy()
     return run.row(per_class, 100 * float(right.mean()), curve, time.monotonic() - began)
 
 
@@ -90,10 +90,9 @@ def _train(method: Method, features: Features) -> tuple[nn.Linear, list[dict[str
 
     def forward_backward(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         target = run.batches.targets(y, weight)
-        with run.autocast():
-            loss = batch_loss(layer(x), target)
-            if memory is not None:
-                loss = loss + memory(x, target, layer.weight, layer.bias)
+        loss = batch_loss(layer(x), target)
+        if memory is not None:
+            loss = loss + memory(x, target, layer.weight, layer.bias)
         loss.backward()
         return loss.detach()
 
@@ -120,16 +119,15 @@ def _train(method: Method, features: Features) -> tuple[nn.Linear, list[dict[str
 def _curve_errors(layer: nn.Linear, features: Features, epoch: int) -> np.ndarray:
     run = features.run
     if epoch == run.protocol.epochs:
-        return class_errors(_predict(layer, features.test, run), run.test_labels)
+        return class_errors(_predict(layer, features.test), run.test_labels)
     logged = np.array(features.log.test_features[run.protocol.curve_points.index(epoch)])
-    predicted = _predict(layer, torch.from_numpy(logged).to(run.device), run)
+    predicted = _predict(layer, torch.from_numpy(logged).to(run.device))
     return class_errors(predicted, run.test_labels[:: run.protocol.curve_stride])
 
 
 @torch.no_grad()
-def _predict(layer: nn.Linear, features: Tensor, run: CellRun) -> np.ndarray:
-    with run.autocast():
-        return layer(features).argmax(1).cpu().numpy()
+def _predict(layer: nn.Linear, features: Tensor) -> np.ndarray:
+    return layer(features).argmax(1).cpu().numpy()
 
 
 def log_folder(state_file: Path) -> Path:

@@ -114,7 +114,7 @@ def run_together(cells: list[Cell], settings: Settings, images: Any, job: Job, t
             return
         protocol, method = settings.protocols[host.protocol], settings.methods[host.method]
         max_count = (protocol.max_count or {}).get(host.dataset)
-        subset: Images = images(host.dataset).long_tailed(host.imbalance_ratio, max_count)
+        subset: Images = images(host.dataset).drawn(host.draw).long_tailed(host.imbalance_ratio, max_count)
         state_file = _state_file(host, settings, subset.sha256, Path(job.state_dir))
         passengers = [cell for cell in cells if settings.methods[cell.method].is_passenger]
         folder = log_folder(state_file)

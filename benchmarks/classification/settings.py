@@ -14,11 +14,13 @@ from benchmarks.cells import Retired, check_known
 from benchmarks.rivals import LOSSES
 from mbj_plugin.settings import CLASSIFIERS
 
-PRECISIONS = ("fp32", "bf16")
+#: "amp" is bf16 up to the features, and fp32 behind them. Rows of "bf16" have bf16 logits, and run no more.
+PRECISIONS = ("fp32", "amp")
 #: Losses that bring a network of their own, each a module of this folder; nothing else goes with them.
 SYSTEMS = ("bbn", "iem")
 AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")
 AUGMENTS = ("autoaugment",)
+DRAWS = ("one", "own")
 #: Settings of a protocol that came after the first rows: a row names them where they are set.
 ADDED = ("augment", "mixup")
 #: Settings of a method that are gone, with the value that all rows of today's methods name.
@@ -151,9 +153,12 @@ class Cell:
     method: str
     seed: int
     precision: str = "fp32"
+    #: Which images of a class are the training set's; 0 is the order of the file.
+    draw: int = 0
 
     def __str__(self) -> str:
         name = f"{self.dataset} rho {self.imbalance_ratio} {self.protocol} {self.method} seed {self.seed}"
+        name += f" draw {self.draw}" if self.draw else ""
         return name if self.precision == "fp32" else f"{name} {self.precision}"
 
     @property
@@ -178,8 +183,10 @@ class Settings:
         methods: Iterable[str],
         seeds: Iterable[int],
         precision: str = "fp32",
+        draws: str = "one",
     ) -> list[Cell]:
-        """All combinations, seed by seed, so that an interrupted run holds pairs.
+        """All combinations, seed by seed, so that an interrupted run holds pairs. With ``draws`` "own" each seed draws
+        its own images, and seed 0 those of all seeds of "one".
 
         Raises:
             ValueError: for a name that the settings do not have, naming the nearest.
@@ -187,6 +194,7 @@ class Settings:
         datasets, methods = list(datasets), list(methods)
         check_known("protocol", protocol, self.protocols)
         check_known("precision", precision, PRECISIONS)
+        check_known("draws", draws, DRAWS)
         for name in datasets:
             check_known("data set", name, NUM_CLASSES)
         for name in methods:
@@ -196,7 +204,10 @@ class Settings:
             except ValueError as error:
                 raise ValueError(f"{name} under the protocol {protocol}: {error}") from None
         product = itertools.product(seeds, datasets, ratios, methods)
-        return [Cell(dataset, ratio, protocol, method, seed, precision) for seed, dataset, ratio, method in product]
+        return [
+            Cell(dataset, ratio, protocol, method, seed, precision, seed if draws == "own" else 0)
+            for seed, dataset, ratio, method in product
+        ]
 
     def group(self, name: str, precision: str | None = None) -> list[Cell]:
         """The cells of a named group, in its own precision or another.
@@ -237,10 +248,10 @@ def load_settings(path: str | Path | None = None) -> Settings:
         {name: _build(Retired, name, values) for name, values in content.get("retired", {}).items()},
     )
     for name, group in settings.groups.items():
-        if set(group) - {"precision"} != {"datasets", "ratios", "protocol", "methods", "seeds"}:
+        if set(group) - {"precision", "draws"} != {"datasets", "ratios", "protocol", "methods", "seeds"}:
             raise ValueError(
-                f"group {name!r} must hold datasets, ratios, protocol, methods and seeds (and may hold precision): "
-                f"{sorted(group)}"
+                f"group {name!r} must hold datasets, ratios, protocol, methods and seeds "
+                f"(and may hold precision and draws): {sorted(group)}"
             )
         settings.group(name)
     return settings

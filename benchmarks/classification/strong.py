@@ -1,47 +1,42 @@
-"""The strong recipe: AutoAugment with Cutout, or Mixup, both timm's own, seeded by run and epoch.
+"""The strong recipe: AutoAugment (torchvision's, the policy for CIFAR-10) with Cutout, or timm's Mixup, seeded by run
+and epoch.
 
 With Mixup the losses see class probabilities. A row enters a memory with probability sum_c t_c P_c, under a class that
-is drawn in proportion to t_c P_c, as in the plugin; what takes hard labels alone (balanced softmax) has no such cell.
+is drawn in proportion to t_c P_c, as in the plugin.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import auto_augment_transform
 from timm.data.mixup import mixup_target
 from torch import Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-# Python's one generator: cells in threads take turns.
+# torch's one generator: cells in threads take turns.
 _GLOBAL_GENERATOR = threading.Lock()
 
 
-def augmented(images: np.ndarray, mean: tuple[float, ...], seed: int, epoch: int) -> np.ndarray:
-    """(N, H, W, 3) uint8 images after AutoAugment, each with a black square of half its side, as Cutout has it.
+GREY = [128, 128, 128]
 
-    timm has the policy for ImageNet of the paper (https://arxiv.org/abs/1805.09501), not that for CIFAR. Its settings
-    are those of timm's own training transform.
+
+def augmented(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """(N, H, W, 3) uint8 images after AutoAugment (https://arxiv.org/abs/1805.09501), each with a black square of half
+    its side, as Cutout has it; what moves in from outside is grey. So do the codes for long-tailed CIFAR.
 
     Args:
         images: (N, H, W, 3) uint8, cropped and flipped.
-        mean: of each channel, 0 to 1; what moves in from outside has it.
         seed: of the run.
         epoch: of the draws.
     """
     height, width = images.shape[1:3]
-    filling = tuple(min(255, round(255 * m)) for m in mean)
-    policy = auto_augment_transform(
-        "original", {"translate_const": int(min(height, width) * 0.45), "img_mean": filling}
-    )
-    with _GLOBAL_GENERATOR:
-        before = random.getstate()
-        random.seed(int(np.random.SeedSequence((seed, epoch, 2)).generate_state(1)[0]))
+    policy = AutoAugment(AutoAugmentPolicy.CIFAR10, fill=GREY)
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence((seed, epoch, 2)).generate_state(1)[0]))
         result = np.stack([np.asarray(policy(Image.fromarray(image))) for image in images])
-        random.setstate(before)
     centers = np.random.default_rng((seed, epoch, 2)).integers(0, (height, width), (len(images), 2))
     for image, (y, x) in zip(result, centers, strict=True):
         image[max(y - height // 4, 0) : y + height // 4, max(x - width // 4, 0) : x + width // 4] = 0

@@ -22,7 +22,7 @@ from benchmarks.classification.data import Images
 from benchmarks.classification.feature_log import FeatureLog
 from benchmarks.classification.graph import graphed
 from benchmarks.classification.recipe import build_criterion, build_model, build_optimizer, normalize
-from benchmarks.classification.settings import Method, Protocol
+from benchmarks.classification.settings import SYSTEMS, Method, Protocol
 from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
 from mbj_plugin.longtail import class_counts, class_groups
 
@@ -40,6 +40,8 @@ class CellRun:
         seed: of the weights, of the batches and of the memory's draws.
         device: "cpu" or "cuda".
         graph: capture the step in a CUDA graph; False launches each kernel by itself.
+        precision: "fp32", or "amp" for bf16 in all that comes before the classifier.
+        log_folder: where the features of all steps are kept, for passengers.
     """
 
     def __init__(
@@ -68,11 +70,11 @@ class CellRun:
         self.statistics, self.steps = self.batches.statistics, self.batches.steps
         self.criterion = build_criterion(protocol, method, counts.tolist(), self.model, self.steps, seed)
         self.optimizer, self.scheduler = build_optimizer(protocol, self.model, self.steps)
-        self.epoch, self.seconds = 0, 0.0
+        self.epoch, self.seconds, self.resumed = 0, 0.0, 0
         self.curve: list[dict[str, Any]] = []
         self.graph = graph and self.device.type == "cuda"
         self.autocast = functools.partial(
-            torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
+            torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=precision == "amp"
         )
         self.log: FeatureLog | None = None
         if log_folder is not None:
@@ -150,29 +152,36 @@ class CellRun:
 
     def _forward_backward(self, draw: Tensor) -> Tensor:
         images, labels = self.batches.batch(draw)
-        with self.autocast():
-            output = self.model(images)
-            loss = self.criterion(output, self.batches.targets(labels, self.batches.weight))
+        loss = self.criterion(self._logits(images), self.batches.targets(labels, self.batches.weight))
         if self.log is not None:
             self.log.write_step(labels)
         loss.backward()
         return loss.detach()
 
+    def _logits(self, images: Tensor) -> Tensor:
+        """(B, C) fp32 logits of (B, 3, H, W) images: autocast ends before the classifier, so that bf16 makes no ties
+        between classes and every loss starts from the same precision."""
+        if self.method.loss in SYSTEMS:  # whose own forward pass does the same
+            with self.autocast():
+                return self.model(images)
+        return self.model.get_classifier()(self._pooled(images).float())  # type: ignore[operator]
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        model: Any = self.model
+        with self.autocast():
+            return model.forward_head(model.forward_features(images), pre_logits=True)
+
     @torch.no_grad()
     def _predict(self, images: Tensor) -> np.ndarray:
         self.model.eval()
-        with self.autocast():
-            batches = [self.model(normalize(part, self.statistics)).argmax(1) for part in images.split(TEST_BATCH)]
-        return torch.cat(batches).cpu().numpy()
+        parts = [self._logits(normalize(part, self.statistics)).argmax(1) for part in images.split(TEST_BATCH)]
+        return torch.cat(parts).cpu().numpy()
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """(N, D) fp32 inputs of the classifier for (N, H, W, 3) images."""
-        model: Any = self.model.eval()
-        with self.autocast():
-            parts = [normalize(part, self.statistics) for part in images.split(TEST_BATCH)]
-            rows = [model.forward_head(model.forward_features(x), pre_logits=True) for x in parts]
-        return torch.cat(rows).float()
+        self.model.eval()
+        return torch.cat([self._pooled(normalize(part, self.statistics)).float() for part in images.split(TEST_BATCH)])
 
     def _log_test_features(self) -> None:
         assert self.log is not None
@@ -209,6 +218,7 @@ class CellRun:
             "curve": curve,
             "diverged": any(point["train_loss"] is None for point in curve),
             "seconds": round(seconds, 1),
+            "resumed": self.resumed,
             "device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {torch.get_num_threads()} thread(s)",
             "versions": {
                 "mbj_plugin": mbj_plugin.__version__,
@@ -227,7 +237,12 @@ class CellRun:
                 "model": self.model.state_dict(),
                 "criterion": self.criterion.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "progress": {"epoch": self.epoch, "seconds": self.seconds, "curve": self.curve},
+                "progress": {
+                    "epoch": self.epoch,
+                    "seconds": self.seconds,
+                    "resumed": self.resumed,
+                    "curve": self.curve,
+                },
             },
             part,
         )
@@ -241,6 +256,7 @@ class CellRun:
         self.optimizer.load_state_dict(state["optimizer"])
         progress = state["progress"]
         self.epoch, self.seconds, self.curve = progress["epoch"], progress["seconds"], progress["curve"]
+        self.resumed = progress["resumed"] + (self.epoch < self.protocol.epochs)
 
 
 def class_errors(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -8,14 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.svg import save_svg, svg_style
-from benchmarks.tables import Runs, Table
-
-
-def comparable(runs: Runs, baseline: Runs) -> Runs:
-    """The baseline's rows that make a pair with a method's: same seed, and same kind of device, since a GPU draws other
-    batches than a CPU."""
-    kind = lambda row: row["device"].split(",")[0]  # noqa: E731
-    return {seed: row for seed, row in baseline.items() if seed in runs and kind(row) == kind(runs[seed])}
+from benchmarks.tables import Table, comparable
 
 
 @svg_style

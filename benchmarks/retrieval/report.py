@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.retrieval.figures import comparable, draw_gains
+from benchmarks.retrieval.figures import draw_gains
 from benchmarks.retrieval.settings import Cell, Settings
 from benchmarks.tables import (
     PAIRS,
@@ -17,7 +17,7 @@ from benchmarks.tables import (
     known_rows,
     markdown,
     missing_text,
-    paired,
+    pair,
     spread,
     versions_text,
 )
@@ -51,6 +51,7 @@ PAPER: dict[str, dict[str, dict[int, tuple[float, float]]]] = {
 }
 for _table in PAPER.values():
     _table["mbj_w_paper"] = _table["mbj_w"]  # the paper to the letter, and our choice
+GAIN: tuple[str, bool, int] = ("mAP", False, 2)  # of pairs: more is better
 NUMBERS = ("mAP", "rank1", "mINP", "train_accuracy", "train_loss")
 # Of two methods, neither the baseline.
 COMPARED = (
@@ -158,26 +159,19 @@ def table_text(table: Table, paper: dict[str, dict[int, tuple[float, float]]], n
         numbers = [spread(list(column(runs, name).values())) for name in NUMBERS]
         if len(runs) == most and statistics.mean(column(runs, "mAP").values()) == best:
             numbers[0] = f"**{numbers[0]}**"
-        pair = _pair(table, method, "baseline") if method != "baseline" else ""
-        lines.append([f"`{method}`", str(len(runs)), *numbers, pair])
+        lines.append([f"`{method}`", str(len(runs)), *numbers, pair(table, method, "baseline", *GAIN)])
         if paper:
             lines[-1] += [f"{n:.1f}" for n in paper.get(method, {}).get(num_head, ())] or ["", ""]
     return markdown(head, lines)
 
 
-def _pair(table: Table, method: str, other: str) -> str:
-    runs = table.get(method, {})
-    theirs = comparable(runs, table.get(other, {}))
-    return paired(column(runs, "mAP"), column(theirs, "mAP"), lower_is_better=False, digits=2)
-
-
 def compared_text(grouped: dict[Place, Table]) -> str:
     """Paired differences of mAP between methods, where both have rows."""
     lines = [
-        [f"{TITLES.get(dataset, dataset)} {_edition(*edition)}", f"`{method}` − `{other}`", pair]
+        [f"{TITLES.get(dataset, dataset)} {_edition(*edition)}", f"`{method}` − `{other}`", text]
         for (dataset, edition), table in grouped.items()
         for method, other in COMPARED
-        if (pair := _pair(table, method, other))
+        if (text := pair(table, method, other, *GAIN))
     ]
     head = ["data set", "methods", "mAP"]
     return "## One method beside another\n\n" + markdown(head, lines) if lines else ""

@@ -114,7 +114,9 @@ class BilateralBranch(nn.Module):
             alpha: weight of the conventional branch; a 0-dim tensor inside a CUDA graph.
         """
         conventional, rebalancing = self._features(images, 0), self._features(reversed_images, 1)
-        return self.fc(2 * torch.cat([alpha * conventional, (1 - alpha) * rebalancing], dim=1))
+        with torch.autocast(conventional.device.type, enabled=False):
+            both = [alpha * conventional.float(), (1 - alpha) * rebalancing.float()]
+            return self.fc(2 * torch.cat(both, dim=1))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C) logits. In training the images are 2B, those of the re-balancing branch behind the others; in the test

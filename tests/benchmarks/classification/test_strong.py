@@ -1,16 +1,16 @@
-"""The strong recipe: against timm's own Mixup and AutoAugment, resumed, and its passengers."""
+"""The strong recipe: against timm's Mixup and torchvision's AutoAugment, resumed, and its passengers."""
 
 import dataclasses
 import json
 import math
-import random
 
 import numpy as np
 import pytest
 import torch
 from drawn_images import drawn, plain_batch, plain_rate
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from benchmarks.classification import passenger as passenger_module
 from benchmarks.classification.batches import Batches
@@ -24,7 +24,6 @@ PLAIN = Protocol(depth=8, width=4, epochs=3, milestones=(2,), warmup_epochs=1, b
 MIXUP = dataclasses.replace(PLAIN, mixup=1.0)
 AUGMENT = dataclasses.replace(PLAIN, augment="autoaugment")
 CE = Method()
-MEAN = STATISTICS[10][0]
 
 
 def run(protocol, method=CE):
@@ -61,16 +60,14 @@ def test_the_weights_of_mixup_are_beta():
     assert not torch.equal(mixing_weights(5, 1.0, 0, 0), mixing_weights(5, 1.0, 0, 1))
 
 
-def test_autoaugment_is_that_of_timms_training_transform():
+def test_autoaugment_is_the_policy_for_cifar():
     """Bit for bit, but for the black square."""
     images = drawn(size=32, per_class=(1,) * 10).train
-    state = random.getstate()
-    ours = augmented(images, MEAN, seed=3, epoch=1)
-    assert random.getstate() == state
-    # Its interpolation is random by default, as in train.py.
-    transform = create_transform(32, True, auto_augment="original", interpolation="random", mean=MEAN, std=(1, 1, 1))
-    (policy,) = [t for t in transform.transforms if type(t).__name__ == "AutoAugment"]
-    random.seed(int(np.random.SeedSequence((3, 1, 2)).generate_state(1)[0]))
+    state = torch.random.get_rng_state()
+    ours = augmented(images, seed=3, epoch=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    policy = AutoAugment(AutoAugmentPolicy.CIFAR10, fill=[128] * 3)
+    torch.manual_seed(int(np.random.SeedSequence((3, 1, 2)).generate_state(1)[0]))
     theirs = np.stack([np.asarray(policy(Image.fromarray(image))) for image in images])
     differs = (ours != theirs).any(3)
     # The square is 16 x 16 where the border does not cut it, and black.
@@ -78,7 +75,7 @@ def test_autoaugment_is_that_of_timms_training_transform():
         rows, cols = np.flatnonzero(cut.any(1)), np.flatnonzero(cut.any(0))
         assert 0 < rows[-1] - rows[0] + 1 <= 16 and 0 < cols[-1] - cols[0] + 1 <= 16
         assert (image[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] == 0).all()
-    assert (theirs != images).any() and not np.array_equal(augmented(images, MEAN, 3, 2), ours)
+    assert (theirs != images).any() and not np.array_equal(augmented(images, 3, 2), ours)
 
 
 def test_augmented_images_are_cropped_and_flipped_first():
@@ -88,7 +85,7 @@ def test_augmented_images_are_cropped_and_flipped_first():
     plain = torch.cat([plain_batch(images, draw, 2)[0] for draw in draws])
     mean, std = (torch.tensor(s)[:, None, None] for s in STATISTICS[10])
     pixels = ((plain * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    expected = torch.from_numpy(augmented(pixels, MEAN, 0, 0)).permute(0, 3, 1, 2) / 255
+    expected = torch.from_numpy(augmented(pixels, 0, 0)).permute(0, 3, 1, 2) / 255
     got = [batches.batch(draw) for draw in batches.epoch(0)]
     torch.testing.assert_close(torch.cat([x for x, _ in got]), (expected - mean) / std)
     assert torch.equal(torch.cat([y for _, y in got]), torch.from_numpy(images.train_labels)[draws[..., 0].flatten()])
@@ -120,7 +117,7 @@ def test_a_passenger_is_the_run_by_itself(tmp_path, protocol, graph, monkeypatch
     monkeypatch.setattr(passenger_module, "graphed", graphed)
     host.graph = graph
     row = passenger_row(method, Features(host))
-    assert {**row, "seconds": 0} == {**expected, "seconds": 0} and len(captured) == graph
+    assert {**row, "seconds": 0, "resumed": 0} == {**expected, "seconds": 0} and len(captured) == graph
     assert row["curve"] != run(PLAIN, method).curve
 
 
