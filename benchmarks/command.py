@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Job, check_rows, finished_cells
+from benchmarks.summary import write_summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ def _run(harness: Harness, args: argparse.Namespace) -> None:
     settings = harness.load_settings(args.settings)
     if args.report:
         harness.write_page(args.results, args.page, settings)
+        write_summary(Path(args.page).parent)
         return
     if args.group:
         cells = [cell for name in args.group for cell in harness.group(name, args, settings)]
