@@ -14,10 +14,10 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from benchmarks.classification.bbn import two_branches
-from benchmarks.classification.iem import EpisodicLoss, EpisodicMemory
 from benchmarks.classification.settings import SYSTEMS, Method, Protocol
 from benchmarks.rivals import create_loss
 from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
+from benchmarks.rivals.iem import EpisodicLoss, EpisodicMemory
 from benchmarks.rivals.ldam import LDAMLoss
 from mbj_plugin.settings import MBJSettings
 from mbj_plugin.timm.criterion import MBJLoss

@@ -12,7 +12,8 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
-import benchmarks.retrieval.variants  # noqa: F401, registers heads
+import benchmarks.retrieval.variants
+import benchmarks.rivals.feature_cloud  # noqa: F401, registers a layer
 from benchmarks.cells import Retired, check_known
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition

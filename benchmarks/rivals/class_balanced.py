@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,8 @@ def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float =
 
     Args:
         class_counts: (C,) training images per class, N_i >= 0. A class with N = 0 gets weight 0 and counts in no mean.
-        beta: in [0, 1); 0 gives equal weights, towards 1 the weights tend to 1 / N_i.
+        beta: in [0, 1); 0 gives equal weights, towards 1 the weights tend to 1 / N_i. Classes of many more images than
+            1 / (1 - beta) weigh alike: at 0.9999 [900000, 700000, 60000] give [1.0, 1.0, 1.0], which a warning says.
 
     Returns:
         (C,) fp32 weights.
@@ -30,7 +32,12 @@ def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float =
     counts = checked_counts(class_counts)
     present = counts > 0
     weights = torch.where(present, (1 - beta) / (1 - beta ** counts.clamp(min=1)), 0.0)
-    return (weights * present.sum() / weights.sum()).float()
+    weights = weights * present.sum() / weights.sum()
+    if beta > 0 and counts.max() > 2 * counts[present].min() and weights.max() < 1.01 * weights[present].min():
+        nearest = 1 - 1 / float(counts.max())
+        sizes = f"{int(counts[present].min())} to {int(counts.max())}"
+        warnings.warn(f"beta {beta} weighs classes of {sizes} images alike: try {nearest:.7f}", stacklevel=2)
+    return weights.float()
 
 
 class ClassBalancedFocalLoss(nn.Module):

@@ -1,4 +1,4 @@
-"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ, the layer FeatureCloud, timm's
+"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ, timm's
 models as backbones and the long-tailed data sets.
 
 Then `MODEL.HEADS.NAME: MBJHead` in any fast-reid config is enough. See docs/fastreid.md.

@@ -19,10 +19,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from mbj_plugin.fastreid.checks import check_a_batch_loss, check_class_head
 from mbj_plugin.fastreid.collect import mbj_heads
-from mbj_plugin.fastreid.feature_cloud import FeatureCloud
 from mbj_plugin.fastreid.head import MBJHead
 from mbj_plugin.fastreid.smoothing import SmoothFromStart
-from mbj_plugin.memories import MemoryLoss
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -72,8 +70,8 @@ def class_counts(dataset: Dataset, num_classes: int) -> Tensor:
 
 
 def prepare(model: nn.Module, data_loader) -> None:
-    """Tell the MBJ heads of ``model``, and its FeatureCloud layers, what they need to know of the training set.
-    fast-reid's trainers do it by themselves; own training loops call it once.
+    """Tell the MBJ heads of ``model`` what they need to know of the training set. fast-reid's trainers do it by
+    themselves; own training loops call it once.
 
     Args:
         model: the model, also inside DistributedDataParallel. Without such modules nothing happens.
@@ -82,13 +80,10 @@ def prepare(model: nn.Module, data_loader) -> None:
     Raises:
         ValueError: where the data set cannot be counted, or fills no batch.
     """
-    clouds = [module for module in model.modules() if isinstance(module, FeatureCloud)]
-    for cloud in clouds:
-        cloud.set_class_counts(class_counts(data_loader.dataset, cloud.num_classes))
     heads = mbj_heads(model)
-    seed_draws(heads, clouds)
     if not heads:
         return
+    seed_draws(heads)
     if hasattr(data_loader.dataset, "class_to_idx") and not hasattr(data_loader.dataset, "pid_dict"):
         check_class_head("MBJHead")  # FastClas, whose evaluation comes after training
     counts = class_counts(data_loader.dataset, len(heads[0].weight))
@@ -111,18 +106,17 @@ def prepare(model: nn.Module, data_loader) -> None:
     )
 
 
-def seed_draws(heads: Sequence[MBJHead], clouds: Sequence[FeatureCloud]) -> None:
-    """Give each memory and each cloud a seed of its own, made of the run's seed, its number in the model and its kind.
+def seed_draws(heads: Sequence[MBJHead]) -> None:
+    """Give each memory a seed of its own, made of the run's seed, its head's number in the model and its kind.
 
     The run's seed is MODEL.MBJ.SEED, or else torch's, which fast-reid's ``seed_all_rng`` sets, on the first rank: the
     same on every rank. No random number is drawn. What has drawn already, because its run goes on, keeps its seed.
     """
-    draws: list[tuple[str, MemoryLoss | FeatureCloud]] = [
+    draws = [
         (f"{number} {kind}", memory) for number, head in enumerate(heads) for kind, memory in head.memories.items()
     ]
-    draws += [(f"{number} cloud", cloud) for number, cloud in enumerate(clouds)]
-    run = heads[0].settings.seed if heads else None
-    if run is None and draws:
+    run = heads[0].settings.seed
+    if run is None:
         run = comm.all_gather(torch.initial_seed())[0]
     for name, drawing in draws:
         if drawing.step == 0:

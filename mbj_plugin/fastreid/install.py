@@ -26,7 +26,6 @@ from mbj_plugin.fastreid import (
     counts,
     datasets,
     diagnostics,
-    feature_cloud,
     timm_backbone,  # noqa: F401  (registers timm's models)
 )
 
@@ -36,7 +35,6 @@ def install() -> None:
     if not config.add_defaults():  # they are there
         return
     datasets.register_datasets()
-    feature_cloud.register_feature_cloud()
     around(CfgNode, "merge_from_other_cfg", config.merge_other)  # keys of MODEL.MBJ are checked by our rules
     around(CfgNode, "merge_from_list", config.merge_list)
     around(meta_arch_build, "build_model", collect.build_collecting)  # loss_mbj comes into the loss dict

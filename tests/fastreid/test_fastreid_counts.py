@@ -12,7 +12,6 @@ from torch.utils.data import ConcatDataset, Subset
 
 from mbj_plugin.fastreid import counts
 from mbj_plugin.fastreid.counts import class_counts, labels_of, prepare
-from mbj_plugin.fastreid.feature_cloud import FeatureCloud
 from mbj_plugin.fastreid.install import install
 from mbj_plugin.fastreid.smoothing import SmoothFromStart
 
@@ -122,13 +121,6 @@ def test_a_head_of_features_where_classes_are_evaluated():
     prepare(Model(make_head()), loader(**data, pid_dict={"a": 0, "b": 4}))
 
 
-def test_clouds_are_told_too():
-    model = Model(build_heads(make_cfg("MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.CLS_LAYER", "FeatureCloud")))
-    prepare(model, loader())
-    cloud = model.heads[0].cls_layer
-    assert cloud.is_head.tolist() == [True, True, False, False, False] and cloud.seed != 0
-
-
 def seed_of(run, name):
     return int.from_bytes(hashlib.blake2b(f"{run} {name}".encode(), digest_size=8).digest(), "big", signed=True)
 
@@ -136,22 +128,21 @@ def seed_of(run, name):
 def test_seeds_are_of_the_run_the_number_in_the_model_and_the_kind(monkeypatch):
     """The first rank's seed, on every rank; and none that is drawn, so that the run draws what it would have drawn."""
     monkeypatch.setattr(counts.comm, "all_gather", lambda mine: [mine + 100, mine])
-    heads, clouds = [make_head(), make_head(MEMORY="feature")], [FeatureCloud(5, 16.0, 0.2), FeatureCloud(5, 16.0, 0.2)]
+    heads = [make_head(), make_head(MEMORY="feature")]
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    counts.seed_draws(heads, clouds)
+    counts.seed_draws(heads)
     assert torch.equal(torch.get_rng_state(), state)
     assert heads[0].memories["prototype"].seed == seed_of(111, "0 prototype")
     assert heads[0].memories["feature"].seed == seed_of(111, "0 feature")
     assert heads[1].memories["feature"].seed == seed_of(111, "1 feature")
-    assert [int(cloud.seed) for cloud in clouds] == [seed_of(111, "0 cloud"), seed_of(111, "1 cloud")]
-    clouds[1].step.fill_(1)  # goes on
+    heads[1].memories["feature"].step.fill_(1)  # goes on
     torch.manual_seed(12)
-    counts.seed_draws(heads, clouds)
-    assert [int(cloud.seed) for cloud in clouds] == [seed_of(112, "0 cloud"), seed_of(111, "1 cloud")]
-    counts.seed_draws([], [])
+    counts.seed_draws(heads)
+    assert heads[0].memories["feature"].seed == seed_of(112, "0 feature")
+    assert heads[1].memories["feature"].seed == seed_of(111, "1 feature")
     own = make_head(SEED=5)
-    counts.seed_draws([own], [])
+    counts.seed_draws([own])
     assert own.memories["prototype"].seed == seed_of(5, "0 prototype")
 
 

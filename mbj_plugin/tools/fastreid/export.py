@@ -40,8 +40,6 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("it is not the config.yaml of a fast-reid run: it lacks MODEL.HEADS or MODEL.LOSSES") from None
     if heads.get("NAME") == "MBJHead":
         heads["NAME"] = "EmbeddingHead"
-    if heads.get("CLS_LAYER") == "FeatureCloud":  # which is CosFace but for training
-        heads["CLS_LAYER"] = "CosSoftmax"
     names = losses.get("NAME", ())
     losses["NAME"] = [name for name in ([names] if isinstance(names, str) else names) if name != "MBJLoss"]
     return {**config, "MODEL": {**model, "HEADS": heads, "LOSSES": losses}}

@@ -62,7 +62,9 @@ def test_the_fast_loop_computes_what_a_plain_loop_computes():
     torch.testing.assert_close(memory.rows, expected.rows, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [MBJ, Method(loss="bbn"), Method(loss="iem")], ids=["mbj", "bbn", "iem"])
+@pytest.mark.parametrize(
+    "method", [MBJ, Method(memory="both", start=1), Method(loss="bbn"), Method(loss="iem")], ids=str
+)
 def test_an_interrupted_cell_goes_on_exactly(tmp_path, method):
     whole, file, stops = run(method), tmp_path / "cell.pt", 0
     while not (part := CellRun(TINY, method, drawn(), 0)).train(file, deadline=-math.inf):

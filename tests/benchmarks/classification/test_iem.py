@@ -7,10 +7,10 @@ import torch
 from drawn_images import drawn, plain_batch, plain_rate
 from torch import nn
 
-from benchmarks.classification.iem import EpisodicMemory, read_memory, write_memory
 from benchmarks.classification.recipe import build_model, epoch_draws
 from benchmarks.classification.settings import Method, Protocol
 from benchmarks.classification.training import CellRun
+from benchmarks.rivals.iem import EpisodicMemory, read_memory, write_memory
 
 CLASSES, DIM = 3, 4
 

@@ -46,6 +46,8 @@ def test_effective_number_weights():
     with_empty = effective_number_weights([100, 0, 10])
     assert with_empty[1] == 0
     torch.testing.assert_close(with_empty[[0, 2]], effective_number_weights([100, 10]))
+    with pytest.warns(match="0.9999 .* 60000 to 900000"):
+        effective_number_weights([900000, 700000, 60000])
 
 
 def ldam_by_hand(cosine, target, weights, max_margin=0.5, scale=30.0):

@@ -28,8 +28,8 @@ torch.save(predictor(torch.load("images.pth")), "features.pth")
 """
 
 
-@pytest.fixture(params=["CosSoftmax", "FeatureCloud"])
-def run(request, tmp_path, tiny_opts):
+@pytest.fixture
+def run(tmp_path, tiny_opts):
     """A run's folder as it is left, of OSNet with both memories."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -42,7 +42,6 @@ def run(request, tmp_path, tiny_opts):
         "MODEL.MBJ.MOMENTUM",
         0.5,
     )
-    losses += ("MODEL.HEADS.CLS_LAYER", request.param)
     cfg.merge_from_list([*tiny_opts, *losses, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
     (folder / "config.yaml").write_text(cfg.dump())
     model = build_model(cfg)

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from fastreid.layers import any_softmax
 from torch.nn import functional as F
 
-from mbj_plugin.fastreid.feature_cloud import KEPT, FeatureCloud
+from benchmarks.rivals.feature_cloud import KEPT, FeatureCloud, _normal
+from mbj_plugin.sampling import counter_uniform
 
 COUNTS = [40, 30, 4, 4]  # two head classes, two of the tail
 SCALE, MARGIN = 16.0, 0.2
@@ -47,7 +48,7 @@ FIRST = ([0.6, 1.0, 0.5, 0.7, 0.75, 0.85, 0.3, 1.3], [0, 0, 1, 1, 2, 2, 3, 3])
 def test_the_cloud_is_as_wide_as_the_tail_class_is_narrower_than_the_heads(layer):
     remember(layer, *FIRST)
     spread = {label: [a for a, y in zip(*FIRST, strict=True) if y == label] for label in range(4)}
-    variance = {label: statistics.pvariance(angles) for label, angles in spread.items()}
+    variance = {label: statistics.variance(angles) for label, angles in spread.items()}
     head = (variance[0] + variance[1]) / 2
     expected = [0.0, 0.0, head - variance[2], 0.0]  # class 3 is wider than the heads already
     assert expected[2] > 0
@@ -58,13 +59,15 @@ def test_old_angles_fade(layer):
     later = ([0.9, 0.4], [0, 2])
     remember(layer, *FIRST)
     remember(layer, *later)
-    weights, angles = [KEPT, KEPT, 1.0], [0.75, 0.85, 0.4]
-    mean = sum(w * a for w, a in zip(weights, angles, strict=True)) / sum(weights)
-    tail = sum(w * (a - mean) ** 2 for w, a in zip(weights, angles, strict=True)) / sum(weights)
-    angles = [0.6, 1.0, 0.9]
-    mean = sum(w * a for w, a in zip(weights, angles, strict=True)) / sum(weights)
-    head = sum(w * (a - mean) ** 2 for w, a in zip(weights, angles, strict=True)) / sum(weights)
-    expected = max((head + statistics.pvariance([0.5, 0.7])) / 2 - tail, 0)
+    weights = [KEPT, KEPT, 1.0]
+
+    def variance(angles):
+        mean = sum(w * a for w, a in zip(weights, angles, strict=True)) / sum(weights)
+        squares = sum(w * (a - mean) ** 2 for w, a in zip(weights, angles, strict=True))
+        return squares / (sum(weights) - sum(w**2 for w in weights) / sum(weights))
+
+    expected = (variance([0.6, 1.0, 0.9]) + statistics.variance([0.5, 0.7])) / 2 - variance([0.75, 0.85, 0.4])
+    expected = max(expected, 0)
     assert layer.cloud_variances()[2].item() == pytest.approx(expected, abs=1e-6)
     # A class that was not there has lost nothing.
     assert layer.sums[0].tolist() == pytest.approx([2 * KEPT + 1, 2, 2 * KEPT + 1, 2])
@@ -109,20 +112,44 @@ def test_delta_is_normal_with_the_variance_that_is_lacking(layer):
     assert inside == pytest.approx(0.6827, abs=0.01)
 
 
-def test_draws_differ_from_step_to_step_and_are_the_same_after_a_resume(layer):
+def test_the_variance_of_few_angles_has_no_bias():
+    """Classes that vary alike: what a tail class lacks is 0 on average, before it is cut at 0."""
+    layer, heads = FeatureCloud(200, SCALE, MARGIN), 100
+    layer.set_class_counts(torch.tensor([9] * heads + [1] * heads))
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(200)
+    for _ in range(40):
+        angles = 0.8 + 0.1 * torch.randn(200, generator=generator)
+        layer._remember(angles.cos(), labels)
+    weight, angle, square, weights = layer.sums
+    unbiased = (square / weight - (angle / weight) ** 2) / (1 - weights / weight**2)
+    assert unbiased.mean().item() == pytest.approx(0.01, rel=0.05)  # without the last factor it is 0.0095 or less
+    clouds = layer.cloud_variances()
+    lacking = (unbiased[:heads].mean() - unbiased[heads:]).clamp(min=0)
+    torch.testing.assert_close(clouds, torch.cat([torch.zeros(heads).double(), lacking]))
+
+
+def test_every_uniform_number_gives_a_finite_draw():
+    seed, step = torch.tensor(11), torch.tensor(19395)
+    uniform = torch.cat([counter_uniform(seed, step, 64), torch.tensor([0.0, 1 - 2.0**-24])])
+    assert torch.isfinite(_normal(uniform)).all()
+
+
+def test_draws_differ_from_step_to_step_and_no_checkpoint_has_statistics(layer):
     remember(layer, *FIRST)
-    other = FeatureCloud(4, SCALE, MARGIN)
-    other.set_class_counts(torch.tensor(COUNTS))
-    other.load_state_dict(layer.state_dict())
     cosine, targets = batch([0.7] * 3, [2] * 3)
     first, second = (layer(cosine.clone(), targets) for _ in range(2))
-    assert torch.equal(other(cosine.clone(), targets), first)
-    assert not torch.equal(first, second)
+    assert not torch.equal(first, second) and not layer.state_dict()
 
 
 def test_without_statistics_it_is_cosface_to_the_last_bit(layer):
     cosine, targets = batch(*FIRST)
     assert torch.equal(layer(cosine.clone(), targets), cosface(cosine, targets))
+
+
+def test_a_teacher_that_nobody_has_counted_is_cosface():
+    cosine, targets = batch([0.7], [2])
+    with torch.no_grad():
+        assert torch.equal(FeatureCloud(4, SCALE, MARGIN)(cosine.clone(), targets), cosface(cosine, targets))
 
 
 def test_without_grad_and_in_evaluation_nothing_is_moved_or_remembered(layer):
@@ -180,7 +207,7 @@ def test_ranks_share_their_statistics_and_draw_for_themselves(layer, monkeypatch
     remember(layer, *FIRST)
     drawn = []
     for rank in (0, 1):
-        monkeypatch.setattr("mbj_plugin.fastreid.feature_cloud.rank_and_world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("benchmarks.rivals.feature_cloud.rank_and_world", lambda rank=rank: (rank, 2))
         monkeypatch.setattr(dist, "all_reduce", lambda new, rank=rank: new.add_(sums[1 - rank]))
         shared = FeatureCloud(4, SCALE, MARGIN)
         shared.set_class_counts(torch.tensor(COUNTS))
@@ -201,7 +228,7 @@ def test_a_config_names_it(make_trainer, steps, head):
     # TINY has 4 people of 8 images, 20 of 2; the sampler draws all alike.
     assert cloud.is_head.sum() == 4
     assert (cloud.cloud_variances() > 0).any() and all(torch.isfinite(each["loss_cls"]) for each in losses)
-    assert "heads.cls_layer.sums" in trainer.model.state_dict()
+    assert cloud.seed != 0 and not any("cls_layer" in key for key in trainer.model.state_dict())
 
 
 @pytest.mark.parametrize(
