@@ -20,9 +20,11 @@ def _enable() -> None:
         compat_cpu,
         compat_messages,
         compat_samplers,
+        images,
+        results,
     )
 
-    compat.apply_all()  # the patches of all six
+    compat.apply_all()  # the patches of all eight
 
 
 try:

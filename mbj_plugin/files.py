@@ -98,8 +98,8 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a file of JSON objects, one a line, by ``key``; of several rows with one key the last counts, as a
-    resumed run writes them again.
+    """Rows of a file of JSON objects, one a line, by ``key``; of several rows with one key the last values count,
+    as a resumed run writes them again.
 
     Returns:
         The rows in order of ``key``, and the number of lines that are no such row.
@@ -111,7 +111,8 @@ def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
             continue
         try:
             row = json.loads(line)
-            rows[float(row[key])] = row
+            position = float(row[key])
+            rows[position] = rows.get(position, {}) | row
         except (ValueError, KeyError, TypeError):
             broken += 1
     return [rows[position] for position in sorted(rows)], broken

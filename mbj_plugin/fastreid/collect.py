@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from fastreid.config import CfgNode
+from fastreid.engine.train_loop import SimpleTrainer
+from fastreid.utils import comm
+from fastreid.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from mbj_plugin.fastreid.checks import check_head_outputs, check_loss_names
@@ -65,6 +68,18 @@ def _collect(model: nn.Module, inputs: tuple, outputs: object) -> object:
             head.meter.close_step(memory_loss, _total(outputs))
     outputs["loss_mbj"] = memory_loss
     return outputs
+
+
+def write_losses(write: Callable, self: SimpleTrainer, losses: dict[str, Tensor], data_time: float) -> None:
+    """SimpleTrainer._write_metrics: a loss that is alone gets its line too, as in a run with MBJ, and ``loss_mbj`` none
+    before its start: what the writers show is a median, which zeros would hold down."""
+    heads = mbj_heads(self.model)
+    if heads and self.iter < heads[0].start:
+        losses = {name: loss for name, loss in losses.items() if name != "loss_mbj"}
+    write(self, losses, data_time)
+    if len(losses) == 1 and comm.is_main_process():
+        storage = get_event_storage()
+        storage.put_scalar(*losses, storage.history("total_loss").latest())
 
 
 def _total(losses: dict[str, Any]) -> Tensor:

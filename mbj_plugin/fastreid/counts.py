@@ -20,7 +20,6 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from mbj_plugin.fastreid.checks import check_a_batch_loss, check_class_head
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.head import MBJHead
-from mbj_plugin.fastreid.smoothing import SmoothFromStart
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 
@@ -140,6 +139,4 @@ def train_from(train: Callable, self: TrainerBase, start_epoch: int, max_epoch: 
     heads = mbj_heads(model) if model is not None else []
     for head in heads:
         head.begin_at(start_epoch * iters_per_epoch)
-    if heads and comm.is_main_process():
-        self.register_hooks([SmoothFromStart(heads[0].start)])
     return train(self, start_epoch, max_epoch, iters_per_epoch)

@@ -21,9 +21,9 @@ from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
 from mbj_plugin.fastreid.counts import class_counts, labels_of
 from mbj_plugin.fastreid.head import MBJHead
-from mbj_plugin.fastreid.smoothing import show_latest
 
 logger = logging.getLogger("fastreid.mbj_plugin")
+LOSSES = ("mbj/loss_memory", "mbj/loss_batch")  # fast-reid itself shows them, of each iteration
 
 
 class DiagnosticsHook(HookBase):
@@ -43,7 +43,6 @@ class DiagnosticsHook(HookBase):
         self.writer: DiagnosticsWriter | None = None
 
     def before_train(self) -> None:
-        show_latest(self.trainer.storage, ("mbj/loss_memory", "mbj/loss_batch"))
         if self.folder:
             first = self.trainer.start_iter
             # fast-reid's own writer makes the events.
@@ -56,7 +55,7 @@ class DiagnosticsHook(HookBase):
             return
         scalars = self.monitor.scalars(done, last=done == self.last_step)
         for name, value in scalars.items():
-            if value == value:  # not NaN
+            if value == value and name not in LOSSES:  # not NaN
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         if self.writer is not None:
             self.writer.write(done, self.trainer.epoch, scalars)

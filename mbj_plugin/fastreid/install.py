@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastreid.config import CfgNode
+from fastreid.engine import defaults as engine_defaults
 from fastreid.engine.defaults import DefaultTrainer
 from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
 from fastreid.evaluation.clas_evaluator import ClasEvaluator
@@ -26,6 +27,7 @@ from mbj_plugin.fastreid import (
     counts,
     datasets,
     diagnostics,
+    run_folder,
     timm_backbone,  # noqa: F401  (registers timm's models)
 )
 
@@ -40,6 +42,9 @@ def install() -> None:
     around(meta_arch_build, "build_model", collect.build_collecting)  # loss_mbj comes into the loss dict
     around(SimpleTrainer, "__init__", counts.prepare_first)  # a batch loss; class counts, from the trainer's own loader
     around(TrainerBase, "train", counts.train_from)  # the iteration that training begins at
+    around(SimpleTrainer, "_write_metrics", collect.write_losses)  # one set of loss numbers, with and without MBJ
+    around(engine_defaults, "default_setup", run_folder.setup_checked)  # no run is written over
+    around(DefaultTrainer, "train", run_folder.train_begun)
     around(DefaultTrainer, "train", checks.train_checked)  # what would end the run after hours
     around(ClasEvaluator, "__init__", checks.clas_init_checked)  # a head without logits under FastClas
     around(TrainerBase, "train", diagnostics.train_watched)  # the hook that measures

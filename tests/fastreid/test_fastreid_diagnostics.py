@@ -55,8 +55,7 @@ def test_what_a_run_writes(make_trainer, tmp_path, memory):
     events = EventAccumulator(str(tmp_path / "out"))
     events.Reload()
     assert {name for name in events.Tags()["scalars"] if name.startswith("mbj/")} == set(written[-1]) - {
-        "step",
-        "epoch",
+        *("step", "epoch", "mbj/loss_memory", "mbj/loss_batch"),  # fast-reid's own scalars are the losses
     }
     assert events.Scalars("mbj/prototype/fill")[-1].value == pytest.approx(written[-1]["mbj/prototype/fill"])
 
@@ -79,7 +78,8 @@ def test_what_was_not_measured_is_left_out_and_the_end_is_measured(make_trainer,
 
 
 def test_the_console_shows_the_loss_since_it_counts(make_trainer, monkeypatch):
-    """Started in the last third, a median over all iterations would be 0, and over epochs as well."""
+    """Started in the last third, a median over all iterations would be 0. Each loss has one number, and the history of
+    the others stays whole."""
     trainer = make_trainer(*MAX, "SOLVER.MAX_EPOCH", 3, "TEST.EVAL_PERIOD", 3, "MODEL.MBJ.START", 18)
     printer = next(hook for hook in trainer._hooks if type(hook).__name__ == "PeriodicWriter")._writers[0]
     said = []
@@ -87,10 +87,15 @@ def test_the_console_shows_the_loss_since_it_counts(make_trainer, monkeypatch):
     trainer.train()
     last = trainer.storage.histories()
     losses = [value for value, _ in last["loss_mbj"].values()]
-    assert len(losses) == 9 and all(losses)
-    shown = {name: float(re.search(rf" {name}: (\S+)", said[-1])[1]) for name in ("loss_mbj", "mbj/loss_memory")}
-    assert shown["loss_mbj"] == pytest.approx(np.median(losses), rel=1e-3)
-    assert shown["mbj/loss_memory"] == pytest.approx(np.mean(losses), rel=1e-3)
+    assert len(losses) == 9 and all(losses) and len(last["total_loss"].values()) == len(last["loss_cls"].values()) == 27
+    shown = dict(re.findall(r" (\S*loss\S*): (\S+)", said[-1]))
+    assert set(shown) == {"total_loss", "loss_cls", "loss_mbj"}
+    assert float(shown["loss_mbj"]) == pytest.approx(np.median(losses), rel=1e-3)
+
+
+def test_a_baseline_has_the_line_of_its_batch_loss(make_trainer, steps):
+    steps(make_trainer("MODEL.HEADS.NAME", "EmbeddingHead"), 2)
+    assert steps.scalars["loss_cls"] == steps.scalars["total_loss"] > 0
 
 
 def test_a_writer_that_has_just_written_misses_nothing(make_trainer, tmp_path):
