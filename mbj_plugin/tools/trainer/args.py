@@ -191,6 +191,8 @@ def _check_together(args: Namespace, typed: set[str], given: set[str]) -> None:
         for name in NOT_WITH_CROP_PAD:
             if name in given:
                 raise ValueError(f"--crop-pad takes the place of timm's random crop: leave out it or {flag(name)}")
+    if args.aa == "cifar10" and args.crop_pad is None:
+        raise ValueError("--aa cifar10 is of CIFAR's recipe: give --crop-pad (4 for 32 pixels), or another policy")
     if args.torchcompile and args.torchscript:
         raise ValueError("--torchcompile and --torchscript exclude each other: leave one out")
     if args.dataset == "sklearn/digits" and args.data_dir:

@@ -212,14 +212,16 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
         color_jitter_prob=args.color_jitter_prob,
         grayscale_prob=args.grayscale_prob,
         gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=args.aa,
+        auto_augment=None if args.aa == "cifar10" else args.aa,
         interpolation=(not args.no_aug and args.train_interpolation) or config["interpolation"],
         worker_seeding=args.worker_seeding,
         collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
         **shared,
     )
     if args.crop_pad is not None:
-        datasets[0].transform = pad_crop(datasets[0].transform, config["input_size"][-2:], args.crop_pad)
+        datasets[0].transform = pad_crop(
+            datasets[0].transform, config["input_size"][-2:], args.crop_pad, args.aa == "cifar10"
+        )
     if len(train_loader) == 0:
         raise ValueError(
             f"the {len(datasets[0])} training images do not fill one batch: set --batch-size {len(datasets[0])} or less"

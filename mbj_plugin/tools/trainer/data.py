@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -207,7 +208,9 @@ def _class_to_idx(dataset: Any) -> dict[str, int] | None:
     return None
 
 
-def pad_crop(transform: transforms.Compose, size: tuple[int, int], padding: int) -> transforms.Compose:
+def pad_crop(
+    transform: transforms.Compose, size: tuple[int, int], padding: int, policy: bool = False
+) -> transforms.Compose:
     """timm's training transform with the CIFAR recipe's crop for its own: pad, crop a random patch (He et al., 2016,
     Section 4.2). Images of another size are resized to it first. All that follows the crop is kept.
 
@@ -215,7 +218,20 @@ def pad_crop(transform: transforms.Compose, size: tuple[int, int], padding: int)
         transform: timm's.
         size: height and width of the patch.
         padding: black pixels on each side.
+        policy: AutoAugment's policy for CIFAR-10 and a Cutout of half the side, after the flips.
     """
     crop, *rest = transform.transforms
     assert isinstance(crop, RandomResizedCropAndInterpolation), f"timm's first transform is {type(crop).__name__}"
+    if policy:
+        flips = [t for t in rest if isinstance(t, transforms.RandomHorizontalFlip | transforms.RandomVerticalFlip)]
+        cifar = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=[128, 128, 128])
+        rest = [*flips, cifar, cutout, *(t for t in rest if t not in flips)]
     return transforms.Compose([transforms.Resize(size), transforms.RandomCrop(size, padding=padding), *rest])
+
+
+def cutout(image: Image.Image) -> Image.Image:
+    """A black square of half the side about a random pixel, cut by the border (https://arxiv.org/abs/1708.04552)."""
+    pixels = np.array(image)
+    (y, x), (dy, dx) = (int(torch.randint(n, ())) for n in pixels.shape[:2]), (n // 4 for n in pixels.shape[:2])
+    pixels[max(y - dy, 0) : y + dy, max(x - dx, 0) : x + dx] = 0
+    return Image.fromarray(pixels)

@@ -76,7 +76,10 @@ VALUES: dict[str, dict[str, tuple[Any, str]]] = {
         "color_jitter_prob": ((float, None), "probability of colour jitter; always"),
         "grayscale_prob": ((float, None), "probability of a grey image"),
         "gaussian_blur_prob": ((float, None), "probability of blur"),
-        "aa": ((str, None), "AutoAugment policy, such as rand-m9-mstd0.5; it stands in for colour jitter"),
+        "aa": (
+            (str, None),
+            "AutoAugment policy, such as rand-m9-mstd0.5, for colour jitter; cifar10, with Cutout, beside --crop-pad",
+        ),
         "reprob": (0.0, "probability of random erasing"),
         "remode": ("pixel", "of random erasing: const, rand or pixel"),
         "recount": (1, "patches that are erased"),

@@ -63,7 +63,12 @@ def test_loaders_are_what_the_flags_say(loaders):
 def test_beside_pad_crop_no_jitter_is_none(loaders, crop_pad, jitter, given):
     _, asked, images = loaders(crop_pad=crop_pad, color_jitter=jitter)
     assert asked[0][1]["color_jitter"] == given and (given is None) == (asked[0][1]["color_jitter"] is None)
-    assert images.transform == ("timm's" if crop_pad is None else ("timm's", (8, 8), 1))
+    assert images.transform == ("timm's" if crop_pad is None else ("timm's", (8, 8), 1, False))
+
+
+def test_the_policy_for_cifar_is_not_timms(loaders):
+    _, asked, images = loaders(crop_pad=1, aa="cifar10")
+    assert asked[0][1]["auto_augment"] is None and images.transform == ("timm's", (8, 8), 1, True)
 
 
 def test_batches_and_interpolation_of_their_own(loaders):

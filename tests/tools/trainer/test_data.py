@@ -1,12 +1,15 @@
+import random
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch.utils.data import Subset
 from torchvision import transforms
 
 from mbj_plugin import exponential_counts
-from mbj_plugin.tools.trainer.data import Digits, LongTailSubset, pad_crop
+from mbj_plugin.tools.trainer.data import Digits, LongTailSubset, cutout, pad_crop
 
 
 def test_digits_splits_are_disjoint_and_complete():
@@ -44,7 +47,8 @@ def test_long_tail_subset_and_its_manifest():
 
 def cropped(image, **augmentations):
     settings = {"color_jitter": None, "mean": [0.3], "std": [0.4], "hflip": 0.0} | augmentations
-    torch.manual_seed(1)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):  # timm's policies draw by all three
+        seed(1)
     return pad_crop(transforms_imagenet_train(8, **settings), (8, 8), 1)(image)
 
 
@@ -60,6 +64,21 @@ def test_pad_crop_is_the_recipe_of_cifar():
     torch.manual_seed(1)
     expected = transforms.PILToTensor()(transforms.RandomCrop(8, padding=1)(image))
     assert torch.equal(cropped(image, use_prefetcher=True), expected)
+
+
+def test_the_strong_recipe_is_flip_policy_black_square_then_normalisation():
+    stock = transforms_imagenet_train(32, hflip=0.5, color_jitter=None, mean=(0.5,) * 3, std=(0.25,) * 3)
+    made = pad_crop(stock, (32, 32), 4, policy=True)
+    names = [getattr(t, "__name__", type(t).__name__) for t in made.transforms]
+    order = ["Resize", "RandomCrop", "RandomHorizontalFlip", "AutoAugment", "cutout"]
+    assert names[:5] == order and "Normalize" in names[5:]
+    torch.manual_seed(0)
+    black = [np.asarray(cutout(Image.new("RGB", (32, 32), "white"))) == 0 for _ in range(50)]
+    rows, cols = ([int(square[..., 0].any(axis).sum()) for square in black] for axis in (1, 0))
+    assert max(rows) == max(cols) == 16 and min(rows) >= 8 and min(cols) >= 8
+    assert all(square.sum() == 3 * h * w for square, h, w in zip(black, rows, cols, strict=True))
+    white = made(Image.new("RGB", (32, 32), "white"))
+    assert white.min() == pytest.approx(-2)  # black, where a square of 0 behind the normalisation is grey
 
 
 def test_pad_crop_takes_images_of_any_size():
