@@ -140,6 +140,9 @@ def main() -> None:
             shutil.copy(ROOT / name, Path(folder) / name)
         for module in args.modules:
             mutate(module, listed[module], Path(folder), args.every)
+    if args.modules == list(listed):
+        installed = [name for name in files.splitlines() if re.match(r"(mbj_plugin|fastreid_today)/.*\.py$", name)]
+        print("without tests of their own here:", *sorted({*installed} - {*listed}), sep="\n")
 
 
 if __name__ == "__main__":
