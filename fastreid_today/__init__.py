@@ -1,41 +1,46 @@
 """Importing this makes fast-reid 1.4.0 run, and train, on today's Python, torch, NumPy and torchvision.
 
-It knows nothing of Memory-based Jitter; ``import mbj_plugin.fastreid`` imports it. ``python -m fastreid_today.doctor``
-lists what it changes.
+It acts when fast-reid is imported, under whatever name: see copies.py. ``python -m fastreid_today.doctor`` lists the
+changes, ``python -m fastreid_today.launch SCRIPT`` runs a script that does not import it.
 """
 
+import importlib
 import sys
 
+from fastreid_today.copies import Finder
 from fastreid_today.packages import INSTALL
 
-# The doctor tells what is wrong, so it alone starts where something is.
-DOCTOR_RUNS = "fastreid_today.doctor" in sys.orig_argv
+# They hold the changes.
+MODULES = ("training", "cpu", "evaluation", "samplers", "messages", "images", "checkpoints", "results", "config")
+MODULES += ("searchable", "checkout")
+AFTERWARDS: list[str] = []  # modules to import as soon as fast-reid has been repaired
 
 
-def _enable() -> None:
-    from fastreid_today import (  # noqa: F401
-        checkpoints,
-        compat,
-        compat_checkout,
-        compat_cpu,
-        compat_messages,
-        compat_samplers,
-        images,
-        results,
-    )
+def repair() -> None:
+    """Change the fast-reid that is imported, or that `import fastreid` finds. What has been done is not done again.
 
-    compat.apply_all()  # the patches of all eight
+    Raises:
+        ModuleNotFoundError: where fast-reid or a package that it imports is missing, with the command that installs it.
+        UpstreamChangedError: for a fast-reid that is not the one these changes were written for.
+    """
+    from fastreid_today.changes import apply_all
 
-
-try:
-    _enable()
-except ModuleNotFoundError as error:
-    if not DOCTOR_RUNS:
+    try:
+        importlib.import_module("fastreid")  # comes back here
+        for name in MODULES:
+            importlib.import_module(f"fastreid_today.{name}")
+        apply_all()
+    except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"fast-reid, or a package that it imports, is missing: {error.name}. fast-reid's own pins cannot be met on "
             f"current Python, so it is installed without its dependencies:\n  {INSTALL}",
             name=error.name,
         ) from error
-except RuntimeError as error:
-    if not DOCTOR_RUNS or type(error).__name__ != "UpstreamChangedError":
-        raise
+    for name in AFTERWARDS:
+        importlib.import_module(name)
+
+
+FINDER = Finder(repair)
+sys.meta_path.insert(0, FINDER)
+if "fastreid" in sys.modules:
+    repair()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastreid_today.compat import patch
+from fastreid_today.changes import replaces
 
 logger = logging.getLogger("fastreid.today")
 _multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
@@ -74,40 +74,32 @@ def _is_weight(value: object) -> bool:
     return isinstance(value, torch.Tensor | np.ndarray)
 
 
-@patch(
-    "utils/checkpoint.py", "a checkpoint with a NumPy number (tools/plain_train_net.py): UnpicklingError, torch >= 2.6"
+@replaces(
+    "utils.checkpoint:Checkpointer._load_file",
+    "a checkpoint with a NumPy number (tools/plain_train_net.py): UnpicklingError, torch >= 2.6",
 )
-def old_checkpoints() -> str | None:
+def old_checkpoints(_, self, path):
     """Checkpoints load with NumPy's numbers in them, bare state dicts too; what is no checkpoint is a ValueError."""
-    from fastreid.utils.checkpoint import Checkpointer
-
-    Checkpointer._load_file = lambda self, path: load_checkpoint(path)
-    return None
+    return load_checkpoint(path)
 
 
-@patch("utils/checkpoint.py", "weights of another model load nothing, and the run goes on from random ones")
-def foreign_weights() -> str | None:
+@replaces(
+    "utils.checkpoint:Checkpointer._load_model",
+    "weights of another model load nothing, and the run goes on from random ones",
+)
+def foreign_weights(load_model, self, checkpoint):
     """Weights of which no parameter fits the model are a ValueError, those of which fewer than half fit a warning."""
-    from fastreid.utils.checkpoint import Checkpointer
-
-    load_model = Checkpointer._load_model
-
-    @functools.wraps(load_model)
-    def load_and_count(self, checkpoint):
-        saved = list(checkpoint["model"])
-        incompatible = load_model(self, checkpoint)
-        if incompatible is None:  # a subclass's own
-            return None
-        names = [name for name, _ in self.model.named_parameters()]
-        fits = len(set(names) - set(incompatible.missing_keys))
-        if names and not fits:
-            raise ValueError(
-                f"none of the model's {len(names)} parameters, such as {names[0]}, is in the checkpoint by name and "
-                f"shape, which holds {len(saved)}, such as {saved[0] if saved else 'none'}: give weights of this model"
-            )
-        if 2 * fits < len(names):
-            logger.warning(f"Only {fits} of the model's {len(names)} parameters are in the checkpoint: the others stay")
-        return incompatible
-
-    Checkpointer._load_model = load_and_count
-    return None
+    saved = list(checkpoint["model"])
+    incompatible = load_model(self, checkpoint)
+    if incompatible is None:  # a subclass's own
+        return None
+    names = [name for name, _ in self.model.named_parameters()]
+    fits = len(set(names) - set(incompatible.missing_keys))
+    if names and not fits:
+        raise ValueError(
+            f"none of the model's {len(names)} parameters, such as {names[0]}, is in the checkpoint by name and "
+            f"shape, which holds {len(saved)}, such as {saved[0] if saved else 'none'}: give weights of this model"
+        )
+    if 2 * fits < len(names):
+        logger.warning(f"Only {fits} of the model's {len(names)} parameters are in the checkpoint: the others stay")
+    return incompatible

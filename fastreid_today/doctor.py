@@ -1,13 +1,15 @@
-"""`python -m fastreid_today.doctor [CHECKOUT]`: what fast-reid does in this Python without the plugin and with it,
-versions, which patches are on and why, what is missing."""
+"""`python -m fastreid_today.doctor [FOLDER]`: what fast-reid does in this Python, as it came and repaired, versions,
+which changes are on and why, what is missing. FOLDER is a checkout, or a project that carries a copy."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import torch
 
-from fastreid_today import selfcheck
+import fastreid_today
+from fastreid_today import changes, selfcheck
+from fastreid_today.copies import LAYOUT
 from fastreid_today.packages import IMPLIED, INSTALL, NEEDED, OPTIONAL
 
 SHOWN = ("mbj_plugin", "torch", "torchvision", "numpy", "fastreid", "yacs", "faiss-cpu", "Cython")
@@ -24,8 +28,7 @@ SHOWN = ("mbj_plugin", "torch", "torchvision", "numpy", "fastreid", "yacs", "fai
 
 def missing() -> list[str]:
     """Packages that fast-reid needs and this Python lacks."""
-    needed = {"fastreid": "fastreid (with --no-deps)", **NEEDED, **IMPLIED}
-    return [package for module, package in needed.items() if not _found(module)]
+    return [package for module, package in {**NEEDED, **IMPLIED}.items() if not _found(module)]
 
 
 def missing_options() -> list[str]:
@@ -50,83 +53,102 @@ def _versions() -> Iterator[str]:
     yield f"CUDA is {'available' if torch.cuda.is_available() else 'not available: everything runs on the CPU'}"
 
 
-def _patches() -> Iterator[str]:
-    from fastreid_today import compat
-
-    for name, entry in compat.PATCHES.items():
-        status = compat.STATUS.get(name, "not run")
+def _changes() -> Iterator[str]:
+    for name, entry in changes.CHANGES.items():
+        status = changes.STATUS.get(name, "not run")
         yield f"{name}: {status}"
         if status == "on":
-            yield f"    fastreid/{entry.upstream}: {entry.symptom}"
-
-
-def failed() -> list[str]:
-    """Patches under which fast-reid has changed. The first ends the import, so later ones have not run."""
-    from fastreid_today import compat
-
-    return [name for name, status in compat.STATUS.items() if status.startswith("failed")]
+            yield f"    fastreid/{entry.file}: {entry.what_for}"
 
 
 def _evaluation() -> str:
-    from fastreid_today import fast_eval
+    from fastreid_today import evaluation
 
-    if fast_eval.built_upstream():
-        return f"built by fast-reid in {fast_eval.source_dir()}"
-    if fast_eval.load():
-        return f"built in {fast_eval.cache_dir()}"
+    if evaluation.built_upstream():
+        return f"built by fast-reid in {evaluation.source_dir()}"
+    if evaluation.load():
+        return f"built in {evaluation.cache_dir()}"
     lacking = [name for name in ("Cython", "setuptools") if importlib.util.find_spec(name) is None]
     lacking += [] if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") else ["a C compiler"]
     return (
         f"not built, and cannot be without {', '.join(lacking)}"
         if lacking
-        else "not built yet: the first run builds it"
+        else "not built yet: the first evaluation builds it"
     )
 
 
-def _without_plugin() -> list[str]:
+def _as_it_came(package: str) -> list[str]:
     code = Path(selfcheck.__file__).read_text(encoding="utf-8")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, check=False)
     return done.stdout.splitlines() or done.stderr.strip().splitlines()[-1:]
 
 
-def _ask_in(checkout: Path) -> int:
-    """The report of a Python in whose working directory ``checkout`` is, since this one has imported fast-reid."""
-    if not (checkout / "fastreid" / "__init__.py").is_file():
-        print(f"{checkout} is no checkout of fast-reid: it has no fastreid/__init__.py; give the folder above it")
-        return 2
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "fastreid_today.doctor"]
-    return subprocess.run(command, cwd=checkout, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+def find_copies(folder: Path) -> dict[str, Path]:
+    """Each fast-reid below ``folder``: the name that it imports itself by, and the folder which that name is below."""
+    found = {}
+    for file in sorted(folder.glob(f"**/fastreid/{LAYOUT.as_posix()}")):
+        own = re.search(r"^from ((?:\w+\.)*fastreid)\.data import", file.read_text(encoding="utf-8"), re.MULTILINE)
+        package = own[1] if own else "fastreid"
+        found[package] = file.parents[1 + len(package.split("."))]
+    return found
+
+
+def _ask_in(folder: Path, more: list[str]) -> int:
+    """The report of a Python in whose working directory the copy's package is, since this one may have another."""
+    copies = find_copies(folder)
+    for package, place in copies.items():
+        print(f"{folder} has fast-reid as {package}, below {place}", flush=True)
+        path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "fastreid_today.doctor", "--package", package, *more]
+        done = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": path}, check=False)
+        if done.returncode:
+            return done.returncode
+    if not copies:
+        print(f"{folder} has no fast-reid in it: there is no folder fastreid with {LAYOUT.as_posix()}")
+    return 0 if copies else 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report; 1 where something is missing or a patch does not fit, 2 for a folder without fast-reid."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the report; 1 where something is missing or a change does not fit, 2 for a folder without fast-reid."""
+    parser = argparse.ArgumentParser(prog="python -m fastreid_today.doctor", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="without it what `import fastreid` finds is meant")
     parser.add_argument(
-        "checkout", nargs="?", type=Path, help="folder of a fast-reid checkout; without it what `import fastreid` finds"
+        "--package", default="fastreid", help="the name that fast-reid is imported by (default: fastreid)"
     )
-    checkout = parser.parse_args(argv).checkout
-    return _report() if checkout is None else _ask_in(checkout.resolve())
+    parser.add_argument("--plugin", action="append", default=[], help="a module whose changes are listed as well")
+    args = parser.parse_args(argv)
+    if args.folder is not None:
+        return _ask_in(args.folder.resolve(), [f"--plugin={name}" for name in args.plugin])
+    return _report(args.package, args.plugin)
 
 
-def _report() -> int:
+def _report(package: str, plugins: list[str]) -> int:
+    lacking = missing() + ([] if _found(package) else [f"{package} (with --no-deps)"])
+    problem = None
+    if not lacking:
+        fastreid_today.AFTERWARDS += plugins
+        try:
+            importlib.import_module(package)
+            fastreid_today.repair()
+        except changes.UpstreamChangedError as error:
+            problem = str(error)
     print("Versions", *_versions(), sep="\n  ")
-    lacking = missing()
     if lacking:
         print("Missing", *lacking, "install with:", INSTALL, sep="\n  ")
         return 1
     if missing_options():
         print("Missing, needed only for", *missing_options(), sep="\n  ")
-    spec = importlib.util.find_spec("fastreid")
-    assert spec is not None  # else it is missing, see above
-    print(f"fast-reid comes from {spec.origin}")
-    print("Without the plugin", *_without_plugin(), sep="\n  ")
-    print("Patches", *_patches(), sep="\n  ")
-    if failed():
-        print(f"fastreid_today does not load: fast-reid has changed under {', '.join(failed())}")
+    if not problem:
+        print(f"fast-reid comes from {sys.modules['fastreid'].__file__}")
+    print("As it came", *_as_it_came(package), sep="\n  ")
+    print("Changes", *_changes(), sep="\n  ")
+    if problem:
+        print(f"fastreid_today does not load: {problem}")
         return 1
-    print("With `import fastreid_today`", *selfcheck.report(), sep="\n  ")
+    print("With `import fastreid_today`", *selfcheck.report(package), sep="\n  ")
     print(f"Fast evaluation: {_evaluation()}")
+    if package != "fastreid":
+        print("Start its scripts with `python -m fastreid_today.launch SCRIPT`: `fastreid` is this copy there")
     return 0
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import struct
 
 from PIL import Image
 
-from fastreid_today.compat import patch
+from fastreid_today.changes import replaces
 
 logger = logging.getLogger("fastreid.today")
 # What Pillow raises for a broken file. A broken PNG is a SyntaxError.
@@ -16,31 +15,22 @@ UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionB
 _said: set[str] = set()
 
 
-@patch("data/common.py", "one image that is cut short ends the run, and nothing says which")
-def broken_images() -> str | None:
+@replaces("data.common:CommDataset.__getitem__", "one image that is cut short ends the run, and nothing says which")
+def broken_images(read, self, index):
     """In training another image of the same identity stands in, with a warning for each file; in evaluation, and where
     no other can be read, a ValueError names it."""
-    from fastreid.data.common import CommDataset
-
-    read = CommDataset.__getitem__
-
-    @functools.wraps(read)
-    def read_or_tell(self, index):
-        try:
-            return read(self, index)
-        except UNREADABLE as error:
-            path, identity = self.img_items[index][:2]
-            if self.relabel:
-                if path not in _said:
-                    _said.add(path)
-                    logger.warning(f"Cannot read {path} ({error}): another image of its identity is taken")
-                order = [*range(index + 1, len(self.img_items)), *range(index)]
-                for other in (place for place in order if self.img_items[place][1] == identity):
-                    try:
-                        return read(self, other)
-                    except UNREADABLE:
-                        continue
-            raise ValueError(f"cannot read the image {path} ({error}): mend it, or take it away") from error
-
-    CommDataset.__getitem__ = read_or_tell
-    return None
+    try:
+        return read(self, index)
+    except UNREADABLE as error:
+        path, identity = self.img_items[index][:2]
+        if self.relabel:
+            if path not in _said:
+                _said.add(path)
+                logger.warning(f"Cannot read {path} ({error}): another image of its identity is taken")
+            order = [*range(index + 1, len(self.img_items)), *range(index)]
+            for other in (place for place in order if self.img_items[place][1] == identity):
+                try:
+                    return read(self, other)
+                except UNREADABLE:
+                    continue
+        raise ValueError(f"cannot read the image {path} ({error}): mend it, or take it away") from error

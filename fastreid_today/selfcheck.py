@@ -1,27 +1,31 @@
-"""What fast-reid does in this Python: whether it imports, and whether it learns. It knows nothing of the plugin.
+"""What fast-reid does in this Python: whether it imports, and whether it learns.
 
 The doctor runs this file's text in a Python of its own, where fast-reid is as it came, and calls it in its own.
 """
 
+import importlib
+import sys
 
-def imports() -> str:
+
+def imports(package: str) -> str:
     """Whether fast-reid's trainer can be imported."""
     try:
-        import fastreid.engine  # noqa: F401
+        importlib.import_module(f"{package}.engine")
     except Exception as error:  # whatever ends a user's import
         return f"fails: {type(error).__name__}: {error}"
     return "works"
 
 
-def learns() -> str:
+def learns(package: str) -> str:
     """Whether the second step of fast-reid's own optimizer still moves the weights of a small model on the CPU.
 
     The first step decides nothing: what cuts the gradients off is the zero_grad() before it.
     """
     try:
         import torch
-        from fastreid.config import get_cfg
-        from fastreid.solver import build_optimizer
+
+        get_cfg = importlib.import_module(f"{package}.config").get_cfg
+        build_optimizer = importlib.import_module(f"{package}.solver").build_optimizer
 
         model = torch.nn.Linear(3, 2)
         optimizer = build_optimizer(get_cfg(), model)[0]
@@ -35,10 +39,10 @@ def learns() -> str:
     return "changes no weight, without a word" if torch.equal(before, model.weight) else "changes the weights"
 
 
-def report() -> list[str]:
-    """One line each."""
-    return [f"import fastreid.engine: {imports()}", f"a training step in fp32: {learns()}"]
+def report(package: str = "fastreid") -> list[str]:
+    """One line each; ``package`` is the name that fast-reid is imported by."""
+    return [f"import {package}.engine: {imports(package)}", f"a training step in fp32: {learns(package)}"]
 
 
 if __name__ == "__main__":
-    print("\n".join(report()))
+    print("\n".join(report(*sys.argv[1:])))

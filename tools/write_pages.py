@@ -33,13 +33,18 @@ def _shown(value: object) -> str:
 
 
 def repairs_table() -> str:
-    """Markdown: each repair of fast-reid, with what a user sees without it and what it does."""
-    import fastreid_today  # noqa: F401
-    from fastreid_today.compat import PATCHES
+    """Markdown: each change to a running fast-reid, what a user sees without it, what it does, and when it acts."""
+    import mbj_plugin.fastreid  # noqa: F401
+    from fastreid_today import MODULES
+    from fastreid_today.changes import CHANGES
 
-    rows = ["| Repair | What you see without it | What it does | In fast-reid's file |", "|---|---|---|---|"]
-    rows += [f"| `{name}` | {entry.symptom} | {entry.fix} | `{entry.upstream}` |" for name, entry in PATCHES.items()]
-    return "\n".join(rows)
+    order = [f"fastreid_today.{name}" for name in MODULES]
+    ours = sorted((entry for entry in CHANGES.values() if entry.by in order), key=lambda entry: order.index(entry.by))
+    rows = ["| Repair | What you see without it | What it does | In fast-reid's file | Acts |", "|---|---|---|---|---|"]
+    for entry in [*ours, *(entry for entry in CHANGES.values() if entry.by not in order)]:
+        acts = "with MBJ" if entry.by not in order else "everywhere" if entry.gpu else "without CUDA"
+        rows.append(f"| `{entry.name}` | {entry.what_for} | {entry.text} | `{entry.file}` | {acts} |")
+    return "\n".join(rows).replace("<H, S>", "&lt;H, S>")
 
 
 TABLES = {"settings": ("docs/settings.md", settings_table), "repairs": ("docs/fastreid-today.md", repairs_table)}

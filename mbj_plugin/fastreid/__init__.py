@@ -1,20 +1,23 @@
-"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ, timm's
-models as backbones and the long-tailed data sets.
+"""Importing this makes fast-reid run on today's stack and registers MBJHead, MODEL.MBJ, timm's models as backbones and
+the long-tailed data sets.
 
 Then `MODEL.HEADS.NAME: MBJHead` in any fast-reid config is enough. See docs/fastreid.md.
 """
 
-import fastreid_today  # noqa: F401  fast-reid cannot be imported before it
-from mbj_plugin.fastreid.messages import watch_errors
+import sys
 
-watch_errors()
+import fastreid_today
 
-from mbj_plugin.fastreid.install import install  # noqa: E402
+# `python -m mbj_plugin.fastreid.launch` is on its way to that file: the script says which fast-reid it runs on.
+if sys.argv[:1] != ["-m"] or f"{__name__}.launch" not in sys.orig_argv:
+    fastreid_today.repair()
 
-install()
+    from mbj_plugin.fastreid.install import install
 
-from mbj_plugin.fastreid.collect import collect_losses  # noqa: E402
-from mbj_plugin.fastreid.counts import prepare  # noqa: E402
-from mbj_plugin.fastreid.head import MBJHead  # noqa: E402
+    install()
+
+    from mbj_plugin.fastreid.collect import collect_losses
+    from mbj_plugin.fastreid.counts import prepare
+    from mbj_plugin.fastreid.head import MBJHead
 
 __all__ = ["MBJHead", "collect_losses", "prepare"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Callable
 
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
@@ -95,14 +96,13 @@ def __getattr__(name: str) -> type[ImageDataset]:
 
 
 def register_datasets() -> None:
-    """Register the paper's editions with fast-reid, and let it find others by their names."""
+    """Register the paper's editions with fast-reid."""
     for base in WITH_EDITIONS:
         for num_head in HEADS:
             register_edition(base, num_head)
-    get = DATASET_REGISTRY.get
 
-    def get_or_register(name: str) -> object:
-        edition = EDITION.fullmatch(str(name)) and name not in DATASET_REGISTRY._obj_map
-        return find_edition(name) if edition else get(name)
 
-    DATASET_REGISTRY.get = get_or_register
+def get_or_register(get: Callable, name: str) -> object:
+    """DATASET_REGISTRY.get: an edition is registered when it is asked for."""
+    edition = EDITION.fullmatch(str(name)) and name not in DATASET_REGISTRY._obj_map
+    return find_edition(name) if edition else get(name)

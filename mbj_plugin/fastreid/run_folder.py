@@ -11,6 +11,7 @@ from typing import Any
 
 from fastreid.utils import comm
 
+from fastreid_today.config import check_output_dir
 from mbj_plugin.files import write
 
 try:
@@ -46,7 +47,7 @@ def claim(folder: Path, resumes: bool) -> None:
         )
     if fcntl is None or not comm.is_main_process() or folder.resolve() in _LOCKED:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    check_output_dir(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it with the process, killed too

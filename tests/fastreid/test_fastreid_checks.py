@@ -1,21 +1,18 @@
 """What would end a run late or train nothing is said before training, in one line at the doors."""
 
 import shutil
-import sys
 
 import pytest
 import torch
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.engine import DefaultTrainer
 from fastreid.engine.train_loop import SimpleTrainer
 from fastreid.evaluation.clas_evaluator import ClasEvaluator
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
-from fastreid.utils.checkpoint import Checkpointer
 from torch.utils.data import DataLoader
 
-from mbj_plugin.fastreid import checks, messages
+from mbj_plugin.fastreid import checks
 from mbj_plugin.tools.fastreid.synthetic import FOLDER
 
 CLASSES = ("MODEL.HEADS.NUM_CLASSES", 24)
@@ -40,18 +37,6 @@ def test_a_misspelt_loss(make_cfg, head, names, architecture, said):
     cfg.MODEL.LOSSES.NAME = names
     with pytest.raises(ValueError, match=said):
         build_model(cfg)
-
-
-@pytest.mark.parametrize(
-    ("key", "name", "said"),
-    [
-        ("OPT", "Adm", "SOLVER.OPT is 'Adm', which fast-reid does not know: did you mean Adam"),
-        ("SCHED", "Cosine", "SOLVER.SCHED is 'Cosine', which .* it takes MultiStepLR, CosineAnnealingLR"),
-    ],
-)
-def test_a_misspelt_solver(make_cfg, tmp_path, key, name, said):
-    with pytest.raises(ValueError, match=said):
-        DefaultTrainer(make_cfg(f"SOLVER.{key}", name, "OUTPUT_DIR", str(tmp_path)))
 
 
 @pytest.mark.parametrize("names", ["CrossEntropyLoss", ("CrossEntropyLoss",), ("Cosface", "CircleLoss", "TripletLoss")])
@@ -110,26 +95,6 @@ def test_a_head_of_features_where_classes_are_looked_for(make_cfg, make_trainer)
     assert ClasEvaluator(make_cfg("MODEL.HEADS.NAME", "ClasHead"))
 
 
-def test_a_model_that_needs_its_own_head(make_cfg, monkeypatch):
-    """As PartialReID's: more outputs than those of EmbeddingHead."""
-
-    class Partial(META_ARCH_REGISTRY.get("Baseline")):
-        def losses(self, outputs, gt_labels):
-            return super().losses(outputs, gt_labels) | {"loss_fore": outputs["fore_cls_outputs"].sum()}
-
-    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "Partial", Partial)
-    with pytest.raises(ValueError, match="Partial reads 'fore_cls_outputs' of its head, which MBJHead does not return"):
-        build_model(make_cfg("MODEL.META_ARCHITECTURE", "Partial", *CLASSES))
-    build_model(make_cfg("MODEL.META_ARCHITECTURE", "Partial", "MODEL.HEADS.NAME", "EmbeddingHead", *CLASSES))
-
-
-@pytest.mark.parametrize("key", ["TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_periods_that_fail_at_the_end(make_trainer, key, value):
-    with pytest.raises(ValueError, match=f"{key} must be a number of epochs of 1 or more, got {value}"):
-        make_trainer(key, value).train()
-
-
 def test_a_finished_run_resumed(make_trainer):
     make_trainer().train()
     again = make_trainer()
@@ -147,14 +112,12 @@ def no_training(trainer):
     ("options", "error", "said"),
     [
         (("DATASETS.TESTS", ()), ValueError, "DATASETS.TESTS is empty"),
-        (("DATASETS.TESTS", ("Markt1501",)), KeyError, "no 'Markt1501' in .*DATASET: did you mean Market1501"),
+        (("DATASETS.TESTS", ("Markt1501",)), KeyError, "no 'Markt1501' in .*DATASET, did you mean Market1501"),
         (
             ("DATASETS.TESTS", ("Market1501", "CUHK03")),
             FileNotFoundError,
             "cuhk03 is not there, .*FASTREID",
         ),
-        (("TEST.METRIC", "cosin"), ValueError, "TEST.METRIC must be one of cosine, euclidean, jaccard, got 'cosin'"),
-        (("TEST.IMS_PER_BATCH", 0), ValueError, "TEST.IMS_PER_BATCH 0 leaves no image for each of 1 ranks"),
     ],
     ids=str,
 )
@@ -209,49 +172,3 @@ def test_one_camera_in_an_evaluation_alone():
 def test_a_missing_data_set(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.* is not there.*FASTREID_DATASETS"):
         DATASET_REGISTRY.get(name)(root=str(tmp_path))
-
-
-def said_of(call):
-    """What a door says where ``call`` raises."""
-    try:
-        call()
-    except BaseException:
-        return messages.one_line(*sys.exc_info())
-    return None
-
-
-def test_mistakes_are_said_in_one_line(make_cfg, tmp_path):
-    (tmp_path / "two.yml").write_text("MODEL:\n  MBJ:\n    MEMORY: weights\n")
-    for call, said in (
-        (
-            lambda: DATASET_REGISTRY.get("Markt1501"),
-            "error: there is no 'Markt1501' in fast-reid's registry DATASET",
-        ),
-        (lambda: DATASET_REGISTRY.get("Market1501")(root="nowhere"), "error: nowhere/ is not there"),
-        (lambda: make_cfg("SOLVER.MAX_EPOCHS", 3), "error: Non-existent key: SOLVER.MAX_EPOCHS"),
-        (lambda: make_cfg("MODEL.MBJ.ETA", -1), "error: MODEL.MBJ.ETA must be"),
-        (lambda: make_cfg().merge_from_file(str(tmp_path / "two.yml")), "error: MODEL.MBJ.MEMORY must be one of"),
-        (lambda: make_cfg().merge_from_file(str(tmp_path / "no.yml")), "error: [Errno 2] No such file or directory"),
-        (lambda: build_model(make_cfg("MODEL.HEADS.POOL_LAYER", "Mean", *CLASSES)), "error: Expected pool types are"),
-        (lambda: Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "no.pth")), "error: Checkpoint "),
-        (lambda: interrupt(), "interrupted"),
-    ):
-        assert str(said_of(call)).startswith(said)
-    # What is not a mistake of the user's keeps its traceback.
-    assert said_of(lambda: int("three")) is None and said_of(lambda: torch.zeros(2) @ torch.zeros(3)) is None
-
-
-def interrupt():
-    raise KeyboardInterrupt
-
-
-def test_one_line_of_spawned_ranks_and_the_traceback_on_demand(command, script, tiny_opts, tmp_path):
-    odd = ("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler", "DATALOADER.NUM_INSTANCE", "3")
-    arguments = (script, "--num-gpus", "2", "--config-file", tmp_path / "config.yml", *tiny_opts, *odd)
-    result = command("-m", "mbj_plugin.fastreid.launch", *arguments, cwd=tmp_path, check=False)
-    assert result.returncode == 1 and "Traceback" not in result.stderr + result.stdout
-    said = "error: NaiveIdentitySampler would never fill a batch of 4 images a rank"
-    assert result.stderr.splitlines()[-1].startswith(said)
-    wrong = "import mbj_plugin.fastreid; from mbj_plugin.fastreid.config import checked; checked('SIZE', 0)"
-    result = command("-c", wrong, cwd=tmp_path, check=False, MBJ_TRACEBACK="1")
-    assert result.returncode == 1 and "Traceback" in result.stderr

@@ -126,8 +126,6 @@ def test_values_of_the_command_line_are_text():
     cfg = merged("MODEL.MBJ.DIAGNOSTICS", "False", "SOLVER.MAX_EPOCH", "7", "MODEL.MBJ.SIZE", "9")
     assert cfg.MODEL.MBJ.DIAGNOSTICS is False
     assert (cfg.SOLVER.MAX_EPOCH, cfg.MODEL.MBJ.SIZE) == (7, 9)
-    with pytest.raises(AssertionError, match="odd length"):
-        merged("MODEL.MBJ.SIZE")
 
 
 def test_a_file_whose_mbj_is_no_mapping(tmp_path):
@@ -145,7 +143,7 @@ def test_a_merged_config_is_left_as_it_was():
     one.merge_from_other_cfg(CfgNode({"MODEL": CfgNode({"DEVICE": "meta"})}))  # what holds nothing of ours
     assert (one.MODEL.MBJ.SIZE, one.MODEL.DEVICE) == (9, "meta")
     before = CfgNode({"MODEL": CfgNode({"DEVICE": "cpu"})})  # a config that was made without the plugin
-    with pytest.raises(KeyError, match="Non-existent config key: MODEL.MBJ"):
+    with pytest.raises(ValueError, match="Non-existent config key: MODEL.MBJ"):
         before.merge_from_other_cfg(CfgNode({"MODEL": CfgNode({"MBJ": CfgNode({"SIZE": 3})})}))
     plain = CfgNode({"A": CfgNode({"B": 1})})  # of something else than fast-reid
     plain.merge_from_other_cfg(CfgNode({"A": CfgNode({"B": 2})}))
@@ -200,7 +198,7 @@ def test_a_bad_key_in_a_file_is_named(tmp_path):
 def test_other_keys_are_still_fast_reids_business():
     with pytest.raises(ValueError, match="Type mismatch"):
         merged("SOLVER.BASE_LR", "fast")
-    with pytest.raises(AssertionError, match="Non-existent key"):
+    with pytest.raises(ValueError, match=r"Non-existent key: MODEL\.MBJX\.SIZE"):
         merged("MODEL.MBJX.SIZE", 3)
 
 

@@ -17,7 +17,7 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 
-from fastreid_today.compat_cpu import gloo_worker
+from fastreid_today.cpu import gloo_worker
 from mbj_plugin.fastreid import collect, counts
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="where there is CUDA, fast-reid takes NCCL and GPUs")

@@ -234,8 +234,8 @@ def test_a_config_names_it(make_trainer, steps, head):
 @pytest.mark.parametrize(
     ("opts", "said"),
     [
-        (("MODEL.HEADS.SCALE", 0), "MODEL.HEADS.SCALE must be a number > 0 for FeatureCloud, got 0"),
-        (("MODEL.HEADS.MARGIN", -0.1), "MODEL.HEADS.MARGIN must be a number from 0 to 1 for FeatureCloud, got -0.1"),
+        (("MODEL.HEADS.SCALE", 0), "MODEL.HEADS.SCALE must be .*, got 0"),
+        (("MODEL.HEADS.MARGIN", -0.1), "MODEL.HEADS.MARGIN must be .*, got -0.1"),
         (("MODEL.HEADS.MARGIN", 1.5), "got 1.5"),
     ],
 )

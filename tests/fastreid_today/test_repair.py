@@ -1,10 +1,9 @@
-"""fast-reid runs on today's stack, because of each patch, and each patch only where it is needed."""
+"""fast-reid runs on today's stack, because of each change, and each change only where it is needed."""
 
 import collections
 import importlib
 import inspect
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 
 import fastreid.solver
 import numpy as np
@@ -14,24 +13,43 @@ from fastreid.data.transforms import build_transforms
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.modeling.meta_arch import build_model
 from fastreid.solver import build as solver_build
+from fastreid.solver.optim import swa
 from fastreid.utils.checkpoint import Checkpointer
 from fastreid.utils.params import ContiguousParams
 from PIL import Image
 
-from fastreid_today import compat, fast_eval
+import fastreid_today
+from fastreid_today import changes
 
 
-def test_every_patch_ran_and_says_why():
-    assert set(compat.STATUS) == set(compat.PATCHES)
-    for name, status in compat.STATUS.items():
-        assert status == "on" or status.startswith("off: "), name
-        assert compat.PATCHES[name].symptom and compat.PATCHES[name].fix
+def test_every_change_ran_and_says_why():
+    assert set(changes.STATUS) == set(changes.CHANGES)
+    for name, status in changes.STATUS.items():
+        entry = changes.CHANGES[name]
+        assert (status == "on" or status.startswith("off: ")) and entry.what_for and entry.text, name
 
 
 def test_a_second_call_changes_nothing():
-    before = solver_build.build_optimizer, ContiguousParams.buffer_is_valid, dict(compat.STATUS)
-    compat.apply_all()
-    assert before == (solver_build.build_optimizer, ContiguousParams.buffer_is_valid, compat.STATUS)
+    before = solver_build.build_optimizer, ContiguousParams.buffer_is_valid, dict(changes.STATUS)
+    fastreid_today.repair()
+    assert before == (solver_build.build_optimizer, ContiguousParams.buffer_is_valid, changes.STATUS)
+
+
+@pytest.mark.parametrize("target", ["engine.hooks:SWA.after_stop", "engine.hooks:Swa.after_step"])
+def test_loud_where_upstream_has_changed(monkeypatch, target):
+    monkeypatch.setattr(changes, "CHANGES", {})
+    monkeypatch.setattr(changes, "STATUS", {})
+    changes.replaces(target, "what was seen")(lambda stock: None)
+    with pytest.raises(changes.UpstreamChangedError, match=r"engine/hooks\.py.*what was seen"):
+        changes.apply_all()
+    assert changes.STATUS["<lambda>"].startswith("failed: ")
+
+
+def test_what_is_wrapped_is_wrapped_wherever_it_was_imported():
+    engine = importlib.import_module("fastreid.engine")
+    assert engine.launch is sys.modules["fastreid.engine.launch"].launch is not inspect.unwrap(engine.launch)
+    assert fastreid.solver.build_optimizer is solver_build.build_optimizer
+    assert sys.modules["fastreid.engine.defaults"].build_optimizer is solver_build.build_optimizer
 
 
 def test_the_alias_is_taken_away_again():
@@ -69,24 +87,12 @@ def test_cut_gradients_are_noticed(make_trainer, steps):
         steps(trainer, 1)
 
 
-def test_every_importer_has_the_patched_optimizer():
-    assert fastreid.solver.build_optimizer is solver_build.build_optimizer
-    assert sys.modules["fastreid.engine.defaults"].build_optimizer is solver_build.build_optimizer
-
-
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [
-        ("fastreid.evaluation.reid_evaluation.compile_helper", "fast_evaluation"),
-        ("fastreid.data.samplers.triplet_sampler.SetReWeightSampler._infinite_indices", "set_reweight_sampler"),
-        ("fastreid.utils.params.ContiguousParams.buffer_is_valid", "flat_gradients"),
-    ],
-)
-def test_loud_where_upstream_has_changed(target, name, monkeypatch):
-    monkeypatch.setattr(fast_eval, "built_upstream", lambda: False)
-    monkeypatch.delattr(target)
-    with pytest.raises(compat.UpstreamChangedError, match=name):
-        compat.PATCHES[name].apply()
+def test_swa_keeps_the_flat_gradients(make_cfg):
+    model = torch.nn.Linear(3, 2)
+    optimizer, params = fastreid.solver.build_optimizer(make_cfg(), model)
+    model(torch.ones(1, 3)).sum().backward()
+    swa.SWA(optimizer, 2, 1.0).zero_grad()
+    assert params.buffer_is_valid() and not model.weight.grad.any()
 
 
 def test_all_transforms_run(make_cfg):
@@ -106,11 +112,6 @@ def test_the_cuhk03_metric_runs_without_cython():
     assert scores[-1] == 1
 
 
-def test_numpy_names_are_given_to_one_importer_only():
-    lent = compat._Namespace(np, bool=bool)
-    assert lent.bool is bool and lent.zeros is np.zeros
-
-
 def test_an_empty_training_set_is_named(make_trainer, monkeypatch, tmp_path):
     for part in ("bounding_box_train", "query", "bounding_box_test"):
         (tmp_path / "Market-1501-v15.09.15" / part).mkdir(parents=True)
@@ -119,43 +120,14 @@ def test_an_empty_training_set_is_named(make_trainer, monkeypatch, tmp_path):
         make_trainer("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler")
 
 
-def test_without_a_compiler_the_python_evaluation_runs(monkeypatch, tmp_path):
-    records = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fast_eval, "SETUP", "raise SystemExit('no compiler')")
-    monkeypatch.setattr(fast_eval.logger, "warning", lambda message, *values: records.append(message % values))
-    fast_eval.build_and_load()
-    assert "no compiler" in records[0] and "pip install Cython" in records[0]
-
-
-def test_a_build_of_another_system_is_left_alone(monkeypatch, tmp_path):
-    records = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fast_eval.logger, "warning", lambda message, *values: records.append(message % values))
-    for name in fast_eval.MODULES:
-        monkeypatch.delitem(sys.modules, f"{fast_eval.PACKAGE}.{name}", raising=False)
-        fast_eval.cache_dir().mkdir(parents=True, exist_ok=True)
-        (fast_eval.cache_dir() / (name + EXTENSION_SUFFIXES[0])).write_bytes(b"of another machine")
-    assert not fast_eval.load()
-    assert "does not load here" in records[0]
-    assert f"{fast_eval.PACKAGE}.rank_cy" not in sys.modules
-
-
-def test_missing_fastreid_says_how_to_install_it(command, tmp_path):
-    block = "import sys; sys.modules['fastreid'] = None; import mbj_plugin.fastreid"
-    result = command("-c", block, cwd=tmp_path, check=False)
-    assert result.returncode
-    assert "pip install --no-deps fastreid==1.4.0" in result.stderr.splitlines()[-1]
-
-
 def test_projects_of_a_checkout_find_torch_six(monkeypatch):
     """Of the main branch fastreid.data imports without it, and FastFace does not."""
     monkeypatch.delitem(sys.modules, "torch._six")
-    assert compat.PATCHES["torch_six"].apply() is None
+    assert changes.CHANGES["torch_six"].apply() is None
     from torch._six import container_abcs, string_classes
 
     assert container_abcs is collections.abc and string_classes == (str, bytes)
-    assert "has torch._six" in compat.PATCHES["torch_six"].apply()
+    assert "has torch._six" in changes.CHANGES["torch_six"].apply()
 
 
 def test_a_plain_loop_takes_the_optimizer_from_the_pair(make_cfg):

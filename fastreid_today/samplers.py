@@ -1,48 +1,36 @@
-"""The patches of compat.py that concern the samplers that draw identities: what never fills a batch is an error."""
+"""The samplers that draw identities: what never fills a batch is an error."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import re
-from collections.abc import Callable
 
 import numpy as np
 
-from fastreid_today.compat import expect, patch
+from fastreid_today.changes import change, replaces, wrap
 
 
-@patch(
+@change(
     "data/samplers/triplet_sampler.py",
     "no end and no message after `Starting training`, where an identity sampler never fills a batch",
 )
 def identity_samplers() -> str | None:
     """A batch that can never be filled is a ValueError when the sampler is made, with the numbers that do not fit."""
-    from fastreid.data.samplers import triplet_sampler
-
     for name, check in _CHECKS.items():
-        expect(hasattr(triplet_sampler, name), "identity_samplers", f"{name} is gone")
-        sampler = getattr(triplet_sampler, name)
-        names = {"data_source", "mini_batch_size", "num_instances"}
-        expect(names <= set(inspect.signature(sampler.__init__).parameters), "identity_samplers", f"{name} differs")
-        sampler.__init__ = _checked(name, sampler.__init__, check)
+        wrap(f"data.samplers.triplet_sampler:{name}.__init__", functools.partial(_checked, name, check))
     return None
 
 
-def _checked(name: str, init: Callable, check: Callable) -> Callable:
-    @functools.wraps(init)
-    def checked(self, data_source, mini_batch_size, num_instances, *arguments, **options):
-        if mini_batch_size < 1 or num_instances < 1 or mini_batch_size < num_instances:
-            identities = len({item[1] for item in data_source})
-            wanted = "a NUM_INSTANCE of 1 or more" if num_instances < 1 else "a multiple of NUM_INSTANCE"
-            raise ValueError(_no_batch(name, mini_batch_size, num_instances, identities, wanted))
-        if name == "SetReWeightSampler":
-            _check_set_weight(mini_batch_size, num_instances, arguments[0] if arguments else options["set_weight"])
-        init(self, data_source, mini_batch_size, num_instances, *arguments, **options)
-        if wanted := check(self):
-            raise ValueError(_no_batch(name, mini_batch_size, num_instances, self.num_identities, wanted))
-
-    return checked
+def _checked(name, check, init, self, data_source, mini_batch_size, num_instances, *arguments, **options):
+    if mini_batch_size < 1 or num_instances < 1 or mini_batch_size < num_instances:
+        identities = len({item[1] for item in data_source})
+        wanted = "a NUM_INSTANCE of 1 or more" if num_instances < 1 else "a multiple of NUM_INSTANCE"
+        raise ValueError(_no_batch(name, mini_batch_size, num_instances, identities, wanted))
+    if name == "SetReWeightSampler":
+        _check_set_weight(mini_batch_size, num_instances, arguments[0] if arguments else options["set_weight"])
+    init(self, data_source, mini_batch_size, num_instances, *arguments, **options)
+    if wanted := check(self):
+        raise ValueError(_no_batch(name, mini_batch_size, num_instances, self.num_identities, wanted))
 
 
 def _no_batch(name: str, mini_batch_size: int, num_instances: int, identities: int, wanted: str) -> str:
@@ -114,40 +102,28 @@ _CHECKS = {
 }
 
 
-@patch(
-    "data/samplers/triplet_sampler.py",
+@replaces(
+    "data.samplers.triplet_sampler:SetReWeightSampler._infinite_indices",
     "SetReWeightSampler: `'a' cannot be empty` (it numbers cameras that have names), or a batch that never comes",
 )
-def set_reweight_sampler() -> str | None:
+def set_reweight_sampler(_, self):
     """It takes cameras by their names, sorted with numbers as numbers, and draws until the batch is full."""
-    from fastreid.data.samplers import triplet_sampler
+    from fastreid.data.samplers.triplet_sampler import reorder_index
 
-    sampler = triplet_sampler.SetReWeightSampler
-    draw = vars(sampler).get("_infinite_indices")
-    expect(draw is not None, "set_reweight_sampler", "SetReWeightSampler._infinite_indices is gone")
-    if "range(len(self.cam_pid.keys()))" not in inspect.getsource(draw):
-        return "it does not number the cameras"
-
-    def _infinite_indices(self):
-        np.random.seed(self._seed)
-        cameras = _cameras(self)
-        while True:
-            batch = []
-            # Its check of the batch size wants a multiple, two or more, of what one round draws.
-            while len(batch) < self.batch_size:
-                for camera, weight in zip(cameras, self.set_weight, strict=True):
-                    people = np.random.choice(
-                        self.cam_pid[camera], size=weight, replace=False, p=self.set_pid_prob[camera]
-                    )
-                    for person in people:
-                        images = self.pid_index[person]
-                        again = len(images) <= self.num_instances
-                        batch += np.random.choice(images, size=self.num_instances, replace=again).tolist()
-            np.random.shuffle(batch)
-            yield from triplet_sampler.reorder_index(batch, self._world_size)
-
-    sampler._infinite_indices = _infinite_indices
-    return None
+    np.random.seed(self._seed)
+    cameras = _cameras(self)
+    while True:
+        batch = []
+        # Its check of the batch size wants a multiple, two or more, of what one round draws.
+        while len(batch) < self.batch_size:
+            for camera, weight in zip(cameras, self.set_weight, strict=True):
+                people = np.random.choice(self.cam_pid[camera], size=weight, replace=False, p=self.set_pid_prob[camera])
+                for person in people:
+                    images = self.pid_index[person]
+                    again = len(images) <= self.num_instances
+                    batch += np.random.choice(images, size=self.num_instances, replace=again).tolist()
+        np.random.shuffle(batch)
+        yield from reorder_index(batch, self._world_size)
 
 
 def _cameras(sampler) -> list:

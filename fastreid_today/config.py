@@ -1,0 +1,276 @@
+"""A config is checked before anything is built: one table of keys, and what their values must be."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fastreid_today.changes import replaces
+from fastreid_today.messages import near
+
+Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is wanted
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(low: int, what: str = "a whole number") -> Rule:
+    return lambda value: type(value) is int and value >= low, f"{what} of {low} or more"
+
+
+def _one_of(*names: str) -> Rule:
+    return lambda value: value in names, f"one of {', '.join(names)}"
+
+
+def _all_of(rule: Rule, what: str, count: int = 0) -> Rule:
+    return lambda value: len(value) == (count or len(value)) and all(map(rule[0], value)), what
+
+
+def _is_device(value: str) -> bool:
+    try:
+        device = torch.device(value)
+    except RuntimeError:
+        return False
+    # Without any CUDA the model goes to the CPU, with a warning: cpu.py.
+    return not (
+        torch.cuda.is_available() and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    )
+
+
+def _named_in(module: str) -> Rule:
+    layers = f"fastreid.layers.{module}"
+    return lambda value: hasattr(importlib.import_module(layers), value), f"a name of {layers}"
+
+
+NOT_NEGATIVE: Rule = (lambda value: _is_number(value) and value >= 0, "a number of 0 or more")
+POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a number above 0")
+SHARE: Rule = (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+SIZE = _all_of(_whole(1), "two whole numbers of pixels above 0, [height, width]", 2)
+STEPS = _all_of(_whole(1), "whole numbers of epochs above 0")
+EPOCHS, IMAGES, COUNT = _whole(1, "a number of epochs"), _whole(1, "a number of images"), _whole(0)
+NORM = _one_of("BN", "syncBN", "GhostBN", "FrozenBN", "GN", "")
+SAMPLER = ("TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSampler")
+OPTIMIZERS = [name for name, kind in vars(torch.optim).items() if inspect.isclass(kind) and name != "Optimizer"]
+
+# The rules of a method of DefaultTrainer: where a project has its own, its keys are the project's business.
+RULES: dict[str, list[tuple[str, Rule]]] = {
+    "build_train_loader": [
+        ("INPUT.SIZE_TRAIN", SIZE),
+        ("INPUT FLIP.PROB CJ.PROB AUTOAUG.PROB AUGMIX.PROB REA.PROB RPT.PROB", SHARE),
+        ("DATALOADER.SAMPLER_TRAIN", _one_of(*SAMPLER, "ImbalancedDatasetSampler")),
+        ("DATALOADER.NUM_WORKERS", COUNT),
+        ("SOLVER.IMS_PER_BATCH", IMAGES),
+    ],
+    "build_model": [
+        ("MODEL.DEVICE", (_is_device, "cpu, or cuda or cuda:N for a GPU that is there")),
+        ("MODEL BACKBONE.NORM HEADS.NORM", NORM),
+        ("MODEL HEADS.NUM_CLASSES HEADS.EMBEDDING_DIM", COUNT),
+        ("MODEL.HEADS.NECK_FEAT", _one_of("before", "after")),
+        ("MODEL.HEADS.POOL_LAYER", _named_in("pooling")),
+        ("MODEL.HEADS.CLS_LAYER", _named_in("any_softmax")),
+        ("MODEL.HEADS.SCALE", POSITIVE),
+        ("MODEL.HEADS.MARGIN", NOT_NEGATIVE),
+        ("MODEL.PIXEL_STD", _all_of(POSITIVE, "numbers above 0")),
+    ],
+    "build_optimizer": [
+        ("SOLVER.OPT", _one_of(*OPTIMIZERS)),
+        ("SOLVER BASE_LR HEADS_LR_FACTOR BIAS_LR_FACTOR", NOT_NEGATIVE),
+        ("SOLVER WEIGHT_DECAY WEIGHT_DECAY_NORM WEIGHT_DECAY_BIAS", NOT_NEGATIVE),
+        ("SOLVER.MOMENTUM", SHARE),
+        ("SOLVER.FREEZE_ITERS", COUNT),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", _one_of("norm", "value")),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", POSITIVE),
+    ],
+    "build_lr_scheduler": [
+        ("SOLVER.SCHED", _one_of("MultiStepLR", "CosineAnnealingLR")),
+        ("SOLVER.STEPS", STEPS),
+        ("SOLVER GAMMA ETA_MIN_LR WARMUP_FACTOR", NOT_NEGATIVE),
+        ("SOLVER WARMUP_ITERS DELAY_EPOCHS", COUNT),
+        ("SOLVER.WARMUP_METHOD", _one_of("linear", "constant", "exp")),
+    ],
+    "train": [("SOLVER MAX_EPOCH CHECKPOINT_PERIOD", EPOCHS), ("TEST.EVAL_PERIOD", EPOCHS)],
+    "build_test_loader": [("INPUT.SIZE_TEST", SIZE), ("TEST.IMS_PER_BATCH", IMAGES)],
+    "build_evaluator": [
+        # fast-reid takes jaccard here as well, and fails: it is what re-ranking adds to another distance.
+        (
+            "TEST.METRIC",
+            (lambda value: value in ("cosine", "euclidean"), "cosine or euclidean, with TEST.RERANK or not"),
+        ),
+        ("TEST.RERANK K1 K2", _whole(1)),
+        ("TEST.RERANK.LAMBDA", SHARE),
+    ],
+}
+
+
+def keys(method: str) -> Iterator[tuple[str, Rule]]:
+    """The rules of a method, key by key."""
+    for names, rule in RULES[method]:
+        node, *rest = names.split()
+        yield from ((f"{node}.{name}", rule) for name in rest) if rest else ((node, rule),)
+
+
+def check_rules(cfg: Any, method: str) -> None:
+    """
+    Raises:
+        ValueError: for the first key of ``RULES[method]`` whose value will not do, with the key, the value and what is
+            wanted.
+    """
+    from fastreid.utils import comm
+
+    for key, (will_do, wanted) in keys(method):
+        value: Any = cfg
+        for part in key.split("."):
+            value = value.get(part) if value is not None else None
+        if value is not None and not will_do(value):
+            names = wanted.removeprefix("one of ").split(", ")
+            raise ValueError(f"{key} must be {wanted}, got {value!r}{near(value, names)}")
+        if key.endswith("IMS_PER_BATCH") and value < comm.get_world_size():
+            raise ValueError(f"{key} {value} leaves no image for each of {comm.get_world_size()} ranks: raise it")
+        if value == "syncBN" and comm.get_world_size() > 1 and str(cfg.MODEL.DEVICE).startswith("cpu"):
+            raise ValueError(f"{key} is syncBN, which torch has for ranks on GPUs alone: set it to BN")
+
+
+# Every way in: the trainer; a loop of one's own, as tools/plain_train_net.py; an evaluation alone; a model alone.
+
+
+@replaces("engine.defaults:DefaultTrainer.__init__", "values that fail late, far from their key, or train nothing")
+def config_of_a_trainer(init, self, cfg):
+    """The values are checked against one table: a ValueError names the key, the value and what is wanted."""
+    from fastreid.engine.defaults import DefaultTrainer
+
+    for method in RULES:
+        if inspect.getattr_static(type(self), method) is vars(DefaultTrainer)[method]:
+            check_rules(cfg, method)
+    check_output_dir(cfg.OUTPUT_DIR)
+    if not cfg.DATASETS.NAMES:
+        raise ValueError("DATASETS.NAMES is empty: name a data set to train on")
+    init(self, cfg)
+
+
+def _way_in(target: str, method: str, what_for: str) -> None:
+    def check(stock, *arguments, **options):
+        check_rules(next(value for value in (*arguments, *options.values()) if hasattr(value, "MODEL")), method)
+        return stock(*arguments, **options)
+
+    check.__name__, check.__doc__ = f"config_of_{method}", "The same check."
+    replaces(target, what_for)(check)
+
+
+_way_in("modeling.meta_arch.build:build_model", "build_model", "the same, of a model alone")
+_way_in("solver.build:build_optimizer", "build_optimizer", "the same, in a loop of one's own")
+_way_in("solver.build:build_lr_scheduler", "build_lr_scheduler", "the same, in a loop of one's own")
+_way_in("evaluation.reid_evaluation:ReidEvaluator.__init__", "build_evaluator", "the same: TEST.METRIC jaccard fails")
+
+
+@replaces("solver.build:build_optimizer", "MODEL.FREEZE_LAYERS misspelt freezes nothing")
+def layers_to_freeze(build, cfg, model, *arguments, **options):
+    """A name that no parameter begins with is a ValueError."""
+    names = [name for name, _ in model.named_parameters()]
+    for layer in cfg.MODEL.FREEZE_LAYERS:
+        if not any(re.match(layer, name) for name in names):
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(
+                f"MODEL.FREEZE_LAYERS has {layer!r}, which no parameter begins with: the parts are {parts}"
+            )
+    return build(cfg, model, *arguments, **options)
+
+
+@replaces("engine.defaults:default_setup", "OUTPUT_DIR cannot be written: an error of the system's, or none")
+def writable_output(setup, cfg, args):
+    """It is an error before anything else, which names the folder."""
+    check_output_dir(cfg.OUTPUT_DIR)
+    setup(cfg, args)
+
+
+def check_output_dir(folder: Path | str) -> None:
+    """
+    Raises:
+        ValueError: where OUTPUT_DIR cannot be made or written.
+    """
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+        problem = "" if os.access(folder or ".", os.W_OK | os.X_OK) else "it may not be written"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise ValueError(f"OUTPUT_DIR {str(folder)!r} cannot be used: {problem}. Set it to a folder of your own")
+
+
+@replaces(
+    "engine.launch:launch", "`--num-gpus -1` trains on one rank without a word; too many: an assertion in each rank"
+)
+def ranks_that_are_there(launch, main_func, num_gpus_per_machine, *arguments, **options):
+    """A number of GPUs that are not there is an error at once."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if num_gpus_per_machine < 0 or (there is not None and num_gpus_per_machine > there):
+        raise ValueError(f"--num-gpus is {num_gpus_per_machine}, but this machine has {there or 'no'} GPUs")
+    return launch(main_func, num_gpus_per_machine, *arguments, **options)
+
+
+@replaces("config.config:CfgNode.load_yaml_with_base", "a config file that is broken, empty or no YAML at all")
+def config_file(load, filename, *arguments, **options):
+    """A ValueError that names the file."""
+    try:
+        loaded = load(filename, *arguments, **options)
+        problem = "" if isinstance(loaded, dict) else "it does not hold keys, as MODEL: or SOLVER:"
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+    except (TypeError, UnicodeDecodeError):  # of None, for an empty file; of what is no text
+        problem = "it is empty, or not the text of a config"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise ValueError(f"{filename} cannot be read as a config: {problem}")
+    return loaded
+
+
+@replaces("config.config:CfgNode.merge_from_other_cfg", "unknown keys and wrong types: yacs's errors, without a hint")
+def config_keys(merge, self, cfg_other):
+    """A ValueError names the key, and the key that was probably meant."""
+    _check_nodes(self, cfg_other, "")
+    return _merge(merge, self, cfg_other)
+
+
+@replaces("config.config:CfgNode.merge_from_list", "the same, on the command line; `--resume PATH` is read as a key")
+def config_options(merge, self, cfg_list):
+    """The same."""
+    words = list(cfg_list)
+    path = words and ("/" in str(words[0]) or str(words[0]).endswith(".pth"))
+    if path or len(words) % 2:
+        hint = "; --resume takes no path, it goes on from the last checkpoint of OUTPUT_DIR" if path else ""
+        raise ValueError(f"config options come as KEY value, got {' '.join(map(str, words[:4]))!r}{hint}")
+    return _merge(merge, self, cfg_list)
+
+
+def _check_nodes(node: Any, other: Any, path: str) -> None:
+    for key, value in other.items():
+        mine = node.get(key)
+        if isinstance(mine, dict) and not isinstance(value, dict):
+            raise ValueError(f"{path}{key} must hold the keys {', '.join(mine)}, got {value!r}")
+        if isinstance(mine, dict):
+            _check_nodes(mine, value, f"{path}{key}.")
+
+
+def _merge(merge: Callable, config: Any, given: Any) -> Any:
+    try:
+        return merge(config, given)
+    except (AssertionError, KeyError, ValueError) as error:
+        said = str(error.args[0] if error.args else error)
+        key = said.rpartition(": ")[2].strip("'\"")
+        known = [name for name in _names(config) if name.rpartition(".")[2] == key.rpartition(".")[2]] or _names(config)
+        raise ValueError(f"{said}{near(key, known) if 'xist' in said else ''}") from error
+
+
+def _names(node: Any, path: str = "") -> list[str]:
+    parts = [(f"{path}{key}", value) for key, value in node.items()]
+    return [name for key, value in parts for name in (_names(value, f"{key}.") if isinstance(value, dict) else [key])]
