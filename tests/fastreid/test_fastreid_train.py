@@ -15,7 +15,7 @@ from fastreid.utils.checkpoint import Checkpointer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbj_plugin.fastreid.collect import mbj_heads
-from mbj_plugin.tools.fastreid import demo
+from mbj_plugin.tools.fastreid import demo, train
 
 MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
 SCALARS = ("loss_mbj", "mbj/prototype/fill", "mbj/prototype/coverage")
@@ -218,10 +218,37 @@ def test_another_class_count(make_trainer, steps):
     assert mbj_heads(fresh.model)[0].memories["prototype"].bank.filled == 0
 
 
-def test_demo_table():
-    scores = {0: {arm: {"mAP": 10.0, "Rank-1": 20.0} for arm in ("baseline", "MBJ")}}
-    scores[1] = {arm: {"mAP": 20.0, "Rank-1": 40.0} for arm in ("baseline", "MBJ")}
-    assert demo.table(scores).splitlines()[-1].split() == ["mean", "15.0", "30.0", "15.0", "30.0"]
+def test_the_table_pairs_the_seeds():
+    """Counted by hand: differences 1, 2 and 3, so 2.0 with a standard error of 1 / sqrt(3)."""
+    runs = {"baseline": [{"mAP": v} for v in (10.0, 20.0, 30.0)], "MBJ": [{"mAP": v} for v in (11.0, 22.0, 33.0)]}
+    assert " ".join(train.table(runs).splitlines()[2].split()) == "mAP 20.0 ± 10.0 22.0 ± 11.0 +2.0 ± 0.6"
+    two = train.table({name: scores[:2] for name, scores in runs.items()}).splitlines()
+    assert " ".join(two[2].split()) == "mAP 15.0 ± 7.1 16.5 ± 7.8 +1.0, +2.0" and two[-1] == "2 seeds"
+    assert train.table({"MBJ": runs["MBJ"][:1]}).splitlines()[2].split() == ["mAP", "11.0"]
+
+
+def test_a_series_is_paired_and_gone_on_with(make_cfg, tmp_path, capsys, monkeypatch):
+    """By the command: equal seeds, finished runs are read, an open one is resumed, other settings are refused."""
+    (tmp_path / "a.yml").write_text(make_cfg("MODEL.MBJ.ETA", 0.0).dump())
+    out = tmp_path / "out"
+    arguments = ["--config-file", str(tmp_path / "a.yml"), "--compare", "--seeds", "2", "--seed", "4"]
+    train.main(arguments)
+    assert {path.name for path in out.iterdir()} == {f"{arm}-seed{s}" for arm in ("baseline", "MBJ") for s in (4, 5)}
+    # Without eta both are the same run, and with another seed another.
+    model = {path.parent.name: torch.load(path)["model"] for path in out.glob("*/model_final.pth")}
+    weight = "backbone.0.weight"
+    assert torch.equal(model["baseline-seed4"][weight], model["MBJ-seed4"][weight])
+    assert not torch.equal(model["MBJ-seed4"][weight], model["MBJ-seed5"][weight])
+    shown = capsys.readouterr().out.splitlines()[-6:]
+    (out / "MBJ-seed5/model_final.pth").unlink()
+    (out / "MBJ-seed5/last_checkpoint").write_text("model_0000.pth")
+    begun = []
+    monkeypatch.setattr(train, "launch", lambda main, *_, args, **__: begun.append((args[0].opts[-1], main(*args))))
+    train.main(arguments)
+    assert [folder for folder, _ in begun] == [str(out / "MBJ-seed5")]
+    assert capsys.readouterr().out.splitlines()[-4].split()[:4] == shown[-4].split()[:4]
+    with pytest.raises(ValueError, match="SOLVER.BASE_LR .* now 0.5"):
+        train.main([*arguments, "SOLVER.BASE_LR", "0.5"])
 
 
 def test_demo(monkeypatch, capsys, tiny_plan, tmp_path):
@@ -230,5 +257,5 @@ def test_demo(monkeypatch, capsys, tiny_plan, tmp_path):
     demo.main(["--output", str(tmp_path), "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "16"])
     lines = capsys.readouterr().out.splitlines()
     assert any("Synthetic" in line for line in lines)
-    assert lines[-2].split() == ["seed", "baseline", "mAP", "baseline", "Rank-1", "MBJ", "mAP", "MBJ", "Rank-1"]
-    assert len(lines[-1].split()) == 5
+    assert lines[-6].split() == ["%", "baseline", "MBJ", "difference"]
+    assert [line.split()[0] for line in lines[-4:]] == ["mAP", "mINP", "Rank-1", "1"]

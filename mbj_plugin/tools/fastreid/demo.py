@@ -13,10 +13,9 @@ from fastreid.engine import DefaultTrainer
 from fastreid.utils.env import seed_all_rng
 
 from mbj_plugin.tools.fastreid.synthetic import FOLDER, Plan, draw_dataset
-from mbj_plugin.tools.fastreid.train import find_config
+from mbj_plugin.tools.fastreid.train import SCORES, find_config, table
 
 ARMS = {"baseline": "EmbeddingHead", "MBJ": "MBJHead"}
-SCORES = ("mAP", "Rank-1")
 CONFIG = "Demo-MBJ.yml"
 
 
@@ -41,7 +40,7 @@ def run(head: str, seed: int, folder: Path, opts: list[str]) -> dict[str, float]
         opts: config options, `KEY value ...`.
 
     Returns:
-        fast-reid's scores, in percent.
+        mAP, mINP and Rank-1, in percent.
     """
     cfg = get_cfg()
     cfg.merge_from_file(find_config(CONFIG))
@@ -49,18 +48,8 @@ def run(head: str, seed: int, folder: Path, opts: list[str]) -> dict[str, float]
     cfg.freeze()
     folder.mkdir(parents=True, exist_ok=True)
     seed_all_rng(seed)
-    return DefaultTrainer(cfg).train()
-
-
-def table(scores: dict[int, dict[str, dict[str, float]]]) -> str:
-    """One line per seed, then the mean: mAP and Rank-1 of each arm, in percent."""
-    columns = [(arm, score) for arm in ARMS for score in SCORES]
-    rows = {str(seed): [arms[arm][score] for arm, score in columns] for seed, arms in scores.items()}
-    if len(rows) > 1:
-        rows["mean"] = [sum(values) / len(values) for values in zip(*rows.values(), strict=True)]
-    lines = ["seed   " + "  ".join(f"{arm + ' ' + score:>15}" for arm, score in columns)]
-    lines += [f"{name:<6} " + "  ".join(f"{value:15.1f}" for value in values) for name, values in rows.items()]
-    return "\n".join(lines)
+    found = DefaultTrainer(cfg).train()
+    return {score: float(found[score]) for score in SCORES}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,12 +79,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{plan.tail_images}; {plan.test} others to search for. Synthetic: the numbers say nothing about real images.",
         flush=True,
     )
-    scores: dict[int, dict[str, dict[str, float]]] = {}
+    scores: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(args.seeds):
         for arm, head in ARMS.items():
             print(f"Training {arm}, seed {seed} ...", flush=True)
-            result = run(head, seed, args.output / f"{arm}-seed{seed}", args.opts)
-            scores.setdefault(seed, {})[arm] = result
+            scores[arm].append(run(head, seed, args.output / f"{arm}-seed{seed}", args.opts))
     print(table(scores))
 
 

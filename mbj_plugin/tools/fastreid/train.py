@@ -1,18 +1,30 @@
 """fast-reid's training command, for those who have only its wheel: tools/train_net.py is not in it.
 
 Same arguments, same behaviour. Besides, `--config-file` also takes the name of a config that comes with the plugin,
-such as `Market1501_LT_H20_S5-MBJ.yml`.
+such as `Market1501_LT_H20_S5-MBJ.yml`; `--seed` makes a run repeatable, `--compare` trains the baseline beside MBJ, and
+`--seeds N` each of them N times. These three come before the config options, `KEY value ...`.
 """
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
+from pathlib import Path
 
-from fastreid.config import get_cfg
+import numpy as np
+import yaml
+from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from fastreid.utils import comm
 from fastreid.utils.checkpoint import Checkpointer
+from fastreid.utils.env import seed_all_rng
+from tabulate import tabulate
 
 from mbj_plugin import files
+from mbj_plugin.files import read_jsonl
+from mbj_plugin.tools.report.fastreid_run import dotted
+
+SCORES = ("mAP", "mINP", "Rank-1")
 
 
 def find_config(name: str) -> str:
@@ -24,17 +36,25 @@ def find_config(name: str) -> str:
     return str(files.find_config(name, "fastreid", ".yml"))
 
 
+def read_config(args: Namespace) -> CfgNode:
+    """The config that the arguments name."""
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    return cfg
+
+
 def train(args: Namespace) -> dict | None:
     """One rank of a run: train, or with ``--eval-only`` evaluate MODEL.WEIGHTS.
 
     Returns:
         fast-reid's results, such as mAP and Rank-1 in percent; None on other ranks than the first.
     """
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = read_config(args)
     cfg.freeze()
-    default_setup(cfg, args)
+    default_setup(cfg, args)  # it draws a seed
+    if args.seed is not None:
+        seed_all_rng(args.seed + comm.get_rank())
     if args.eval_only:
         cfg.defrost()
         cfg.MODEL.BACKBONE.PRETRAIN = False
@@ -46,19 +66,96 @@ def train(args: Namespace) -> dict | None:
     return trainer.train()
 
 
+def start(args: Namespace) -> None:
+    """All ranks of one run."""
+    places = {"num_machines": args.num_machines, "machine_rank": args.machine_rank, "dist_url": args.dist_url}
+    launch(train, args.num_gpus, **places, args=(args,))
+
+
+def train_all(args: Namespace) -> dict[str, list[dict[str, float]]]:
+    """The runs that ``--compare`` and ``--seeds`` ask for, each in a folder of its own below OUTPUT_DIR. Finished ones
+    are read, and an open one is gone on with.
+
+    Returns:
+        "baseline" and "MBJ" (those that were trained) to the scores of each seed.
+
+    Raises:
+        ValueError: for arguments that do not go together, or a folder of a run with other settings.
+    """
+    if args.seeds < 1:
+        raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
+    if args.resume or args.eval_only:
+        raise ValueError("--compare and --seeds go on with their own runs: leave out --resume and --eval-only")
+    cfg = read_config(args)
+    own = cfg.MODEL.HEADS.NAME
+    heads = {"MBJ" if own == "MBJHead" else "baseline": own}
+    if args.compare:
+        heads = {"baseline": "EmbeddingHead" if own == "MBJHead" else own, "MBJ": "MBJHead"}
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in heads}
+    first = args.seed or 0
+    for seed in range(first, first + args.seeds):
+        for name, head in heads.items():
+            folder = Path(cfg.OUTPUT_DIR) / f"{name}-seed{seed}"
+            opts = [*args.opts, "MODEL.HEADS.NAME", head, "OUTPUT_DIR", str(folder)]
+            each = Namespace(**{**vars(args), "seed": seed, "opts": opts})
+            each.resume = (folder / "last_checkpoint").is_file()
+            if each.resume:
+                check_same(folder, read_config(each))
+            if not (folder / "model_final.pth").is_file():
+                logging.getLogger("fastreid").handlers.clear()  # of the run before, which would repeat every line
+                start(each)
+            scores[name].append(last_scores(folder))
+    return scores
+
+
+def check_same(folder: Path, cfg: CfgNode) -> None:
+    """Raise ValueError where the run of a folder has other settings, but for those that fast-reid finds by itself."""
+    now, then = dotted(yaml.safe_load(cfg.dump())), dotted(yaml.safe_load((folder / "config.yaml").read_text()))
+    found = ("MODEL.HEADS.NUM_CLASSES", "MODEL.BACKBONE.FEAT_DIM", "MODEL.DEVICE")
+    for key in [key for key in now if key not in found and now[key] != then.get(key)]:
+        raise ValueError(f"{folder} was trained with {key} {then.get(key)}, now {now[key]}: give another OUTPUT_DIR")
+
+
+def last_scores(folder: Path) -> dict[str, float]:
+    """Scores in percent of the last evaluation in a run's metrics.json."""
+    rows, _ = read_jsonl(folder / "metrics.json", "iteration")
+    found = [{key: row[key] for key in row if key.rpartition("/")[2] in SCORES} for row in rows]
+    scores = next((scores for scores in reversed(found) if scores), None)
+    if scores is None:
+        raise ValueError(f"{folder / 'metrics.json'} holds no evaluation: is TEST.EVAL_PERIOD above 0?")
+    return dict(sorted(scores.items(), key=lambda item: SCORES.index(item[0].rpartition("/")[2])))
+
+
+def table(scores: dict[str, list[dict[str, float]]]) -> str:
+    """Mean and standard deviation of each score over the seeds, and of two methods their paired difference with its
+    standard error; of fewer than three pairs the differences themselves."""
+    rows = []
+    for key in next(iter(scores.values()))[0]:
+        values = [np.array([run[key] for run in runs]) for runs in scores.values()]
+        cells = [f"{v.mean():.1f}" + (f" ± {v.std(ddof=1):.1f}" if len(v) > 1 else "") for v in values]
+        if len(values) == 2:
+            pairs = values[1] - values[0]
+            error = pairs.std(ddof=1) / len(pairs) ** 0.5 if len(pairs) > 2 else None
+            each = ", ".join(f"{pair:+.1f}" for pair in pairs)
+            cells.append(each if error is None else f"{pairs.mean():+.1f} ± {error:.1f}")
+        rows.append([key, *cells])
+    names = [*scores, *["difference"] * (len(scores) == 2)]
+    seeds = len(next(iter(scores.values())))
+    return f"{tabulate(rows, ['%', *names], disable_numparse=True)}\n{seeds} seed{'s' * (seeds > 1)}"
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = default_argument_parser()
+    parser.add_argument("--seed", type=int, help="of weights, batches and augmentation (default: a new one each time)")
+    parser.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train with N seeds from --seed (or 0) on")
     args = parser.parse_args(argv)
     try:
         args.config_file = find_config(args.config_file)
     except ValueError as error:
         parser.error(str(error))
-    launch(
-        train,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    if args.compare or args.seeds != 1:
+        print(table(train_all(args)))
+    else:
+        start(args)

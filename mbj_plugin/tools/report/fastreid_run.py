@@ -43,7 +43,7 @@ def read_run(run: Run, folder: Path, args: Namespace) -> None:
     logging.getLogger("fastreid").setLevel(logging.ERROR)
     run.curve_unit = "iteration"
     with run.part("config.yaml"):
-        run.settings = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
+        run.settings = dotted(yaml.safe_load((folder / "config.yaml").read_text()))
         run.facts["model"] = f"{run.settings['MODEL.META_ARCHITECTURE']}, {run.settings['MODEL.HEADS.NAME']}"
         run.facts["training set"] = ", ".join(map(str, run.settings["DATASETS.NAMES"]))
     with run.part("curves (metrics.json)"):
@@ -57,13 +57,13 @@ def read_run(run: Run, folder: Path, args: Namespace) -> None:
                 _run_model(run, cfg, checkpoint, train, args.images_per_class)
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level of dotted keys."""
     if not isinstance(node, dict):
         raise ValueError("it holds no settings")
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
