@@ -6,7 +6,7 @@ from pathlib import Path
 # A clone works without being installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mbj_plugin.tools.after_training import main
+from mbj_plugin.tools.adjust import main
 
 if __name__ == "__main__":
     main()

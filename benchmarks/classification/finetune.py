@@ -33,9 +33,7 @@ from benchmarks.classification.data import Images, load_images
 from mbj_plugin.command_line import one_line
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.logit_adjustment import logit_adjusted
-from mbj_plugin.timm.head import classifier_layers
-from mbj_plugin.tools.finished_run import newest_checkpoint, run_images, saved_args
-from mbj_plugin.tools.trainer import build
+from mbj_plugin.tools.finished_run import FinishedRun
 from mbj_plugin.tools.trainer.args import parse_args
 from mbj_plugin.tools.trainer.config import load_config
 from mbj_plugin.tools.trainer.train import train
@@ -117,20 +115,11 @@ class Finished:
     """The classifiers of a finished run, and the features of the images that it is tested on."""
 
     def __init__(self, folder: Path, test: str) -> None:
-        args = saved_args(folder, "cpu", None)
-        args.val_split = test
-        _, checkpoint, _ = newest_checkpoint(folder)
-        datasets = build.make_datasets(args)
-        model = build.make_model(args, torch.device("cpu"))
-        model.load_state_dict(checkpoint["state_dict"])
-        layers: Any = classifier_layers(model)
-        data = build.make_loaders(args, model, datasets, torch.device("cpu"))
-        parts = zip(*run_images(model, layers, data.evaluation, torch.device("cpu")), strict=True)
-        self.labels, self.logits, self.features = map(torch.cat, parts)
-        self.counts = data.counts
-        batch = (checkpoint.get("task_state") or {}).get("batch_classifier")
-        layer = layers[0]
-        self.batch = (batch["0.weight"], batch["0.bias"]) if batch else (layer.weight.data, layer.bias.data)
+        run = FinishedRun(folder, test=test)
+        labels, logits, features, _ = zip(*run.outputs(run.evaluation_loader), strict=True)
+        self.labels, self.logits, self.features = map(torch.cat, (labels, logits, features))
+        self.counts, trained = run.counts, run.classifiers()
+        self.batch = trained.get("batch") or trained["mbj"]
 
     def errors(self, logits: Tensor) -> dict[str, float]:
         """By group, and "class_error", the mean over the classes."""

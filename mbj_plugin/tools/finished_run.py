@@ -1,4 +1,4 @@
-"""A run folder of ``train_timm``, or of timm's own train.py: its arguments, its checkpoint, its model run again."""
+"""A run folder of ``train_timm``, or of timm's own train.py with MBJ: settings, classifiers, the model run again."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ from torch.utils.data import DataLoader
 
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.files import new_file
+from mbj_plugin.timm.diagnostics import input_layers
 from mbj_plugin.timm.head import Heads, classifier_layers, recorded_inputs, same_map
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.args import make_parser
 from mbj_plugin.tools.trainer.checkpoint import read_checkpoint
 from mbj_plugin.tools.trainer.data import check_same_classes, make_dataset
+from mbj_plugin.tools.trainer.dataset_summary import class_names
 
 CHECKPOINTS = ("last.pth.tar", "model_best.pth.tar")
+#: (C, D) weight and (C,) bias.
 Classifier = tuple[Tensor, Tensor]
+#: tau of the logit adjustment that is in training already, by what brings it.
+ADJUSTED = {"balanced_softmax": 1.0, "class-balanced": 1.0, "square-root": 0.5}
 
 
-def saved_args(folder: Path, device: str, data: str | None) -> Namespace:
+def saved_args(folder: Path, device: str = "cpu", data: str | None = None) -> Namespace:
     """The run's arguments, for one process, this device and nothing that would be downloaded.
 
     Args:
@@ -42,7 +47,10 @@ def saved_args(folder: Path, device: str, data: str | None) -> Namespace:
     path = folder / "args.yaml"
     if not path.is_file():
         raise ValueError("there is no args.yaml, which says what the model and the data are")
-    saved = yaml.safe_load(path.read_text())
+    try:
+        saved = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(saved, dict):
         raise ValueError("args.yaml holds no arguments")
     fixed = {"device": device, "distributed": False, "world_size": 1, "rank": 0, "local_rank": 0, "prefetcher": False}
@@ -75,7 +83,7 @@ def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
     """Name and content of the last checkpoint, or of the best one where the last is broken, and the broken ones' names.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where there is none that can be read.
     """
     found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
     if not found:
@@ -86,12 +94,7 @@ def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
             return path.name, read_checkpoint(str(path)), broken
         except ValueError:
             broken.append(path.name)
-    return "", {}, broken
-
-
-def evaluated_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """State dict of the model that was evaluated: the averaged one, where there is one."""
-    return checkpoint.get("state_dict_ema") or checkpoint["state_dict"]
+    raise ValueError(f"cannot read {' and '.join(broken)} in {folder}: no checkpoint, or cut short")
 
 
 def memory_states(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -104,138 +107,227 @@ def memory_states(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return states
 
 
-@torch.no_grad()
-def run_images(
-    model: nn.Module, layers: list[nn.Module], loader: Any, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(B,) true classes, (B, C) logits and (B, D) inputs of the classifier's ``layers`` of each batch, on the CPU.
-
-    Unlabelled images are left out. Without layers the inputs are (B, 0).
-    """
-    model.eval()
-    with recorded_inputs(layers) as inputs:
-        for images, labels in loader:
-            inputs.clear()
-            logits = model(images.to(device)).float().cpu()
-            known = labels >= 0
-            features = torch.cat(inputs, dim=1).float().cpu() if inputs else logits[:, :0]
-            yield labels[known], logits[known], features[known]
-
-
 @dataclass
-class Images:
-    """Inputs (N, D) of the classifier and labels (N,) of a set."""
+class Inputs:
+    """Of the images of a set: (N, D) inputs of the classifier, (N,) labels, and a hash of each image as it was read."""
 
     features: Tensor
     labels: Tensor
+    seen: list[int]
 
     def wrong(self, classifier: Classifier, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
         """(C,) images of each class, and (C,) of them that the classifier gets wrong."""
-        answers = [F.linear(rows, *classifier).argmax(1) for rows in self.features.split(4096)]
-        missed = self.labels[torch.cat(answers) != self.labels]
+        missed = self.labels[self.answers(classifier) != self.labels]
         counts = [torch.bincount(labels, minlength=num_classes).numpy() for labels in (self.labels, missed)]
         return counts[0], counts[1]
 
+    def answers(self, classifier: Classifier) -> Tensor:
+        """(N,) classes that the classifier gives."""
+        return torch.cat([F.linear(rows, *classifier).argmax(1) for rows in self.features.split(4096)])
+
+    def shares(self, others: Inputs) -> float:
+        """Share of these images that are among the others, whatever their files and splits are called."""
+        known = set(others.seen)
+        return sum(image in known for image in self.seen) / max(len(self.seen), 1)
+
 
 class FinishedRun:
-    """The run: its model and memory, and once they are read, the features of its images.
+    """The run: its model and classifiers, and once they are read, the inputs of its classifier.
 
     Args:
         folder: of the run.
-        args: of the command.
+        device: where the model runs.
+        data: folder of the images, where they are no longer where the run found them.
+        images: whether images will be read; without, the counts come from results.json.
+        test: split to evaluate on, where it is another than the run's.
 
     Raises:
-        ValueError: for a folder that is no run of ``train_timm``, or a model without a plain classifier.
+        ValueError: for a folder that is no run, a run that diverged, or images of other classes.
     """
 
-    def __init__(self, folder: Path, args: Namespace) -> None:
-        name, self.checkpoint, _ = newest_checkpoint(folder)
-        if not name:
-            raise ValueError(f"cannot read a checkpoint in {folder}: they are cut short")
-        self.args = saved_args(folder, args.device, args.data)
-        with build.blame(f"--device {args.device}"):
-            self.device = torch.device(args.device)
-            torch.zeros(1, device=self.device)
-        if not args.no_images:
-            self.datasets = build.make_datasets(self.args)
+    def __init__(
+        self, folder: Path, device: str = "cpu", data: str | None = None, images: bool = True, test: str = ""
+    ) -> None:
+        self.args = saved_args(folder, device, data)
+        self.args.val_split = test or self.args.val_split
+        self.name, self.checkpoint, self.broken = newest_checkpoint(folder)
+        epoch = self.checkpoint.get("epoch")
+        #: "epoch 4 of 8" of a run that was stopped, or is not over.
+        self.unfinished = ""
+        if isinstance(epoch, int) and epoch + 1 < self.args.epochs:
+            self.unfinished = f"epoch {epoch + 1} of {self.args.epochs}"
+        self.device = torch.device(device)
+        self.datasets = build.make_datasets(self.args) if images else None
         self.model = build.make_model(self.args, self.device)
-        with build.blame(f"{name} does not fit the model of args.yaml"):
-            self.model.load_state_dict(evaluated_weights(self.checkpoint))
-        layers: Any = classifier_layers(self.model)
-        self.layers, heads = layers, Heads(layers)
-        weight, bias = heads.affine()
-        self.weight = weight.detach().float().cpu()
-        self.bias = None if bias is None else bias.detach().float().cpu()
-        self.evaluation: Images | None = None
-        self.validation: Images | None = None
-        if args.no_images:
-            try:
-                self.counts = np.array(saved_results(folder)["class_counts"], dtype=np.int64)
-            except ValueError as error:
-                raise ValueError(f"--no-images takes the class counts from results.json: {error}") from error
-
-    def read_images(self, validation_split: str | None) -> None:
-        """Run the model on the training images without augmentation, the evaluation set, and the split to choose on."""
-        train, evaluation = self.datasets
-        if validation_split is not None:
-            validation = self._validation_set(validation_split)
+        state = self.checkpoint.get("state_dict_ema") or self.checkpoint["state_dict"]
+        if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+            raise ValueError(
+                f"{folder} diverged, {broken[0]} is not finite in {self.name}: train again, with a lower --lr"
+            )
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{self.name} does not fit the model of args.yaml ({str(error)[:200]})") from error
+        if self.datasets is None:
+            self.counts = np.array(saved_results(folder)["class_counts"], dtype=np.int64)
+            return
+        self._check_classes()
         loaders = build.make_loaders(self.args, self.model, self.datasets, self.device)
-        self.counts = loaders.counts
-        self.evaluation = self._features(loaders.evaluation)
-        train.transform = evaluation.transform
-        self.train = self._features(self._loader(train))
-        if validation_split is not None:
-            validation.transform = evaluation.transform
-            self.validation = self._features(self._loader(validation))
+        self.counts, self.evaluation_loader = loaders.counts, loaders.evaluation
 
-    def _validation_set(self, split: str) -> Any:
-        for kind, used in (("trained", self.args.train_split), ("evaluated", self.args.val_split)):
-            if split == used:
-                raise ValueError(f"--choose-on {split}: the run was {kind} on that split, name another one")
+    def _check_classes(self) -> None:
+        """Raises ValueError for images of other classes than those of training."""
+        saved, here = (self.checkpoint.get("data") or {}).get("class_names"), class_names(self.datasets[1])  # type: ignore[index]
+        if saved and here and saved != here:
+            other = next(
+                (pair for pair in zip(saved, here, strict=False) if pair[0] != pair[1]), (len(saved), len(here))
+            )
+            raise ValueError(f"the run was trained with other classes ({other[0]!r}, here {other[1]!r}): check --data")
+
+    @property
+    def layers(self) -> list[Any]:
+        """Of the model's classifier.
+
+        Raises:
+            ValueError: for a model without a plain one.
+        """
+        return classifier_layers(self.model)
+
+    def classifiers(self) -> dict[str, Classifier]:
+        """Those that were trained: "batch", which is that of a run without MBJ, and "mbj".
+
+        Where MBJ shared its classifier with the batch loss there is no "batch".
+        """
+        layers = self.layers
+        own = _affine(layers)
+        averaged = "_ema" if self.checkpoint.get("state_dict_ema") else ""
+        batch = (self.checkpoint.get(f"task_state{averaged}") or {}).get("batch_classifier")
+        if not batch:
+            return {"mbj" if memory_states(self.checkpoint) else "batch": own}
+        both = nn.ModuleList(layers)
+        before = {key: value.clone() for key, value in both.state_dict().items()}
+        both.load_state_dict(batch)
+        found = {"batch": _affine(layers), "mbj": own}
+        both.load_state_dict(before)
+        return found
+
+    def adjusted_already(self) -> float:
+        """The tau of logit adjustment that the batch classifier's training had; NaN where that is not known."""
+        loss, sampler = self.args.loss, getattr(self.args, "sampler", None)
+        if ":" in str(loss) or "batch" not in self.classifiers():
+            return float("nan")
+        return ADJUSTED.get(loss, 0.0) + ADJUSTED.get(str(sampler), 0.0)
+
+    def read_evaluation(self) -> Inputs:
+        """The images that the run was evaluated on."""
+        return self._read(self.evaluation_loader)
+
+    def read_training(self) -> Inputs:
+        """The training images, without augmentation."""
+        return self._read(self.training_loader())
+
+    def training_loader(self, subset: Any = None) -> DataLoader:
+        """Of the training images, or some of them, as evaluation shows them."""
+        train, evaluation = self.datasets  # type: ignore[misc]
+        train.transform = evaluation.transform
+        return self._loader(train if subset is None else torch.utils.data.Subset(train, subset))
+
+    def read_validation(self, split: str, *others: Inputs) -> Inputs:
+        """The images of a split to choose on.
+
+        Args:
+            split: its name.
+            others: images that must not be among them.
+
+        Raises:
+            ValueError: where they are, under whatever name.
+        """
+        train, evaluation = self.datasets  # type: ignore[misc]
         dataset = make_dataset(self.args, split, False, build.image_mode(self.args))
-        check_same_classes(self.datasets[0], dataset)
-        return dataset
+        check_same_classes(train, dataset)
+        dataset.transform = evaluation.transform
+        images = self._read(self._loader(dataset))
+        for kind, known in zip(("evaluated", "trained"), others, strict=False):
+            if (share := images.shares(known)) > 0.05:  # some sets hold a few images twice
+                raise ValueError(
+                    f"--choose-on {split}: the run was {kind} on {100 * share:.0f} % of its images, name another split"
+                )
+        return images
 
     def _loader(self, dataset: Any) -> DataLoader:
         return DataLoader(dataset, self.args.batch_size, num_workers=self.args.workers)
 
-    def _features(self, loader: Any) -> Images:
-        labels, features = [], []
-        for batch_labels, logits, inputs in run_images(self.model, self.layers, loader, self.device):
-            fits = inputs.shape[1] == self.weight.shape[1]
-            if not fits or not same_map(self.weight, self.bias, inputs, logits, tolerance=0.01):
+    @torch.no_grad()
+    def outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
+        """(B,) labels, (B, C) logits, (B, D) inputs of the classifier and B hashes of each batch, on the CPU.
+
+        Unlabelled images are left out. Of a model without a plain classifier the inputs are (B, 0).
+        """
+        self.model.eval()
+        try:
+            layers = input_layers(self.model)
+        except ValueError:
+            layers = []
+        with recorded_inputs(layers) as inputs:
+            for images, labels in loader:
+                inputs.clear()
+                logits = self.model(images.to(self.device)).float().cpu()
+                known = labels >= 0
+                features = torch.cat(inputs, dim=1).float().cpu() if inputs else logits[:, :0]
+                seen = [hash(image.numpy().tobytes()) for image in images[known].cpu()]
+                yield labels[known], logits[known], features[known], seen
+
+    def _read(self, loader: Any) -> Inputs:
+        weight, bias = _affine(self.layers)
+        labels, features, seen = [], [], []
+        for batch_labels, logits, inputs, hashes in self.outputs(loader):
+            if inputs.shape[1] != weight.shape[1] or not same_map(weight, bias, inputs, logits, tolerance=0.01):
                 raise ValueError(
                     f"the logits of {self.args.model} are not what its classifier computes from its input (it combines "
                     "several heads, or scales them): another classifier cannot take its place"
                 )
             labels.append(batch_labels)
             features.append(inputs)
-        return Images(torch.cat(features), torch.cat(labels))
+            seen += hashes
+        return Inputs(torch.cat(features), torch.cat(labels), seen)
 
-    def errors(self, classifier: Classifier) -> dict[str, float]:
-        """Of the evaluation set, in percent: of all images and of each class group."""
-        assert self.evaluation is not None
-        images, wrong = self.evaluation.wrong(classifier, len(self.counts))
-        return group_errors(images, wrong, self.counts)
+    def errors(self, images: Inputs, classifier: Classifier) -> dict[str, float]:
+        """In percent: of all images and of each class group."""
+        return group_errors(*images.wrong(classifier, len(self.counts)), self.counts)
 
-    def write(self, classifier: Classifier, path: Path) -> None:
-        """A checkpoint with this classifier in the place of the trained one.
+    def put(self, classifier: Classifier) -> None:
+        """Make it the model's own classifier.
 
         Raises:
-            ValueError: where the model has no bias and the classifier needs one, or the file cannot be written.
+            ValueError: where the model has no bias and the classifier needs one.
         """
         weight, bias = classifier
-        biased = [layer for layer in self.layers if layer.bias is not None]
+        layers = self.layers
+        biased = [layer for layer in layers if layer.bias is not None]
         if not biased and bias.abs().max() > 0:
             raise ValueError(f"the classifier of {self.args.model} has no bias, and this one needs it: write another")
         with torch.no_grad():
-            sizes = [layer.weight[0].numel() for layer in self.layers]
+            sizes = [layer.weight[0].numel() for layer in layers]
             # Several layers are averaged by the model.
-            for layer, part in zip(self.layers, weight.split(sizes, dim=1), strict=True):
-                layer.weight.copy_(part.reshape(layer.weight.shape) * len(self.layers))
+            for layer, part in zip(layers, weight.split(sizes, dim=1), strict=True):
+                layer.weight.copy_(part.reshape(layer.weight.shape) * len(layers))
             for layer in biased:
-                layer.bias.copy_(bias * len(self.layers) / len(biased))
+                layer.bias.copy_(bias * len(layers) / len(biased))
+
+    def write(self, classifier: Classifier, path: Path) -> None:
+        """A new checkpoint with this classifier in the place of the trained one.
+
+        Raises:
+            ValueError: where the model cannot have it, or the file cannot be written.
+        """
+        self.put(classifier)
         state = {name: value.cpu() for name, value in self.model.state_dict().items()}
         content = {"arch": self.args.model, "epoch": self.checkpoint.get("epoch"), "state_dict": state}
         with new_file(path) as part:
             torch.save(content, part)
+
+
+def _affine(layers: list[Any]) -> Classifier:
+    weight, bias = Heads(layers).affine()
+    weight = weight.detach().float().cpu().clone()
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().float().cpu().clone()

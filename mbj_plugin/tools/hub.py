@@ -1,4 +1,4 @@
-"""``python -m mbj_plugin.tools.hub RUN FOLDER``: a finished run as a model folder of timm's, which loads without us.
+"""``mbj hub RUN FOLDER``: a finished run as a model folder of timm's, which loads without us.
 
 timm's own ``save_for_hf`` writes weights and config; the model card beside them names data, groups and settings.
 """
@@ -9,59 +9,111 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
+from huggingface_hub import ModelCard, ModelCardData
 from timm.data import resolve_data_config
 from timm.models import model_entrypoint, save_for_hf
 
-from mbj_plugin.batch_losses import loss_class
+from mbj_plugin import logit_adjustment
 from mbj_plugin.command_line import OneLineParser, one_line
-from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.files import new_folder
-from mbj_plugin.timm.compat import generate_readme
-from mbj_plugin.tools.finished_run import evaluated_weights, newest_checkpoint, saved_args, saved_results
-from mbj_plugin.tools.trainer import build
+from mbj_plugin.tools.finished_run import FinishedRun, saved_results
 from mbj_plugin.tools.trainer.args import make_parser
 from mbj_plugin.tools.trainer.flags import PLACES
 from mbj_plugin.tools.trainer.ranges import channels
 
-PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct")
+#: Classifiers that a folder can have: their keys in results.json, and what they are.
+CLASSIFIERS = {
+    "mbj": ("memory", "the memory classifier of Memory-based Jitter (MBJ)"),
+    "batch": ("batch", "the batch classifier, which is that of a run without MBJ"),
+    "adjusted": ("batch_adjusted", "the batch classifier with logits adjusted for the class sizes, tau 1"),
+}
+PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+STRUCTURE = ("architecture", "classifier", "first_conv", "pool_size")
 FILES = ("class_map", "initial_checkpoint", "pretrained_path", "mbj_class_counts")
-CITATION = """@article{liu2020mbj,
+CARD = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A {{ architecture }} for {{ counts | length }} classes, trained on long-tailed data. Its classifier is {{ kind }}.
+
+## Errors in percent, of {{ images or "a stream of" }} images of the split {{ settings.val_split }}
+
+| classifier | all | head | medium | tail |
+|---|---:|---:|---:|---:|
+{% for title, row in rows -%}
+| {{ title }} | {{ row | join(" | ") }} |
+{% endfor %}
+Head, medium and tail are the first 20 %, the next 20 % and the last 60 % of the classes by training images.
+
+## Use
+
+```python
+import timm
+{% if plugin -%}
+import mbj_plugin.timm  # registers the architecture
+{% endif -%}
+model = timm.create_model("local-dir:{{ name }}", pretrained=True).eval()
+```
+
+Once it is on the hub, `hf-hub:USER/NAME` stands for `local-dir:FOLDER`.
+
+## Training
+
+- Data: {{ data }}, split {{ settings.train_split }}: {{ counts | sum }} images, {{ counts | max }} of the largest \
+class, {{ counts | min }} of the smallest
+{% for title, values in details.items() -%}
+- {{ title }}: {% for key, value in values.items() %}{{ key }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
+{% endfor %}
+## Citation
+
+```bibtex
+@article{liu2020mbj,
   title={Memory-based Jitter: Improving Visual Recognition on Long-tailed Data with Diversity In Memory},
   author={Liu, Jialun and Zhang, Jingwei and Li, Wenhui and Zhang, Chi and Sun, Yifan},
   journal={arXiv:2008.09809},
   year={2020}
-}"""
+}
+```
+"""
 
 
-def write_folder(run: Path, output: Path, licence: str = "unknown") -> str:
+def write_folder(folder: Path, output: Path, licence: str = "unknown", classifier: str | None = None) -> str:
     """Write ``output``/config.json, model.safetensors and README.md.
 
     Args:
-        run: folder of a finished run of ``train_timm``.
+        folder: of a finished run of ``train_timm``.
         output: a folder that is empty or not there.
         licence: of the model, as Hugging Face writes it.
+        classifier: one of :data:`CLASSIFIERS`; by default what the user chose at the start, "mbj" with ``--mbj``.
 
     Returns:
         Name of the architecture.
 
     Raises:
-        ValueError: where the run is not finished or cannot be loaded by timm, or ``output`` holds files.
+        ValueError: where the run is not finished or has not this classifier, or ``output`` holds files.
     """
-    results = saved_results(run)
-    args = saved_args(run, "cpu", None)
-    if hasattr(loss_class(args.loss), "adapt_model"):
-        raise ValueError(f"--loss {args.loss} trains a classifier of its own kind, which no model of timm's has")
-    _, checkpoint, broken = newest_checkpoint(run)
-    if broken:
-        raise ValueError(f"cannot read {run / broken[0]}, it is no checkpoint or cut short")
-    model = build.make_model(args, torch.device("cpu"))
-    model.load_state_dict(evaluated_weights(checkpoint))
-    architecture = _describe_input(model, args)
+    results = saved_results(folder)
+    run = FinishedRun(folder, images=False)
+    if run.unfinished:
+        raise ValueError(f"{folder} is not finished: its checkpoint is of {run.unfinished}")
+    if run.broken:
+        raise ValueError(f"cannot read {folder / run.broken[0]}, it is no checkpoint or cut short")
+    trained = run.classifiers()
+    chosen = classifier or ("mbj" if run.args.mbj else "batch")
+    if chosen == "adjusted" and run.adjusted_already() == 0:
+        trained["adjusted"] = logit_adjustment.logit_adjusted(*trained["batch"], run.counts.tolist())
+    if chosen not in trained:
+        raise ValueError(f"--classifier {chosen}: this run has {' and '.join(trained)}, and --loss {run.args.loss}")
+    run.put(trained[chosen])
+    architecture = _describe(run.model, run.args, bool(results["settings"].get("pretrained")))
     names = {"label_names": results["class_names"]} if results["class_names"] else {}
     with new_folder(output) as part:
-        save_for_hf(model, str(part), model_config=names, model_args=_model_args(args), safe_serialization=True)
-        (part / "README.md").write_text(model_card(architecture, results, output.name, licence), encoding="utf-8")
+        save_for_hf(run.model, str(part), model_config=names, model_args=_model_args(run.args), safe_serialization=True)
+        (part / "README.md").write_text(
+            model_card(architecture, results, output.name, licence, chosen), encoding="utf-8"
+        )
     return architecture
 
 
@@ -70,11 +122,15 @@ def needs_plugin(architecture: str) -> bool:
     return model_entrypoint(architecture).__module__.startswith("mbj_plugin.")
 
 
-def _describe_input(model: Any, args: Namespace) -> str:
-    """Put the run's preprocessing where timm looks for the model's; the name of its architecture."""
+def _describe(model: Any, args: Namespace, pretrained: bool) -> str:
+    """Put the run's preprocessing where timm looks for the model's; the name of its architecture.
+
+    Of pretrained weights that the run did not start from, neither tag nor licence nor address is kept.
+    """
     resolved = resolve_data_config(vars(args), model=model)
-    model.pretrained_cfg = {**model.pretrained_cfg, **{name: resolved[name] for name in PREPROCESSING}}
-    return model.pretrained_cfg["architecture"]
+    kept = {k: v for k, v in model.pretrained_cfg.items() if pretrained or k in STRUCTURE}
+    model.pretrained_cfg = kept | {name: resolved[name] for name in PREPROCESSING}
+    return kept["architecture"]
 
 
 def _model_args(args: Namespace) -> dict[str, Any]:
@@ -83,43 +139,50 @@ def _model_args(args: Namespace) -> dict[str, Any]:
     return dict(args.model_kwargs) | {name: value for name, value in given.items() if value is not None}
 
 
-def model_card(architecture: str, results: dict[str, Any], name: str, licence: str) -> str:
-    """The text of README.md, in the form of timm's own cards.
+def model_card(architecture: str, results: dict[str, Any], name: str, licence: str, chosen: str) -> str:
+    """The text of README.md.
 
     Args:
         architecture: of the model.
         results: of results.json.
         name: of the model.
         licence: as Hugging Face writes it.
+        chosen: which of :data:`CLASSIFIERS` it has.
     """
     settings = results["settings"]
-    data = settings.get("dataset") or Path(settings.get("data_dir") or "images").name
-    counts, errors = results["class_counts"], results["errors"]
-    method = "Memory-based Jitter (MBJ)" if results["method"] == "mbj" else "no memory (a baseline)"
-    details: dict[str, Any] = {
-        "Data": f"{data}, split {settings.get('train_split')}: {results['images']:,} training images in "
-        f"{len(counts):,} classes, {max(counts):,} of the largest, {min(counts):,} of the smallest",
-        "Evaluated on": f"split {settings.get('val_split')}, {results['evaluation_images'] or 'a stream of'} images",
-        "Error in percent": {"all": f"{errors['error']:.2f}"}
-        | {title: " / ".join(f"{errors[k]:.2f}" if k in errors else "-" for k in ks) for title, ks in GROUPS.items()},
+    # The errors of the run's own choice are all that a run from before there were several has.
+    own = "memory" if results["method"] == "mbj" else "batch"
+    errors = {own: {"errors": results["errors"]}} | results.get("classifiers", {})
+    rows = [
+        (("**" + title + "**" if key == chosen else title), [_percent(errors[saved]["errors"], group) for group in
+         ("error", "head", "medium", "tail")])
+        for key, (saved, title) in CLASSIFIERS.items() if saved in errors
+    ]  # fmt: skip
+    details = {
+        "MBJ": {k: v for k, v in (results["mbj"] or {}).items() if v is not None},
+        "Seed": {"": settings.get("seed")},
+        "Settings other than train_timm's defaults": _changed(settings),
+        "Versions": results["versions"],
     }
-    if results["mbj"]:
-        details["MBJ"] = {k: v for k, v in results["mbj"].items() if v is not None}
-    details["Seed"] = settings.get("seed")
-    details["Settings other than train_timm's defaults"] = _changed(settings)
-    details["Versions"] = results["versions"]
-    imports = "import timm\n" + "import mbj_plugin.timm  # registers the architecture\n" * needs_plugin(architecture)
-    usage = f'```python\n{imports}model = timm.create_model("local-dir:{name}", pretrained=True).eval()\n```\n\n'
-    usage += "Once it is on the hub, `hf-hub:USER/NAME` stands for `local-dir:FOLDER`."
-    card = {
-        "license": licence,
-        "tags": ["image-classification", "timm", "long-tailed"],
-        "description": f"A {architecture} for {len(counts):,} classes, trained on long-tailed data with {method}.",
-        "details": details,
-        "usage": usage,
-        "citation": CITATION,
-    }
-    return generate_readme(card, name)
+    card = ModelCard.from_template(
+        ModelCardData(license=licence, library_name="timm", tags=["image-classification", "timm", "long-tailed"]),
+        template_str=CARD,
+        name=name,
+        architecture=architecture,
+        kind=CLASSIFIERS[chosen][1],
+        rows=rows,
+        settings=settings,
+        data=settings.get("dataset") or Path(settings.get("data_dir") or "images").name,
+        counts=results["class_counts"],
+        images=results["evaluation_images"],
+        details={title: values for title, values in details.items() if values},
+        plugin=needs_plugin(architecture),
+    )
+    return str(card)
+
+
+def _percent(errors: dict[str, float], group: str) -> str:
+    return f"{errors[group]:.2f}" if group in errors else "–"
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -132,17 +195,20 @@ def _changed(settings: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = OneLineParser(
-        prog="hub",
+        prog="mbj hub",
         description="Writes a finished run of train_timm as a folder that stock timm loads by local-dir:FOLDER, and "
         "that `hf upload USER/NAME FOLDER` puts on Hugging Face's hub: weights, config, and a model card that names "
-        "data, groups and settings. Reads no image and asks no network.",
+        "data, errors and settings. Reads no image and asks no network.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="to write: empty, or not there")
+    parser.add_argument(
+        "--classifier", choices=CLASSIFIERS, help="which one (default: mbj of a run with --mbj, else batch)"
+    )
     parser.add_argument("--license", default="unknown", help="of the model, for its card (default: %(default)s)")
     args = parser.parse_args(argv)
-    with one_line("hub"):
-        architecture = write_folder(args.run, args.folder, args.license)
+    with one_line("mbj hub"):
+        architecture = write_folder(args.run, args.folder, args.license, args.classifier)
         print(f'Written: timm.create_model("local-dir:{args.folder}", pretrained=True) loads it')
         if needs_plugin(architecture):
             print(f"after import mbj_plugin.timm, which registers {architecture}")

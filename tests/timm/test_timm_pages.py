@@ -10,7 +10,7 @@ from page_runner import DOCS, run_page
 from PIL import Image
 
 import mbj_plugin
-from mbj_plugin.tools import after_training, hub, report
+from mbj_plugin.tools import adjust, hub, report
 from mbj_plugin.tools.trainer import train
 from mbj_plugin.tools.trainer.args import make_parser, parse_args
 
@@ -27,7 +27,7 @@ def run_training(words, *more):
 
 COMMANDS = {
     "mbj train": run_training,
-    "mbj adjust": after_training.main,
+    "mbj adjust": adjust.main,
     "mbj report": lambda words: report.main([*words, "--no-model"]),
     "mbj hub": hub.main,
 }
@@ -64,7 +64,7 @@ def test_does_it_help(data, capsys):
 
 def test_which_method(data, capsys):
     run_page("which-method.md", COMMANDS)
-    assert "logit-adjustment" in capsys.readouterr().out
+    assert "adjusted" in capsys.readouterr().out
 
 
 def test_own_loop(tmp_path, monkeypatch):

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from mbj_plugin.logit_adjustment import logit_adjusted
 from mbj_plugin.tools import hub
-from mbj_plugin.tools.finished_run import saved_args
+from mbj_plugin.tools.finished_run import FinishedRun, saved_args
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer import train as trainer
 from mbj_plugin.tools.trainer.args import parse_args
@@ -48,26 +51,50 @@ def test_a_run_comes_back_in_stock_timm(run, tmp_path, capsys):
     subprocess.run([sys.executable, "-c", code, *paths], check=True, env=alone)
     back = torch.load(paths[2])
     checkpoint = torch.load(run / "last.pth.tar", weights_only=False)
-    model = build.make_model(saved_args(run, "cpu", None), torch.device("cpu")).eval()
+    model = build.make_model(saved_args(run), torch.device("cpu")).eval()
     model.load_state_dict(checkpoint["state_dict_ema"])
     torch.testing.assert_close(back["logits"], model(images), rtol=0, atol=0)
     assert tuple(back["mean"]) == (0.3, 0.4, 0.5) and tuple(back["size"]) == (3, 16, 16)
     assert back["names"] == ["class0", "class1", "class2"]
 
 
-def test_the_card_names_data_groups_and_settings(run, image_folder, tmp_path):
+def test_the_card_names_data_errors_and_settings(run, image_folder, tmp_path):
     hub.write_folder(run, tmp_path / "model", "mit")
     card = (tmp_path / "model/README.md").read_text()
     errors = json.loads((run / "results.json").read_text())["errors"]
-    assert "license: mit" in card and "# Model card for model" in card
-    assert f"{image_folder.name}, split train: 42 training images in 3 classes, 24 of the largest, 6 of the" in card
-    assert f"- all: {errors['error']:.2f}" in card
-    assert f"- head / medium / tail (20 / 20 / 60 % of the classes by rank): {errors['head']:.2f} / " in card
-    assert "few shot (> 100, 20 to 100, < 20 images): - / " in card  # no class has more than 100
-    assert "- eta: " not in card and "- beta: 1.5" in card  # eta is the default of the memory
-    assert "- mbj_start: 0" in card and "- model: test_resnet" in card and "- timm: " in card
+    assert card.startswith("---\nlibrary_name: timm\nlicense: mit") and "# model" in card
+    assert f"Data: {image_folder.name}, split train: 42 images, 24 of the largest class, 6 of the smallest" in card
+    cells = " | ".join(f"{errors[name]:.2f}" if name in errors else "–" for name in ("error", "head", "medium", "tail"))
+    assert f"| **the memory classifier of Memory-based Jitter (MBJ)** | {cells} |" in card
+    assert "beta 1.5" in card and "mbj_start 0" in card and "model test_resnet" in card and "timm " in card
     assert str(image_folder.parent) not in card  # whose machine it was is nobody's business
     assert 'timm.create_model("local-dir:model", pretrained=True)' in card and "import mbj_plugin" not in card
+    # Nothing of the weights that timm has for this architecture, and that the run did not start from.
+    config = (tmp_path / "model/config.json").read_text()
+    assert "r160_in1k" not in config and "apache" not in config and "timm/" not in config
+
+
+@pytest.mark.parametrize("classifier", hub.CLASSIFIERS)
+def test_any_of_the_runs_classifiers_is_exported(run, tmp_path, classifier):
+    hub.write_folder(run, tmp_path / "model", classifier=classifier)
+    finished = FinishedRun(run, images=False)
+    trained = finished.classifiers()
+    trained["adjusted"] = logit_adjusted(*trained["batch"], finished.counts.tolist())
+    with safe_open(tmp_path / "model/model.safetensors", "pt") as file:
+        weight, bias = file.get_tensor("fc.weight"), file.get_tensor("fc.bias")
+    assert torch.equal(weight, trained[classifier][0]) and torch.equal(bias, trained[classifier][1])
+    assert not torch.equal(trained["mbj"][0], trained["batch"][0])
+    assert hub.CLASSIFIERS[classifier][1] + "." in (tmp_path / "model/README.md").read_text()
+
+
+def test_the_card_has_the_errors_of_all_classifiers(run):
+    results = json.loads((run / "results.json").read_text())
+    keys = ("batch", "batch_adjusted", "memory")
+    results["classifiers"] = {key: {"errors": {"error": 10.0 + i}} for i, key in enumerate(keys)}
+    card = hub.model_card("resnet18", results, "model", "mit", "adjusted")
+    for i, (_, title) in enumerate(hub.CLASSIFIERS[name] for name in ("batch", "adjusted", "mbj")):
+        bold = "**" if i == 1 else ""
+        assert f"| {bold}{title}{bold} | {10 + i}.00 | – | – | – |" in card
 
 
 def test_an_architecture_of_ours_is_said(tmp_path, tiny, capsys):
@@ -75,8 +102,9 @@ def test_an_architecture_of_ours_is_said(tmp_path, tiny, capsys):
     hub.main([str(tmp_path / "run"), str(tmp_path / "model")])
     assert "after import mbj_plugin.timm, which registers resnet32_cifar" in capsys.readouterr().out
     card = (tmp_path / "model/README.md").read_text()
-    assert "import mbj_plugin.timm  # registers" in card and "no memory (a baseline)" in card
+    assert "import mbj_plugin.timm  # registers" in card and "is the batch classifier" in card
     assert "sklearn/digits, split train" in card
+    assert "this run has batch" in fails(tmp_path / "run", tmp_path / "new", "--classifier", "mbj")
 
 
 def test_the_model_is_made_as_the_run_made_it():
@@ -105,21 +133,22 @@ def fails(*argv):
 
 
 def test_bad_input(run, tmp_path):
-    assert "hub: error: there is no " in fails(tmp_path, tmp_path / "model")
+    assert "there is no " in fails(tmp_path, tmp_path / "model")
     (tmp_path / "model").mkdir()
     (tmp_path / "model/file").touch()
     assert "model holds files already" in fails(run, tmp_path / "model")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for name in ("args.yaml", "results.json"):
-        (broken / name).write_bytes((run / name).read_bytes())
-    (broken / "last.pth.tar").write_bytes(b"half")
-    assert "last.pth.tar, it is no checkpoint or cut short" in fails(broken, tmp_path / "new")
-    args = (broken / "args.yaml").read_text().replace("loss: ce", "loss: benchmarks.rivals.ldam:LDAMLoss")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["file"]
+    broken, new = shutil.copytree(run, tmp_path / "broken"), tmp_path / "new"
+    args = (broken / "args.yaml").read_text()
+    (broken / "args.yaml").write_text(args.replace("epochs: 1\n", "epochs: 2\n"))
+    assert "epoch 1 of 2" in fails(broken, new)
     (broken / "args.yaml").write_text(args)
-    assert "--loss benchmarks.rivals.ldam:LDAMLoss trains a classifier of its own kind" in fails(
-        broken, tmp_path / "new"
-    )
+    checkpoint = torch.load(broken / "last.pth.tar", weights_only=False)
+    checkpoint["state_dict_ema"]["fc.bias"][0] = float("inf")
+    torch.save(checkpoint, broken / "last.pth.tar")
+    assert "diverged, fc.bias" in fails(broken, new)
+    (broken / "last.pth.tar").write_bytes(b"half")
+    assert "last.pth.tar" in fails(broken, new)
     (broken / "results.json").write_text("{")
-    assert "results.json is cut short" in fails(broken, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    assert "results.json is cut short" in fails(broken, new)
+    assert not new.exists()

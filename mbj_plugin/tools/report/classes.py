@@ -2,254 +2,174 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from mbj_plugin.diagnostics.groups import answers_by_group, confusion_matrix
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.tools.report.page import Figure, Section, Table
-from mbj_plugin.tools.report.run import Run
+from mbj_plugin.tools.report.page import Section, Table
+from mbj_plugin.tools.report.run import RunRecord, Scores, side_by_side
 from mbj_plugin.tools.report.style import (
     COLOURS,
-    GROUP_COLOURS,
+    GREYS,
     GROUP_HATCHES,
     GROUPS,
+    HATCHES,
     MARKERS,
     draw_bars,
-    drawing,
+    log_axis,
+    picture,
     plot,
     rank_axis,
     shown,
-    size_axis,
 )
 
-SHOTS = ("many_shot", "medium_shot", "few_shot")
 MATRIX_CLASSES = 100  # larger matrices cannot be read
 
 
-def class_section(runs: list[Run], folder: Path) -> Section | None:
-    """Error of each group and of each class against its size; None for runs that do not classify."""
-    runs = [run for run in runs if run.errors and run.class_counts is not None]
-    if not runs:
-        return None
-    section = Section(
-        "Error by class group and by class size",
-        "head / medium / tail are the first 20 %, the next 20 % and the last 60 % of the classes by rank; many / "
-        "medium / few shot are classes of more than 100, 20 to 100 and fewer than 20 training images.",
-        [_group_table(runs)],
+def class_section(runs: list[RunRecord]) -> Section:
+    """Error of each group and of each class against its size."""
+    section = Section("Error by class group and by class size")
+    compared = [(name, run, scores) for name, run, scores in side_by_side(runs) if run.class_counts is not None]
+    if not compared:
+        return section
+    counts = np.asarray(compared[0][1].class_counts)
+    groups = class_groups(counts)
+    caption = (
+        "Test error of each group. A method for the long tail lowers the tail's bars more than it raises the head's."
     )
-    for names, title in ((GROUPS, "head / medium / tail"), (SHOTS, "many / medium / few shot")):
-        path = folder / f"errors-{'head' if names is GROUPS else 'many'}.png"
-        draw_groups(runs, names, title, path)
-        said = "; ".join(f"{run.name}: " + ", ".join(_error(run, name) for name in names) for run in runs)
-        section.figures.append(Figure(path, f"Bars of the error by {title}. {said}.", f"Error in percent, {title}."))
-    with_classes = [run for run in runs if run.class_errors is not None]
-    if with_classes:
-        path = folder / "error-by-class-size.png"
-        draw_class_errors(with_classes, path)
-        section.figures.append(
-            Figure(path, "Error of each class against its number of training images, one mark per class and run.",
-                   "One mark per class. Classes of one size are drawn a little apart.")
-        )  # fmt: skip
-    section.figures += _change_figures(with_classes, folder)
+    with plot(section, "errors-by-group", "Error by class group", "error, %", caption) as axis:
+        draw_bars(axis, {shown(name): [scores.errors.get(g, np.nan) for g in GROUPS] for name, _, scores in compared})
+        labels = [f"{g}\n{len(groups[g])} classes\n{counts[groups[g]].sum():,} images" for g in GROUPS]
+        axis.set_xticks(range(len(GROUPS)), labels)
+    caption = "One mark for each class. A good classifier's marks stay low to the left, where classes are small."
+    with plot(section, "error-by-class-size", "Error by class size", "error, %", caption) as axis:
+        for index, (name, run, scores) in enumerate(compared):
+            sizes = np.asarray(run.class_counts)
+            shift = 1 + 0.03 * (index - (len(compared) - 1) / 2)
+            look: Any = {"color": COLOURS[index], "alpha": 0.8 if len(sizes) < 50 else 0.4}
+            axis.plot(sizes * shift, scores.by_class, MARKERS[index], label=shown(name),
+                      mfc="none" if index % 2 else None, **look)  # fmt: skip
+        log_axis(axis, "x")
+        axis.set_xlabel("training images of the class")
+    for index, (name, run, scores) in enumerate(compared[1:], 1):
+        if np.array_equal(np.asarray(run.class_counts), counts):
+            draw_change(section, index, name, compared[0][0], run, scores.by_class - compared[0][2].by_class)
+    section.tables.append(_class_table(compared))
     return section
 
 
-def _error(run: Run, name: str) -> str:
-    return (
-        f"{name.replace('_', ' ')} {run.errors[name]:.1f} %" if name in run.errors else f"no {name.replace('_', ' ')}"
-    )
-
-
-def _group_table(runs: list[Run]) -> Table:
-    header, rows = ["error, %"] + [run.name for run in runs], []
-    if len(runs) > 1:
-        header += [f"{run.name} − {runs[0].name}" for run in runs[1:]]
-    for key in ("error", *GROUPS, *SHOTS):
-        values = [run.errors.get(key) for run in runs]
-        if all(value is None for value in values):
-            continue
-        cells = ["–" if value is None else f"{value:.2f}" for value in values]
-        if len(runs) > 1:
-            first = values[0]
-            cells += ["–" if v is None or first is None else f"{v - first:+.2f}".replace("-", "−") for v in values[1:]]
-        rows.append(["all" if key == "error" else key.replace("_", " "), *cells])
-    return Table(header, rows, "Test error in percent; lower is better.")
-
-
-def draw_groups(runs: list[Run], names: tuple[str, ...], title: str, path: Path) -> None:
-    """Bars of the error of each group, one per run, with the number of classes and training images below."""
-    counts: Any = np.asarray(runs[0].class_counts)
-    groups = class_groups(counts)
-    with plot(path, f"Error by {title}", "error, %") as axis:
-        draw_bars(axis, {run.name: [run.errors.get(name, np.nan) for name in names] for run in runs})
-        labels = []
-        for name in names:
-            classes, images = groups[name], int(counts[groups[name]].sum())
-            words = f"{len(classes)} class{'es' * (len(classes) != 1)}\n{images:,} image{'s' * (images != 1)}"
-            labels.append(f"{name.removesuffix('_shot')}\n{words}")
-        axis.set_xticks(range(len(names)), labels)
-
-
-def draw_class_errors(runs: list[Run], path: Path) -> None:
-    """Error of each class against its number of training images."""
-    with plot(path, f"Error by class size, {len(np.asarray(runs[0].class_counts))} classes", "error, %") as axis:
-        for index, run in enumerate(runs):
-            counts, errors = np.asarray(run.class_counts), np.asarray(run.class_errors)
-            known = counts > 0
-            # A little apart, so that the marks of several runs and of classes of one size do not hide each other.
-            shift = 1 + 0.03 * (index - (len(runs) - 1) / 2)
-            axis.plot(
-                counts[known] * shift,
-                errors[known],
-                MARKERS[index],
-                color=COLOURS[index],
-                label=shown(run.name),
-                alpha=0.8 if len(counts) < 50 else 0.4,
-                mfc="none" if index % 2 else None,
-            )
-        size_axis(axis)
-
-
-def _change_figures(runs: list[Run], folder: Path) -> list[Figure]:
-    """Who gains, from the first run to each other of the same classes and sizes."""
-    figures = []
-    for number, run in enumerate(runs[1:], 1):
-        first = runs[0]
-        if not np.array_equal(np.asarray(first.class_counts), np.asarray(run.class_counts)):
-            continue
-        change = np.asarray(run.class_errors) - np.asarray(first.class_errors)
-        path = folder / f"change-{number}.png"
-        draw_change(change, np.asarray(run.class_counts), f"{shown(run.name)} − {shown(first.name)}", path)
-        text = f"Which classes gain, from {first.name} to {run.name}: {int((change < 0).sum())} are better, "
-        text += f"{int((change > 0).sum())} are worse. Below zero is better."
-        figures.append(Figure(path, text, text))
-    return figures
-
-
-def draw_change(change: np.ndarray, counts: np.ndarray, title: str, path: Path) -> None:
+def draw_change(section: Section, index: int, name: str, first: str, run: RunRecord, change: np.ndarray) -> None:
     """Bars of the (C,) change of each class's error, in points; classes from the largest to the smallest."""
+    counts = np.asarray(run.class_counts)
     order = np.argsort(-counts, kind="stable")
-    change, ranks = change[order], np.arange(1, len(order) + 1)
-    with plot(path, title, "change of error, points") as axis:
-        for mask, colour, hatch, label in (
-            (change <= 0, COLOURS[0], "", "better"),
-            (change > 0, COLOURS[1], "///", "worse"),
-        ):
-            if len(order) <= 60:
-                axis.bar(ranks[mask], change[mask], color=colour, hatch=hatch, edgecolor="white", label=label)
-            else:  # up or down tells them apart; white edges would hide bars this thin
-                axis.vlines(ranks[mask], 0, change[mask], color=colour, lw=max(0.3, 200 / len(order)), label=label)
+    ranks, values = np.arange(1, len(order) + 1), change[order]
+    caption = f"From {first} to {name}: {int((change < 0).sum())} classes are better (bars down), "
+    caption += f"{int((change > 0).sum())} are worse (up). Look at the right end, where the smallest classes are."
+    with plot(
+        section, f"change-{index}", f"{shown(name)} − {shown(first)}", "change of error, points", caption
+    ) as axis:
+        if len(order) <= 60:
+            axis.bar(ranks, values, color=COLOURS[index], hatch=HATCHES[index], edgecolor="white")
+        else:  # white edges would hide bars this thin
+            axis.vlines(ranks, 0, values, color=COLOURS[index], lw=max(0.3, 200 / len(order)))
         axis.axhline(0, color="black", lw=0.8)
         axis.grid(False, axis="x")
-        rank_axis(axis, counts[order])
+        rank_axis(axis, _labels(run, order), counts[order])
 
 
-def confusion_section(runs: list[Run], folder: Path) -> Section | None:
+def _labels(run: RunRecord, classes: np.ndarray) -> list[str]:
+    return [shown(run.class_name(int(c)), f"class {c}") for c in classes]
+
+
+def _class_table(compared: list[tuple[str, RunRecord, Scores]]) -> Table:
+    """A line for each class, the largest first; the number is what figures show where a name has other letters."""
+    run = compared[0][1]
+    counts = np.asarray(run.class_counts)
+    images = np.full(len(counts), -1) if run.truth is None else np.bincount(run.truth, minlength=len(counts))
+    rows = []
+    for c in np.argsort(-counts, kind="stable"):
+        errors = [scores.by_class[c] if c < len(scores.by_class) else np.nan for _, _, scores in compared]
+        cells = [f"{error:.1f}" if np.isfinite(error) else "–" for error in errors]
+        rows.append(
+            [run.class_name(int(c)), str(c), f"{counts[c]:,}", f"{images[c]:,}" if images[c] >= 0 else "–", *cells]
+        )
+    header = ["class", "number", "training images", "test images", *(f"{name}, %" for name, _, _ in compared)]
+    return Table(header, rows, "Error of each class", folded=True)
+
+
+def confusion_section(runs: list[RunRecord]) -> Section:
     """Tail into head: what the wrong answers name."""
-    with_answers = [run for run in runs if run.truth is not None and run.class_counts is not None]
-    if not with_answers:
-        return None
-    section = Section(
-        "Confusion of tail into head",
-        "Each test image of a group is right, or is taken for a class of the head, of the medium or of the tail.",
+    section = Section("Confusion of tail into head")
+    compared = [(n, r, s) for n, r, s in side_by_side(runs) if s.answers is not None and r.class_counts is not None]
+    if not compared:
+        return section
+    answers = {name: answers_by_group(r.truth, s.answers, r.class_counts) for name, r, s in compared}  # type: ignore[arg-type]
+    said = [f"{name} {of['tail']['head']:.1f} %" for name, of in answers.items() if "tail" in of]
+    caption = (
+        f"Of the tail's test images are taken for a head class: {'; '.join(said)}. White is right; look how much of "
     )
-    path = folder / "confusion-groups.png"
-    answers = {run.name: answers_by_group(run.truth, run.predicted, run.class_counts) for run in with_answers}  # type: ignore[arg-type]
-    draw_answers(answers, path)
-    said = "; ".join(
-        f"{name}: {of['tail']['head']:.1f} % of the tail's images are taken for a head class"
-        for name, of in answers.items()
-        if "tail" in of
-    )
-    images = len(with_answers[0].truth)  # type: ignore[arg-type]
-    section.figures.append(
-        Figure(path, f"Stacked bars of the answers by true group. {said}.", f"{said}. {images:,} test images.")
-    )
-    for number, run in enumerate(with_answers):
-        if len(run.class_counts) > MATRIX_CLASSES:  # type: ignore[arg-type]
-            continue
-        path = folder / f"confusion-{number}.png"
-        draw_matrix(run, path)
-        section.figures.append(
-            Figure(path, f"Confusion matrix of {run.name}, classes sorted by size.",
-                   f"{run.name}: classes from the largest (top, left) to the smallest; each row sums to 100 %.")
-        )  # fmt: skip
-        section.tables.append(_worst_pairs(run))
-    section.tables = [table for table in section.tables if table.rows]
+    caption += "the tail's bars is cross-hatched."
+    with plot(section, "confusion-groups", "Answers by true group", "", caption) as axis:
+        draw_answers(axis, answers)
+    for index, (name, run, scores) in enumerate(compared):
+        counts = np.asarray(run.class_counts)
+        if len(counts) <= MATRIX_CLASSES:
+            order = np.argsort(-counts, kind="stable")
+            matrix = confusion_matrix(run.truth, scores.answers, len(counts))  # type: ignore[arg-type]
+            draw_matrix(section, f"confusion-{index}", name, matrix[np.ix_(order, order)], _labels(run, order))
+            section.tables.append(_worst_pairs(name, run, matrix))
     return section
 
 
-def draw_answers(answers: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Stacked bars: for each true group and run, right, and wrong by the group of the answer; in percent."""
-    with plot(path, "Answers by true group", "share of the group's test images, %") as axis:
-        places: list[float] = []
-        labels: list[str] = []
-        for group in GROUPS:
-            for name, of in answers.items():
-                if group in of:
-                    places.append(len(places) + 0.5 * GROUPS.index(group))
-                    labels.append(f"{group}\n{shown(name)}" if len(answers) > 1 else group)
-        stacked = [of[group] for group in GROUPS for of in answers.values() if group in of]
-        bottom = np.zeros(len(places))
-        for kind in ("right", "tail", "medium", "head"):
-            heights = np.array([of[kind] for of in stacked])
-            colour, hatch = GROUP_COLOURS.get(kind, "#DDDDDD"), GROUP_HATCHES.get(kind, "")
-            label = kind if kind == "right" else f"taken for {kind}"
-            axis.bar(places, heights, 0.8, bottom, color=colour, hatch=hatch, edgecolor="white", label=label)
-            bottom += heights
-        flat = len(labels) <= 6 and max(map(len, labels)) < 18
-        axis.set_xticks(
-            places, labels, rotation=0 if flat else 60, ha="center" if flat else "right", fontsize=9 if flat else 8
-        )
-        axis.grid(False, axis="x")
+def draw_answers(axis: Any, answers: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Stacked bars: for each true group and classifier, right, and wrong by the group of the answer; in percent."""
+    stacked = [(g, name, of[g]) for g in GROUPS for name, of in answers.items() if g in of]
+    places = [index + 0.5 * GROUPS.index(group) for index, (group, _, _) in enumerate(stacked)]
+    left = np.zeros(len(places))
+    for kind in ("right", "tail", "medium", "head"):
+        widths = np.array([of[kind] for _, _, of in stacked])
+        label = kind if kind == "right" else f"taken for {kind}"
+        look: Any = {"color": GREYS[kind], "hatch": GROUP_HATCHES[kind], "edgecolor": "#555555"}
+        axis.barh(places, widths, 0.8, left, label=label, **look)
+        left += widths
+    labels = [f"{group}: {shown(name)}" if len(answers) > 1 else group for group, name, _ in stacked]
+    axis.set_yticks(places, labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("share of the group's images, %")
+    axis.grid(False, axis="y")
 
 
-def draw_matrix(run: Run, path: Path) -> None:
-    """The confusion matrix in percent of each row, classes by size; numbers where they can be read."""
-    counts: Any = np.asarray(run.class_counts)
-    order = np.argsort(-counts, kind="stable")
-    matrix = _confusion(run)[np.ix_(order, order)]
-    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    few = len(order) <= 12
-    with drawing(path, 4.8, 4.6) as figure:
+def draw_matrix(section: Section, file: str, name: str, matrix: np.ndarray, labels: list[str]) -> None:
+    """The confusion matrix in percent of each row, classes by size; numbers where they can be read.
+
+    A class without test images has an empty row.
+    """
+    images = matrix.sum(1, keepdims=True)
+    share = np.where(images > 0, 100 * matrix / np.maximum(images, 1), np.nan)
+    few = len(labels) <= 12
+    caption = f"{name}: each row is a true class, the largest on top, and sums to 100 %. Below the diagonal are small "
+    caption += "classes that are taken for larger ones."
+    with picture(section, file, f"Confusion matrix of {name}", caption, 4.8, 4.6) as figure:
         axis = figure.subplots()
-        image = axis.imshow(share, cmap="Greys", vmin=0, vmax=100)
+        display = ConfusionMatrixDisplay(np.round(share), display_labels=labels if few else None)
+        display.plot(ax=axis, cmap="Greys", include_values=few, colorbar=not few, values_format=".0f",
+                     xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 100}, text_kw={"fontsize": 8})  # fmt: skip
         axis.grid(False)
-        axis.set_xlabel("answer")
-        axis.set_ylabel("true class (training images)" if few else "true class, by size")
-        axis.set_title(f"{shown(run.name)}: % of the true class")
-        if not few:
-            figure.colorbar(image, ax=axis, shrink=0.8)
-            return
-        for (y, x), value in np.ndenumerate(share):
-            if value >= 0.5:
-                colour = "white" if value > 50 else "black"
-                axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        names = [shown(run.class_name(int(c))) for c in order]
-        axis.set_xticks(range(len(order)), names, rotation=90, fontsize=8)
-        sized = [f"{name} ({counts[c]:,})" for name, c in zip(names, order, strict=True)]
-        axis.set_yticks(range(len(order)), sized, fontsize=8)
+        axis.set(title=f"{shown(name)}: % of the true class", xlabel="answer", ylabel="true class")
 
 
-def _confusion(run: Run) -> np.ndarray:
-    assert run.truth is not None and run.predicted is not None and run.class_counts is not None
-    return confusion_matrix(run.truth, run.predicted, len(run.class_counts))
-
-
-def _worst_pairs(run: Run, most: int = 5) -> Table:
+def _worst_pairs(name: str, run: RunRecord, matrix: np.ndarray, most: int = 5) -> Table:
     """The most frequent confusions, in images."""
     counts: Any = np.asarray(run.class_counts)
-    matrix = _confusion(run)
-    images = matrix.sum(1)
-    np.fill_diagonal(matrix, 0)
+    images, wrong = matrix.sum(1), matrix - np.diag(np.diag(matrix))
     rows = []
-    for flat in np.argsort(-matrix, axis=None, kind="stable")[:most]:
-        true, answer = (int(i) for i in np.unravel_index(flat, matrix.shape))
-        if matrix[true, answer]:
+    for flat in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+        true, answer = (int(i) for i in np.unravel_index(flat, wrong.shape))
+        if wrong[true, answer]:
             pair = f"{run.class_name(true)} taken for {run.class_name(answer)}"
-            rows.append([pair, f"{matrix[true, answer]} of {images[true]}", f"{counts[true]:,}", f"{counts[answer]:,}"])
+            rows.append([pair, f"{wrong[true, answer]} of {images[true]}", f"{counts[true]:,}", f"{counts[answer]:,}"])
     header = ["confusion", "test images", "training images of the true class", "of the answer"]
-    return Table(header, rows, f"The most frequent confusions of {run.name}", folded=True)
+    return Table(header, rows, f"The most frequent confusions of {name}", folded=True)

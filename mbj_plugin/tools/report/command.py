@@ -1,4 +1,4 @@
-"""``tools/report.py``: one page for one run or several. Each host reads its own run folders, and only then is it
+"""``mbj report``: one page for one run or several. Each host reads its own run folders, and only then is it
 imported."""
 
 from __future__ import annotations
@@ -6,13 +6,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from mbj_plugin.command_line import OneLineParser, one_line
-from mbj_plugin.tools.report.run import Run, short_names
+from mbj_plugin.tools.report.run import RunRecord, short_names
 
-INSTALL = "pip install '.[report]' in a clone of mbj_plugin"
+INSTALL = "pip install 'mbj_plugin[report]'"
 # Files that tell whose run it is, without importing the host.
 FILES = {
     "timm": ("args.yaml", "summary.csv", "results.json", "last.pth.tar", "model_best.pth.tar"),
@@ -23,15 +25,24 @@ FILES = {
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     p = OneLineParser(
-        prog="report",
-        description="One HTML page, which opens offline, on what is in one or more run folders of train_timm or "
-        "fast-reid: error by class size, confusion, curves, memory, jitter, embedding; the runs side by side.",
+        prog="mbj report",
+        description="One HTML page, which opens offline, on one or more run folders of train_timm or fast-reid: of one "
+        "run its classifiers side by side, of several the runs; error by class size, confusion, retrieval, curves, "
+        "memory, jitter, embedding. Runs that differ in their seed alone are shown as mean and spread.",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of run folders")
     p.add_argument(
         "--output", metavar="FOLDER", help="for report.html and the PNGs (default: report/ in the first RUN)"
     )
     p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
+    p.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="that registers a data set of yours",
+    )
     p.add_argument("--device", default="cpu", help="where the models run (default: %(default)s)")
     p.add_argument(
         "--no-model", action="store_true", help="do not run the models: no confusion, embedding or retrieval"
@@ -39,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--images-per-class", type=int, default=40, help="in the embedding (default: %(default)s)")
     args = p.parse_args(argv)
     logging.getLogger("timm").setLevel(logging.WARNING)
-    with one_line("report", INSTALL):
+    with one_line("mbj report", INSTALL):
         print(f"Written: {report(args)}")
 
 
@@ -53,6 +64,9 @@ def report(args: argparse.Namespace) -> Path:
 
     if args.images_per_class < 1:
         raise ValueError(f"--images-per-class must be 1 or more, got {args.images_per_class}")
+    sys.path.insert(0, os.getcwd())  # as python does for a script of the user's
+    for module in args.modules:
+        importlib.import_module(module)
     found = [run for folder in args.runs for run in run_folders(Path(folder))]
     folders = list({folder.resolve(): folder for folder in found}.values())  # one given twice is shown once
     check_number(len(folders))
@@ -61,11 +75,15 @@ def report(args: argparse.Namespace) -> Path:
     for folder, name in zip(folders, names, strict=True):
         print(f"Reading {name} ...", flush=True)
         runs.append(read(folder, name, args))
-    output = Path(args.output) if args.output else Path(args.runs[0]) / "report"
-    try:
-        return write_report(runs, output)
-    except OSError as error:
-        raise ValueError(f"cannot write the page to {output} ({error}): free space, or give --output FOLDER") from error
+    return write_report(runs, Path(args.output) if args.output else _beside(Path(args.runs[0]), folders))
+
+
+def _beside(given: Path, folders: list[Path]) -> Path:
+    """report/ in the folder that was given, which must hold a run: no page goes into a data set."""
+    if not any(kind_of(folder) for folder in folders):
+        expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
+        raise ValueError(f"{given} holds no file of a run (expected one of {expected})")
+    return given / "report"
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -87,12 +105,11 @@ def kind_of(folder: Path) -> str | None:
     return next((host for host, names in FILES.items() if any((folder / name).exists() for name in names)), None)
 
 
-def read(folder: Path, name: str, args: argparse.Namespace) -> Run:
+def read(folder: Path, name: str, args: argparse.Namespace) -> RunRecord:
     """One run, by ``read_run`` of its host's reader, ``timm_run`` or ``fastreid_run``."""
-    run, host = Run(name), kind_of(folder)
+    run, host = RunRecord(name), kind_of(folder)
     if host is None:
-        expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
-        run.missing.append(f"no file of a run in {folder.name} (expected one of {expected})")
+        run.missing.append(f"no file of a run in {folder.name}")
         return run
     try:
         module: Any = importlib.import_module(f"mbj_plugin.tools.report.{host}_run")

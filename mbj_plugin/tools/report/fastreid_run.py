@@ -22,10 +22,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastreid_today.checkpoints import load_checkpoint
-from mbj_plugin.files import read_jsonl
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.tools.report.run import Features, Run, first_of_each, read_memories, series
-from mbj_plugin.tools.report.search import Images, groups_by_matches, search
+from mbj_plugin.tools.report.run import Features, RunRecord, first_of_each, read_lines, read_memories, series
+from mbj_plugin.tools.report.search import SearchImages, groups_by_matches, search
 
 CHECKPOINTS = ("model_final.pth", "model_best.pth")
 CURVES = {
@@ -34,11 +33,12 @@ CURVES = {
     "lr": "learning rate",
     "cls_accuracy": "batch accuracy",
 }
+SCORES = ("mAP", "mINP", "Rank-1")
 TRAIN_QUERIES = 3000  # more add time and no precision
 BANK = re.compile(r"(?:(?P<head>.*)\.)?memories\.(?P<kind>\w+)\.bank\.(?P<entry>\w+)")
 
 
-def read_run(run: Run, folder: Path, args: Namespace) -> None:
+def read_run(run: RunRecord, folder: Path, args: Namespace) -> None:
     """Fill in everything that is there; ``args`` are those of the report's command."""
     logging.getLogger("fastreid").setLevel(logging.ERROR)
     run.curve_unit = "iteration"
@@ -48,7 +48,7 @@ def read_run(run: Run, folder: Path, args: Namespace) -> None:
         run.facts["training set"] = ", ".join(map(str, run.settings["DATASETS.NAMES"]))
     with run.part("curves (metrics.json)"):
         _read_metrics(run, folder)
-    checkpoint = read_memories(run, folder, _checkpoint, _banks)
+    checkpoint = read_memories(run, folder, lambda: _checkpoint(run, folder), _banks)
     with run.part("class sizes and images"):
         cfg = _config(folder, args.device, args.data)
         train = _training_set(run, cfg)
@@ -67,19 +67,18 @@ def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_metrics(run: Run, folder: Path) -> None:
-    rows, broken = read_jsonl(folder / "metrics.json", "iteration")
-    if broken:
-        run.missing.append(f"metrics.json: {broken} broken line{'s' * (broken > 1)} left out")
+def _read_metrics(run: RunRecord, folder: Path) -> None:
+    rows = read_lines(run, folder / "metrics.json", "iteration")
     for key in dict.fromkeys(key for row in rows for key in row):
         name = CURVES.get(key, key.removeprefix("loss_") + " loss" if key.startswith("loss_") else None)
-        if name is None and key.rpartition("/")[2] in ("mAP", "Rank-1"):
-            name = key
-        if name and (points := series(rows, "iteration", key))[0]:
+        points = series(rows, "iteration", key)
+        if key.rpartition("/")[2] in SCORES and points[0]:
+            name, run.retrieval[key] = key, points[1][-1]
+        if name and points[0]:
             run.curves[name] = points
 
 
-def _checkpoint(run: Run, folder: Path) -> dict[str, Any]:
+def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:
     pointer = folder / "last_checkpoint"
     last = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
     names = dict.fromkeys((CHECKPOINTS[0], Path(last).name, *CHECKPOINTS[1:]))
@@ -126,7 +125,7 @@ def _dataset(name: str, **options: Any) -> Any:
         ) from error
 
 
-def _training_set(run: Run, cfg: Any) -> CommDataset:
+def _training_set(run: RunRecord, cfg: Any) -> CommDataset:
     """The training images with evaluation's transforms; tells the run its classes."""
     combine = {"combineall": True} if cfg.DATASETS.COMBINEALL else {}  # query and gallery are trained on as well
     items = [item for name in cfg.DATASETS.NAMES for item in _dataset(name, **combine).train]
@@ -140,7 +139,7 @@ def _training_set(run: Run, cfg: Any) -> CommDataset:
     return train
 
 
-def _run_model(run: Run, cfg: Any, state: dict[str, Any], train: CommDataset, images_per_class: int) -> None:
+def _run_model(run: RunRecord, cfg: Any, state: dict[str, Any], train: CommDataset, images_per_class: int) -> None:
     cfg.MODEL.HEADS.NUM_CLASSES = cfg.MODEL.HEADS.NUM_CLASSES or train.num_classes
     cfg.freeze()
     model = build_model(cfg)
@@ -168,7 +167,7 @@ def _run_model(run: Run, cfg: Any, state: dict[str, Any], train: CommDataset, im
         run.train_features = Features(neck[chosen], labels[chosen])
 
 
-def _search_test(run: Run, cfg: Any, model: nn.Module, name: str, cosine: bool) -> None:
+def _search_test(run: RunRecord, cfg: Any, model: nn.Module, name: str, cosine: bool) -> None:
     dataset = _dataset(name)
     queries = sorted(dataset.query)
     items = queries + sorted(dataset.gallery)
@@ -187,7 +186,7 @@ def _search_test(run: Run, cfg: Any, model: nn.Module, name: str, cosine: bool) 
 
 
 @torch.no_grad()
-def _extract(model: nn.Module, dataset: CommDataset, cfg: Any) -> tuple[Images, np.ndarray | None]:
+def _extract(model: nn.Module, dataset: CommDataset, cfg: Any) -> tuple[SearchImages, np.ndarray | None]:
     """Features as fast-reid compares them, and (N, D) inputs of the classifier, None where there is no one layer."""
     neck: list[np.ndarray] = []
     bottleneck = getattr(getattr(model, "heads", None), "bottleneck", None)
@@ -206,5 +205,5 @@ def _extract(model: nn.Module, dataset: CommDataset, cfg: Any) -> tuple[Images, 
         paths += batch["img_paths"]
     if hook is not None:
         hook.remove()
-    images = Images(np.concatenate(rows), np.concatenate(identities), np.concatenate(cameras), paths)
+    images = SearchImages(np.concatenate(rows), np.concatenate(identities), np.concatenate(cameras), paths)
     return images, np.concatenate(neck) if neck else None

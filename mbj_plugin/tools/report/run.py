@@ -20,7 +20,7 @@ from mbj_plugin.tools.report.search import Search
 
 
 @dataclass
-class Memory:
+class SavedMemory:
     """The filled slots of a memory: rows (M, D), labels (M,), ages (M,) in iterations; ``size`` slots in all."""
 
     kind: str
@@ -39,9 +39,25 @@ class Features:
 
 
 @dataclass
-class Run:
+class Scores:
+    """One classifier on the test images.
+
+    ``errors`` are those of :func:`mbj_plugin.diagnostics.groups.group_errors`; ``by_class`` (C,) percent, NaN for a
+    class without test images; ``answers`` (N,) classes beside the run's ``truth``, where the model was run.
+    """
+
+    name: str
+    errors: dict[str, float]
+    by_class: np.ndarray
+    answers: np.ndarray | None = None
+
+
+@dataclass
+class RunRecord:
     """A run of any host.
 
+    ``classifiers`` are those of the run, "batch", "batch_adjusted" or "memory", and ``chosen`` is the key of the one
+    that the user chose at the start. ``test_images`` is a number. ``retrieval`` maps a score, "mAP" say, to percent.
     ``curves`` maps a name to (x, y) lists, x in ``curve_unit``s; ``diagnostics`` are the rows of diagnostics.jsonl;
     ``missing`` says in one line each what could not be read.
     """
@@ -53,20 +69,18 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
     class_counts: np.ndarray | None = None
     class_names: list[str] | None = None
-    errors: dict[str, float] = field(default_factory=dict)
-    class_errors: np.ndarray | None = None
+    classifiers: dict[str, Scores] = field(default_factory=dict)
+    chosen: str = "batch"
+    test_images: int = 0
     truth: np.ndarray | None = None
-    predicted: np.ndarray | None = None
+    retrieval: dict[str, float] = field(default_factory=dict)
     curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
-    memories: list[Memory] = field(default_factory=list)
+    memories: list[SavedMemory] = field(default_factory=list)
     train_features: Features | None = None
     test_features: Features | None = None
     searches: list[Search] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.name = printable(self.name)
 
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
@@ -79,12 +93,19 @@ class Run:
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number."""
-        return printable(self.class_names[label]) if self.class_names else str(label)
+        return self.class_names[label] if self.class_names else str(label)
 
 
-def printable(name: str) -> str:
-    """The name of a folder in one line: what neither a page nor a figure can hold becomes a question mark."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+def side_by_side(runs: list[RunRecord]) -> list[tuple[str, RunRecord, Scores]]:
+    """What figures compare: the classifiers of one run, or of several runs the one that each was trained for."""
+    if len(runs) == 1:
+        return [(scores.name, runs[0], scores) for scores in runs[0].classifiers.values()]
+    return [(run.name, run, run.classifiers[run.chosen]) for run in runs if run.chosen in run.classifiers]
+
+
+def colour_of(runs: list[RunRecord], number: int) -> int:
+    """Which colour a run has; a run that is shown alone has that of the classifier that it was trained for."""
+    return list(runs[0].classifiers).index(runs[0].chosen) if len(runs) == 1 and runs[0].classifiers else number
 
 
 def series(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
@@ -94,23 +115,17 @@ def series(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], lis
     return [float(a) for a, _ in points], [float(b) for _, b in points]
 
 
-def read_diagnostics(run: Run, folder: Path) -> None:
-    """Read ``diagnostics.jsonl``, which both hosts write while they train."""
-    with run.part("what was recorded while training (diagnostics.jsonl)"):
-        path = folder / "diagnostics.jsonl"
-        if not path.is_file():
-            raise ValueError("there is no such file, so no memory and no jitter over iterations")
-        run.diagnostics, broken = read_jsonl(path, "step")
-        if broken:
-            run.missing.append(f"diagnostics.jsonl: {broken} broken line{'s' * (broken > 1)} left out")
+def read_lines(run: RunRecord, path: Path, key: str) -> list[dict[str, Any]]:
+    """Rows of a file of JSON objects by ``key``; says how many lines are broken."""
+    rows, broken = read_jsonl(path, key)
+    if broken:
+        run.missing.append(f"{path.name}: {broken} broken line{'s' * (broken > 1)} left out")
+    return rows
 
 
 def read_memories(
-    run: Run,
-    folder: Path,
-    read_checkpoint: Callable[[Run, Path], dict[str, Any]],
-    states: Callable[[dict[str, Any]], dict[str, dict[str, Tensor]]],
-) -> dict[str, Any]:
+    run: RunRecord, folder: Path, read_checkpoint: Callable[[], Any], states: Callable[[Any], dict[str, Any]]
+) -> Any:
     """Read what was recorded of the memories, the checkpoint, and the memories in it.
 
     Args:
@@ -120,24 +135,19 @@ def read_memories(
         states: of a checkpoint, each memory's saved bank by its kind.
 
     Returns:
-        The checkpoint, empty where it cannot be read.
+        The checkpoint, None where it cannot be read.
     """
-    read_diagnostics(run, folder)
-    checkpoint: dict[str, Any] = {}
+    with run.part("what was recorded while training (diagnostics.jsonl)"):
+        run.diagnostics = read_lines(run, folder / "diagnostics.jsonl", "step")
     with run.part("checkpoint"):
-        checkpoint = read_checkpoint(run, folder)
-    with run.part("memory"):
-        for kind, state in states(checkpoint).items():
-            run.memories.append(read_bank(kind, state))
-    return checkpoint
+        checkpoint = read_checkpoint()
+        run.memories = [read_bank(kind, state) for kind, state in states(checkpoint).items()]
+        return checkpoint
+    return None
 
 
-def read_bank(kind: str, state: dict[str, Tensor]) -> Memory:
+def read_bank(kind: str, state: dict[str, Tensor]) -> SavedMemory:
     """The memory in the saved state of a :class:`mbj_plugin.MemoryBank`.
-
-    Args:
-        kind: "feature" or "prototype".
-        state: its state dict.
 
     Raises:
         ValueError: where a tensor is missing.
@@ -147,9 +157,8 @@ def read_bank(kind: str, state: dict[str, Tensor]) -> Memory:
     except KeyError as error:
         raise ValueError(f"the checkpoint holds no {error.args[0]} of the {kind} memory") from error
     filled = labels[:-1] >= 0  # the last slot is the one for what is not stored
-    ages = now - calls[:-1]
-    kept = [tensor[filled].cpu().numpy() for tensor in (rows[:-1], labels[:-1], ages)]
-    return Memory(kind, len(filled), *kept)
+    kept = [tensor[filled].cpu().numpy() for tensor in (rows[:-1], labels[:-1], now - calls[:-1])]
+    return SavedMemory(kind, len(filled), *kept)
 
 
 def first_of_each(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
@@ -163,10 +172,9 @@ def short_names(folders: list[Path]) -> list[str]:
     paths = [folder.resolve().parts for folder in folders]
     if len(set(paths)) < 2:
         return [parts[-1] for parts in paths]
-    first = 0
+    first = last = 0
     while all(len(p) > first + 1 and p[first] == paths[0][first] for p in paths):
         first += 1
-    last = 0
     while all(len(p) - last > first + 1 and p[-1 - last] == paths[0][-1 - last] for p in paths):
         last += 1
     return ["/".join(parts[first : len(parts) - last]) for parts in paths]

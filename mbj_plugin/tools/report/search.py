@@ -48,7 +48,7 @@ class Search:
 
 
 @dataclass
-class Images:
+class SearchImages:
     """(N, D) features, (N,) identities and cameras, and paths of images that are searched for or in."""
 
     rows: np.ndarray
@@ -56,13 +56,13 @@ class Images:
     cameras: np.ndarray
     paths: list[str]
 
-    def part(self, chosen: np.ndarray) -> Images:
+    def part(self, chosen: np.ndarray) -> SearchImages:
         """Some of them, by index."""
         paths = [self.paths[i] for i in chosen]
-        return Images(self.rows[chosen], self.identities[chosen], self.cameras[chosen], paths)
+        return SearchImages(self.rows[chosen], self.identities[chosen], self.cameras[chosen], paths)
 
 
-def search(queries: Images, gallery: Images, title: str, cosine: bool = True, best: int = 6) -> Search:
+def search(queries: SearchImages, gallery: SearchImages, title: str, cosine: bool = True, best: int = 6) -> Search:
     """Rank the gallery for each query.
 
     Args:

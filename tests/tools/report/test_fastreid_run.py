@@ -11,7 +11,7 @@ from fastreid.engine import DefaultTrainer
 
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.tools.report.fastreid_run import read_run
-from mbj_plugin.tools.report.run import Run
+from mbj_plugin.tools.report.run import RunRecord
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def run_folder(make_trainer, tmp_path):
 
 
 def read(folder, use_model=True, data=None):
-    run = Run("run")
+    run = RunRecord("run")
     read_run(run, Path(folder), Namespace(device="cpu", data=data, images_per_class=3, no_model=not use_model))
     return run
 

@@ -10,7 +10,7 @@ import torch
 
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.memory import MemoryBank
-from mbj_plugin.tools.report.run import Run, read_bank, read_diagnostics, series, short_names
+from mbj_plugin.tools.report.run import RunRecord, read_bank, read_memories, series, short_names
 
 
 def test_broken_lines_are_counted_and_the_last_row_of_a_step_counts(tmp_path):
@@ -28,12 +28,15 @@ def test_series_leaves_out_what_is_no_number():
 
 
 def test_missing_and_broken_diagnostics_are_lines(tmp_path):
-    run = Run("a")
-    read_diagnostics(run, tmp_path)
-    assert run.diagnostics == [] and "diagnostics.jsonl" in run.missing[0]
+    def checkpoint():
+        raise ValueError("none")
+
+    run = RunRecord("a")
+    assert read_memories(run, tmp_path, checkpoint, dict) is None
+    assert run.diagnostics == [] and "diagnostics.jsonl" in run.missing[0] and run.missing[1] == "checkpoint: none"
     (tmp_path / "diagnostics.jsonl").write_text('{"step": 1}\nnonsense\n')
-    run = Run("a")
-    read_diagnostics(run, tmp_path)
+    run = RunRecord("a")
+    read_memories(run, tmp_path, checkpoint, dict)
     assert run.diagnostics == [{"step": 1}] and "1 broken line " in run.missing[0]
 
 
@@ -51,7 +54,7 @@ def test_the_bank_is_what_it_was_with_its_ages():
 
 
 def test_a_part_that_fails_becomes_a_line_and_the_next_is_read():
-    run = Run("a")
+    run = RunRecord("a")
     with run.part("first"):
         raise KeyError("errors")
     with run.part("second"):

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from mbj_plugin.tools.report.search import Images, groups_by_matches, search
+from mbj_plugin.tools.report.search import SearchImages, groups_by_matches, search
 
 
 def images(count, seed, identities=5, cameras=3):
     rng = np.random.default_rng(seed)
     who, where = rng.integers(0, identities, count), rng.integers(0, cameras, count)
     rows = rng.normal(size=(count, 6)) + np.eye(6)[who % 6] * 1.5
-    return Images(rows.astype(np.float32), who, where, [f"{seed}-{i}" for i in range(count)])
+    return SearchImages(rows.astype(np.float32), who, where, [f"{seed}-{i}" for i in range(count)])
 
 
 def reference(queries, gallery, index, cosine):
@@ -56,14 +56,14 @@ def test_scores_of_a_group_are_the_mean_of_its_queries():
 
 def test_images_of_the_querys_own_camera_do_not_count():
     rows = np.eye(3, dtype=np.float32)[[0, 0, 1]]
-    gallery = Images(rows, np.array([7, 7, 8]), np.array([0, 1, 0]), ["same camera", "other camera", "another"])
+    gallery = SearchImages(rows, np.array([7, 7, 8]), np.array([0, 1, 0]), ["same camera", "other camera", "another"])
     found = search(gallery.part(np.array([0])), gallery, "test", best=3)
     assert found.top.tolist() == [[1, 2, -1]] and found.right.tolist() == [[True, False, False]]
     assert found.matches.tolist() == [1]
 
 
 def test_no_right_image_at_all_is_an_error():
-    alone = Images(np.ones((2, 3), dtype=np.float32), np.array([0, 1]), np.array([0, 1]), ["a", "b"])
+    alone = SearchImages(np.ones((2, 3), dtype=np.float32), np.array([0, 1]), np.array([0, 1]), ["a", "b"])
     with pytest.raises(ValueError, match="no query has an image of the same identity"):
         search(alone, alone, "test")
 

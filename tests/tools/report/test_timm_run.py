@@ -15,13 +15,13 @@ pytest.importorskip("matplotlib")
 from mbj_plugin.diagnostics.groups import confusion_matrix
 from mbj_plugin.tools.report import main
 from mbj_plugin.tools.report.embedding import shown_classes
-from mbj_plugin.tools.report.run import Run
+from mbj_plugin.tools.report.run import RunRecord
 from mbj_plugin.tools.report.timm_run import read_run
 from mbj_plugin.tools.trainer import train
 
 
 def read(folder, use_model=True, data=None):
-    run = Run("run")
+    run = RunRecord("run")
     read_run(run, folder, Namespace(device="cpu", data=data, images_per_class=5, no_model=not use_model))
     return run
 
@@ -31,9 +31,13 @@ def test_a_whole_run_is_read_whole(digit_runs):
     results = json.loads((digit_runs / "mbj" / "results.json").read_text())
     assert [line for line in run.missing if "diagnostics.jsonl" not in line] == []
     # The model, run again, makes the errors that training reported.
-    matrix = confusion_matrix(run.truth, run.predicted, 10)
+    matrix = confusion_matrix(run.truth, run.classifiers[run.chosen].answers, 10)
     wrong = 100 * (1 - np.diag(matrix) / matrix.sum(1))
     np.testing.assert_allclose(wrong, results["per_class_error"], atol=1e-6)
+    np.testing.assert_allclose(run.classifiers["memory"].by_class, results["per_class_error"], atol=1e-6)
+    baseline = json.loads((digit_runs / "baseline" / "results.json").read_text())
+    assert run.classifiers["batch"].errors == pytest.approx(baseline["errors"])
+    assert list(run.classifiers) == ["batch", "batch_adjusted", "memory"] and run.chosen == "memory"
     saved = torch.load(digit_runs / "mbj" / "last.pth.tar", weights_only=False)["task_state"]["mbj"]
     (memory,) = run.memories
     assert memory.kind == "feature" and len(memory.labels) == (saved["feature.bank.slot_labels"] >= 0).sum() > 0
@@ -42,6 +46,8 @@ def test_a_whole_run_is_read_whole(digit_runs):
     np.testing.assert_array_equal(counts, np.minimum(results["class_counts"], 5))
     assert run.train_features.rows.shape[1] == memory.rows.shape[1]
     assert run.curves["error, all"][1][-1] == pytest.approx(results["errors"]["error"])
+    assert run.curves["error, all"][0] == [1, 2, 3, 4, 5, 6]  # as the log counts epochs
+    assert run.facts["checkpoint"] == "last.pth.tar, after epoch 6"
     assert run.class_name(3) == "digit 3"
 
 
@@ -49,7 +55,7 @@ def test_a_baseline_has_no_memory_and_a_page_beside_mbj(digit_runs, tmp_path):
     assert read(digit_runs / "baseline", use_model=False).memories == []
     main([str(digit_runs), "--no-model", "--output", str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
-    assert "Training report: baseline and mbj" in text and "mbj − baseline" in text
+    assert "Training report: baseline and mbj" in text and "MBJ (memory classifier)" in text
     assert "Confusion" not in text
 
 
@@ -60,10 +66,10 @@ def truncate(path):
 @pytest.mark.parametrize(
     ("broken", "said", "still_there"),
     [
-        ("results.json", "results.json: ", ("errors", "truth", "curves", "memories")),
-        ("last.pth.tar", "checkpoint: cannot read", ("errors", "class_errors", "curves")),
-        ("args.yaml", "confusion and embedding: ", ("errors", "curves", "memories")),
-        ("summary.csv", "curves (summary.csv): ", ("errors", "truth", "memories")),
+        ("results.json", "results.json: ", ("classifiers", "truth", "curves", "memories")),
+        ("last.pth.tar", "checkpoint: cannot read", ("classifiers", "curves")),
+        ("args.yaml", "confusion and embedding: ", ("classifiers", "curves", "memories")),
+        ("summary.csv", "curves (summary.csv): ", ("classifiers", "truth", "memories")),
     ],
 )
 @pytest.mark.parametrize("how", ["truncated", "missing"])
@@ -92,9 +98,9 @@ def test_a_folder_of_timm_s_train_py_is_read_with_timm_s_defaults(mbj_run):
 
 
 def test_without_results_the_errors_come_from_the_model(mbj_run):
-    expected = read(mbj_run).errors
+    expected = read(mbj_run).classifiers["memory"].errors
     (mbj_run / "results.json").unlink()
-    assert read(mbj_run).errors == pytest.approx(expected)
+    assert read(mbj_run).classifiers["memory"].errors == pytest.approx(expected)
 
 
 def test_a_model_that_does_not_make_the_reported_error_is_told(mbj_run):
@@ -124,7 +130,7 @@ def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_p
     train.main([*flags, "--data-dir", str(data), "--output", str(tmp_path), "--experiment", "run"])
     shutil.move(data, tmp_path / "elsewhere")
     run = read(tmp_path / "run")
-    assert "does not exist" in " ".join(run.missing) and run.truth is None and run.errors
+    assert "does not exist" in " ".join(run.missing) and run.truth is None and run.classifiers
     run = read(tmp_path / "run", data=str(tmp_path / "elsewhere"))
     assert len(run.truth) == 18 and run.class_names == ["class0", "class1", "class2"]
 
@@ -136,17 +142,21 @@ def test_a_classifier_of_cosines_is_shown_too(tmp_path, caplog):
     assert "without probe images" not in caplog.text
     assert "probe_jitter_tail" in (tmp_path / "run" / "summary.csv").read_text()
     run = read(tmp_path / "run")
-    assert len(run.truth) == len(run.predicted) > 0 and len(run.train_features.rows) > 0 and not run.missing
+    assert len(run.truth) == len(run.classifiers["batch"].answers) > 0 and len(run.train_features.rows) > 0
+    (line,) = run.missing
+    assert line.startswith("classifiers: ")  # none that could take its place
 
 
 def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(mbj_run, monkeypatch):
     def none(_):
         raise ValueError("cannot find the classifier")
 
-    monkeypatch.setattr("mbj_plugin.tools.report.timm_run.input_layers", none)
+    monkeypatch.setattr("mbj_plugin.tools.finished_run.input_layers", none)
+    monkeypatch.setattr("mbj_plugin.tools.finished_run.classifier_layers", none)
     run = read(mbj_run)
-    assert len(run.truth) == len(run.predicted) > 0 and run.test_features is None and run.train_features is None
-    assert any(line.startswith("embedding: cannot find the classifier") for line in run.missing), run.missing
+    assert len(run.truth) == len(run.classifiers["memory"].answers) > 0
+    assert run.test_features is None and run.train_features is None
+    assert any(line.startswith("embedding: ") for line in run.missing), run.missing
 
 
 def test_training_images_of_shown_classes_alone_are_run(mbj_run, monkeypatch):
@@ -183,5 +193,5 @@ def test_a_report_downloads_nothing(mbj_run, monkeypatch, setting, said):
     args = yaml.safe_load((mbj_run / "args.yaml").read_text())
     (mbj_run / "args.yaml").write_text(yaml.safe_dump(args | {"data_dir": str(mbj_run)} | setting))
     run = read(mbj_run)
-    assert not asked and run.truth is None and run.errors
+    assert not asked and run.truth is None and run.classifiers
     assert [line for line in run.missing if re.search(said, line)], run.missing

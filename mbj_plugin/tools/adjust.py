@@ -1,0 +1,253 @@
+"""``mbj adjust RUN``: every classifier that a finished run can have without training a feature, side by side."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from mbj_plugin import logit_adjustment as formulas
+from mbj_plugin.command_line import OneLineParser, one_line
+from mbj_plugin.timm.counts import counts_from_file
+from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
+
+#: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.
+METHODS = ("batch", "adjusted", "mbj", "multiplicative", "tau-norm", "class-mean", "retrained")
+#: Strengths that ``--choose-on`` tries.
+STRENGTHS = {
+    "adjusted": np.arange(0, 3.01, 0.1),
+    "multiplicative": np.arange(0, 0.501, 0.025),
+    "tau-norm": np.arange(0, 3.01, 0.1),
+}
+COLUMNS = {"all": "error", "head": "head", "medium": "medium", "tail": "tail"}
+COLUMNS |= {"many-shot": "many_shot", "medium-shot": "medium_shot", "few-shot": "few_shot"}
+FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+#: Of each classifier its errors in percent, and its tau or gamma.
+Results = dict[str, tuple[dict[str, float], float | None]]
+
+
+def parser() -> OneLineParser:
+    p = OneLineParser(
+        prog="mbj adjust",
+        description="Takes finished runs as they are and compares the classifiers that their features can have: the "
+        "batch classifier, which is that of a run without MBJ, its logit adjustment (additive and multiplicative), the "
+        "memory classifier (mbj), tau-normalisation, the nearest class mean, and a classifier that is retrained from "
+        "the memory in the checkpoint. Prints their test errors by class size. No feature is trained.",
+    )
+    p.add_argument(
+        "run", nargs="+", metavar="RUN", help="folder of a run of train_timm or of timm's train.py; several are seeds"
+    )
+    p.add_argument(
+        "--tau", type=float, help="of logit adjustment and tau-norm (default: 1; what training adjusted is taken off)"
+    )
+    p.add_argument("--gamma", type=float, default=0.2, help="of multiplicative adjustment (default: %(default)s)")
+    p.add_argument(
+        "--target-prior",
+        metavar="FILE",
+        help="JSON list with a number for each class, its share where the model will be used (default: equal shares)",
+    )
+    p.add_argument(
+        "--choose-on",
+        metavar="SPLIT",
+        help="choose tau and gamma by the mean error of the classes on this split, which must hold no image that the "
+        "run was trained or evaluated on (the digits have 'validation')",
+    )
+    p.add_argument(
+        "--write", "--classifier", choices=METHODS, help="write a checkpoint with this classifier for stock timm"
+    )
+    p.add_argument("--output", metavar="FILE", help="of --write, a new file (default: METHOD.pth.tar in RUN)")
+    p.add_argument("--no-images", action="store_true", help="with --write: write without any image, print no table")
+    p.add_argument("--table", choices=FORMATS, default="text", help="for the console, or to paste (default: text)")
+    p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
+    p.add_argument("--device", default="cpu", help="where the model runs (default: %(default)s)")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = parser().parse_args(argv)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    with one_line("mbj adjust"):
+        _check(args)
+        _compare(args)
+
+
+def _check(args: Namespace) -> None:
+    for folder in args.run:
+        if not Path(folder).is_dir():
+            raise ValueError(f"there is no folder {folder}: give the folder that a run of train_timm wrote")
+    if args.write and len(args.run) > 1:
+        raise ValueError(f"--write writes the checkpoint of one run, got {len(args.run)}")
+    for name in ("tau", "gamma"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"--{name} must be a finite number >= 0, got {value}")
+    if args.output and not args.write:
+        raise ValueError("--output is the file of --write: say which classifier to write")
+    if args.no_images and (not args.write or args.choose_on or args.write == "class-mean"):
+        raise ValueError("--no-images needs a --write that takes no image: no class-mean, and no --choose-on")
+
+
+def _compare(args: Namespace) -> None:
+    results: list[Results] = []
+    for folder in map(Path, args.run):
+        run = FinishedRun(folder, args.device, args.data, images=not args.no_images)
+        if run.unfinished:
+            print(f"{folder} is not finished: its checkpoint is of {run.unfinished}")
+        rows = Adjustments(run, args)
+        found = {method: rows.get(method, fatal=method == args.write) for method in METHODS}
+        classifiers = {method: pair for method, pair in found.items() if pair is not None}
+        if not args.no_images:
+            results.append({name: (rows.errors(new), strength) for name, (new, strength) in classifiers.items()})
+    if results:
+        print(table(results, args.table))
+    if args.write:
+        path = Path(args.output or folder / f"{args.write}.pth.tar")
+        run.write(classifiers[args.write][0], path)
+        print(f"Written: {path}")
+
+
+class Adjustments:
+    """The classifiers of one run.
+
+    Args:
+        run: whose images are read here, but with ``--no-images``.
+        args: of the command.
+    """
+
+    def __init__(self, run: FinishedRun, args: Namespace) -> None:
+        self.run, self.args, self.trained = run, args, run.classifiers()
+        self.target = np.ones(len(run.counts))
+        if args.target_prior:
+            self.target = counts_from_file(args.target_prior).astype(float)
+            if len(self.target) != len(run.counts) or self.target.min() <= 0:
+                raise ValueError(
+                    f"--target-prior {args.target_prior} needs {len(run.counts)} numbers > 0, one for each class"
+                )
+        self.validation: Inputs | None = None
+        if not args.no_images:
+            self.evaluation, self.training = run.read_evaluation(), run.read_training()
+            if args.choose_on:
+                self.validation = run.read_validation(args.choose_on, self.evaluation, self.training)
+
+    def get(self, method: str, fatal: bool) -> tuple[Classifier, float | None] | None:
+        """The method's classifier and its tau or gamma; None, and a line on why, where the run lacks something."""
+        try:
+            return self._make(method)
+        except ValueError as error:
+            if fatal:
+                raise
+            if not self.args.no_images:
+                print(f"{method} is left out: {error}")
+            return None
+
+    def _make(self, method: str) -> tuple[Classifier, float | None]:
+        run, args = self.run, self.args
+        if method in ("batch", "mbj"):
+            if method not in self.trained:
+                trained = (
+                    "the run has no memory" if method == "mbj" else "the run shared its classifier with the memory"
+                )
+                raise ValueError(trained)
+            return self.trained[method], None
+        weight, _ = self._batch()
+        if method == "class-mean":
+            if args.no_images:
+                raise ValueError("it needs the training images")
+            return formulas.nearest_class_mean(self.training.features, self.training.labels, len(run.counts)), None
+        if method == "retrained":
+            memory = memory_states(run.checkpoint).get("feature")
+            if memory is None:
+                raise ValueError("the checkpoint holds no memory of features (--mbj writes one)")
+            rows, labels = (memory[key][:-1].cpu() for key in ("slot_rows", "slot_labels"))
+            return formulas.retrained(rows, labels, *self.trained["mbj"]), None
+        counts, already = run.counts.tolist(), run.adjusted_already()
+        if method == "multiplicative" and already > 0:
+            raise ValueError("training has adjusted for the class sizes already")
+        adjust: dict[str, Callable[[float], Classifier]] = {
+            "adjusted": partial(self._adjusted, already),
+            "multiplicative": partial(formulas.multiplicatively_adjusted, weight, counts),
+            "tau-norm": partial(formulas.tau_normalized, weight),
+        }
+        strength = args.gamma if method == "multiplicative" else 1.0 if args.tau is None else args.tau
+        if self.validation is not None:
+            strength = self.best(adjust[method], STRENGTHS[method], self.validation)
+        return adjust[method](strength), strength
+
+    def _batch(self) -> Classifier:
+        return self.trained.get("batch") or self.trained["mbj"]
+
+    def _adjusted(self, already: float, tau: float) -> Classifier:
+        """z_c - tau log N_c + log T_c: what training adjusted is taken off tau, and T is the target's mix."""
+        if np.isnan(already):
+            if self.args.tau is None and self.validation is None:
+                raise ValueError(
+                    f"the classifier was not trained by a loss that leaves the class sizes as they are (--loss "
+                    f"{self.run.args.loss}, or a memory that shares it): say how much by --tau"
+                )
+            already = 0.0
+        ratio = self.run.counts ** (tau - already) / (self.target / self.target.sum())
+        return formulas.logit_adjusted(*self._batch(), ratio.tolist())
+
+    def best(self, adjust: Callable[[float], Classifier], strengths: np.ndarray, images: Inputs) -> float:
+        """The strength of the lowest mean error of the classes, in the target's mix; the smallest of equal ones."""
+        means = [self._mean_error(images, adjust(float(strength))) for strength in strengths]
+        return round(float(strengths[int(np.argmin(means))]), 3)
+
+    def _mean_error(self, images: Inputs, classifier: Classifier) -> float:
+        seen, wrong = images.wrong(classifier, len(self.run.counts))
+        return float(np.average(wrong[seen > 0] / seen[seen > 0], weights=self.target[seen > 0]))
+
+    def errors(self, classifier: Classifier) -> dict[str, float]:
+        """Of the evaluation set in percent; with a target also the mean of the classes in its mix."""
+        errors = self.run.errors(self.evaluation, classifier)
+        if self.args.target_prior:
+            errors["target"] = 100 * self._mean_error(self.evaluation, classifier)
+        return errors
+
+
+def table(results: list[Results], style: str = "text") -> str:
+    """Errors in percent, a line for each classifier; of several runs mean and standard deviation, and the mean
+    difference to the first line with its standard error (below three runs the differences)."""
+    columns = COLUMNS | ({"target": "target"} if "target" in next(iter(results[0].values()))[0] else {})
+    names = [name for name in METHODS if any(name in each for each in results)]
+    rows = []
+    for name in names:
+        having = [each for each in results if name in each]
+        taus = {each[name][1] for each in having}
+        row: list[Any] = [name, ", ".join(f"{tau:g}" for tau in sorted(filter(None, taus)))]
+        row += [
+            mean_and_spread([each[name][0][key] for each in having if key in each[name][0]]) for key in columns.values()
+        ]
+        if len(results) > 1:
+            pairs = [each[name][0]["error"] - each[names[0]][0]["error"] for each in having if names[0] in each]
+            row.append("" if name == names[0] else difference(pairs))
+        rows.append(row)
+    header = ["error, %", "tau", *columns, *([f"all − {names[0]}"] if len(results) > 1 else [])]
+    return tabulate(
+        rows, header, FORMATS[style], disable_numparse=True, colalign=["left"] + ["right"] * (len(header) - 1)
+    )
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """As text: a number, or mean and standard deviation."""
+    if not values:
+        return "-"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def difference(pairs: list[float]) -> str:
+    """As text: the mean of paired differences with its standard error; of fewer than three the differences."""
+    if len(pairs) < 3:
+        return ", ".join(f"{value:+.2f}" for value in pairs)
+    return f"{np.mean(pairs):+.2f} ± {np.std(pairs, ddof=1) / np.sqrt(len(pairs)):.2f}"
+
+
+if __name__ == "__main__":
+    main()
