@@ -18,13 +18,13 @@ TIMM_ONLY = ("classifier", "classifier_loss", "class_counts")
 
 
 def settings_table() -> str:
-    """Markdown: each setting of MBJ with its names and defaults in both hosts, its values and its meaning."""
+    """Markdown: each setting of MBJ with its names and defaults in both hosts, and its meaning."""
     timm, fastreid = MBJSettings.preset("classification"), MBJSettings.preset("retrieval")
-    rows = ["| timm | default | fast-reid | default | Values | Meaning |", "|---|---|---|---|---|---|"]
+    rows = ["| timm | default | fast-reid | default | Meaning |", "|---|---|---|---|---|"]
     for name, rule in RULES.items():
         cells = [f"`--mbj-{name.replace('_', '-')}`", _shown(getattr(timm, name))]
         cells += ["", ""] if name in TIMM_ONLY else [f"`{name.upper()}`", _shown(getattr(fastreid, name))]
-        rows.append("| " + " | ".join([*cells, rule.wanted, rule.help]) + " |")
+        rows.append("| " + " | ".join([*cells, rule.help]) + " |")
     return "\n".join(rows)
 
 
