@@ -60,8 +60,3 @@ def test_the_messages_are_those_of_plain_fastreid(tmp_path):
     for message in MESSAGES:
         assert message in run.stdout, run.stdout
         assert message in PAGE
-
-
-def test_the_page_names_the_patches_that_mend_them():
-    named = ("collections_mapping", "torch_six", "flat_gradients", "identity_samplers", "fast_evaluation", "cpu_rerank")
-    assert all(f"`{name}`" in PAGE and name in changes.CHANGES for name in named)
