@@ -47,7 +47,10 @@ def repairs_table() -> str:
     return "\n".join(rows).replace("<H, S>", "&lt;H, S>")
 
 
-TABLES = {"settings": ("docs/settings.md", settings_table), "repairs": ("docs/results/fastreid-changes.md", repairs_table)}
+TABLES = {
+    "settings": ("docs/settings.md", settings_table),
+    "repairs": ("docs/results/fastreid-changes.md", repairs_table),
+}
 
 
 def filled(page: str, name: str, table: str) -> str:
