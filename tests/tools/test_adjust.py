@@ -1,6 +1,7 @@
 """The command on real runs of train_timm: what it prints is true, and what it writes loads in stock timm."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mbj_plugin.longtail import class_groups
 from mbj_plugin.tools.adjust import METHODS, Adjustments, difference, main, parser
 from mbj_plugin.tools.finished_run import FinishedRun, Inputs, saved_args
 from mbj_plugin.tools.trainer import build, train
+from mbj_plugin.tools.trainer.data import check_same_classes
 
 GROUPS = ("error", "head", "medium", "tail", "many_shot", "medium_shot", "few_shot")
 SHORT = ["--epochs", "1", "--decay-milestones", "1", "--warmup-epochs", "0", "--no-progress"]
@@ -308,3 +310,9 @@ def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
     train.main(["--loss", "benchmarks.rivals.ldam:LDAMLoss", "--output", str(tmp_path), "--experiment", "run", *SHORT])
     with pytest.raises(SystemExit, match="cannot find the classifier"):
         main([str(tmp_path / "run")])
+
+
+def test_splits_that_number_their_classes_differently_are_an_error():
+    splits = [SimpleNamespace(class_to_idx=numbers) for numbers in ({"a": 0, "b": 1}, {"a": 1, "b": 0})]
+    with pytest.raises(ValueError, match="class 'a' has the number 0 in training and 1 in evaluation"):
+        check_same_classes(*splits)

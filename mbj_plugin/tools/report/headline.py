@@ -101,7 +101,7 @@ def error_verdict(lines: Lines, seeds: int, images: int) -> str:
     text = f"{rest[-1]} makes {change} {first} ({spread(of_last)} % against {spread(of_first)} %). "
     text += f"{count.capitalize()}{one}"
     best = min(lines, key=lambda name: float(np.mean([each["error"] for each in lines[name] if each])))
-    text += f" {best} has the lowest error." if best != rest[-1] else ""
+    text += f" The lowest error is that of {best}." if best != rest[-1] else ""
     if len(values) > 2:
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         return (

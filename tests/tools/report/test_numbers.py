@@ -67,7 +67,7 @@ def test_the_table_and_the_verdict(run):
     assert f"by {chance:.1f} points, and this one is smaller" in verdict
     run.classifiers["memory"], run.classifiers["batch"] = run.classifiers["batch"], run.classifiers["memory"]
     assert "first makes 20.00 points more errors than last" in headline([run])[0][0]
-    assert "last has the lowest error" in headline([run])[0][0]
+    assert "The lowest error is that of last" in headline([run])[0][0]
 
 
 def test_seeds_are_a_mean_and_a_paired_difference(run):
