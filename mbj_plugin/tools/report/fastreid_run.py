@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastreid_today.checkpoints import load_checkpoint
+from mbj_plugin.fastreid.run_folder import read_classes
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.tools.report.run import Features, RunRecord, first_of_each, read_lines, read_memories, series
 from mbj_plugin.tools.report.search import SearchImages, groups_by_matches, search
@@ -48,6 +49,9 @@ def read_run(run: RunRecord, folder: Path, args: Namespace) -> None:
         run.facts["training set"] = ", ".join(map(str, run.settings["DATASETS.NAMES"]))
     with run.part("curves (metrics.json)"):
         _read_metrics(run, folder)
+    if sizes := read_classes(folder):
+        run.class_counts = np.array(list(sizes.values()))
+        run.class_names = [name.rpartition("_")[2] for name in sizes]
     checkpoint = read_memories(run, folder, lambda: _checkpoint(run, folder), _banks)
     with run.part("class sizes and images"):
         cfg = _config(folder, args.device, args.data)

@@ -54,6 +54,12 @@ def test_a_run_is_read_whole_and_broken(run_folder, tiny_plan, tmp_path, monkeyp
     assert np.bincount(run.train_features.labels).tolist() == np.minimum(run.class_counts, 3).tolist()
     assert run.curves["memory loss"][0] and run.settings["MODEL.HEADS.NAME"] == "MBJHead"
 
+    with monkeypatch.context() as patched:
+        patched.setattr("fastreid.data.build._root", "no-data")
+        without = read(folder)  # the sizes are kept with the run
+    assert without.class_counts.tolist() == run.class_counts.tolist() and without.class_names == run.class_names
+    assert not without.searches and len(run.curves["mAP"][0]) >= 1
+
     def broken(name, edit):
         copy = shutil.copytree(folder, tmp_path / name)
         edit(copy)
