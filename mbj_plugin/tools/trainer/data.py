@@ -185,8 +185,8 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
     if not missing:
         name = next(name for name in sorted(train_map) if train_map[name] != evaluation_map[name])
         raise ValueError(
-            f"class {name!r} has the number {train_map[name]} in training and {evaluation_map[name]} in evaluation: give "
-            "both the same --class-map"
+            f"class {name!r} has the number {train_map[name]} in training and {evaluation_map[name]} in evaluation: "
+            "give both the same --class-map"
         )
     raise ValueError(f"class {missing[0]!r} has no images in evaluation, but in training: add some or take it away")
 
