@@ -4,7 +4,6 @@ import numpy as np
 import timm
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
 from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
@@ -26,16 +25,13 @@ class MBJTrainer(Trainer):
         loss = self.mbj_loss(logits, inputs["labels"])
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def mbj_state(self):
-        return nn.ModuleList([self.mbj_loss.memories, *self.mbj_loss.heads.batch_layers])
-
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        torch.save(self.mbj_state().state_dict(), f"{output_dir or self.args.output_dir}/mbj.pt")
+        torch.save(self.mbj_loss.state_dict(), f"{output_dir or self.args.output_dir}/mbj.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.mbj_state().load_state_dict(torch.load(f"{resume_from_checkpoint}/mbj.pt", weights_only=True))
+        self.mbj_loss.load_state_dict(torch.load(f"{resume_from_checkpoint}/mbj.pt", weights_only=True))
 
 
 def collate(batch):
@@ -49,8 +45,11 @@ if __name__ == "__main__":
     test, train = np.split(np.random.default_rng(0).permutation(len(labels)), [500])
     train = train[exponential_subset(labels[train], imbalance_ratio=50)]
     model = timm.create_model("resnet32_cifar", num_classes=10, in_chans=1)
-    mbj_loss = MBJLoss(torch.bincount(labels[train]), norm="max", start=360)
-    args = TrainingArguments("output/huggingface", max_steps=600, per_device_train_batch_size=32, max_grad_norm=0)
+    mbj_loss = MBJLoss(torch.bincount(labels[train]), start=360)
+    # max_grad_norm 0: Trainer would clip by a norm that has the memory's gradient in it.
+    args = TrainingArguments(
+        "output/huggingface", max_steps=600, per_device_train_batch_size=32, max_grad_norm=0, label_names=["labels"]
+    )
     data = TensorDataset(images[train], labels[train])
     trainer = MBJTrainer(model, mbj_loss, args=args, data_collator=collate, train_dataset=data)
     trainer.train()

@@ -4,18 +4,17 @@ Paper: "Memory-based Jitter: Improving Visual Recognition on Long-tailed Data wi
 (Liu, Zhang, Li, Zhang, Sun; https://arxiv.org/abs/2008.09809).
 
 Shape letters, here and everywhere: B batch, C classes, D embedding dimension, M memory size.
-A label of -1 marks an empty slot or an unlabelled sample. Losses are computed in fp32 or better, also under autocast.
+A negative label marks an empty slot or an unlabelled sample. Losses are computed in fp32 or better.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from mbj_plugin.sampling import Counts, Range, check_target, counts_tensor
 
 NORMS = ("sum", "max")
 # Logits beyond this many are never held at once: 2**24 in fp32 are 64 MiB (iNaturalist18's 25,000 x 8,142 are 814 MB).
@@ -23,45 +22,7 @@ CHUNK_LOGITS = 2**24
 TORCH_CHUNKS = hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
 
 
-def counts_tensor(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> Tensor:
-    """(C,) training images per class, of a list, a tensor, or a ``dict`` or ``Counter`` by class.
-
-    Raises:
-        ValueError: for None, and for keys that are no class indices from 0 on.
-
-    Example:
-        >>> counts_tensor({0: 30, 2: 5})
-        tensor([30,  0,  5])
-    """
-    if class_counts is None:
-        raise ValueError("class_counts is None: give the number of training images of each class")
-    if isinstance(class_counts, Mapping):
-        wrong = [key for key in class_counts if not isinstance(key, Integral) or key < 0]
-        if wrong or not class_counts:
-            raise ValueError(f"class_counts by class must have the class indices 0, 1, ... as keys, got {wrong[:3]}")
-        class_counts = [class_counts.get(label, 0) for label in range(int(max(class_counts)) + 1)]
-    return torch.as_tensor(class_counts)
-
-
-def checked_counts(class_counts: Tensor | Sequence[int] | Mapping[int, int]) -> Tensor:
-    """:func:`counts_tensor` in fp64, on the device of the counts.
-
-    Raises:
-        ValueError: for counts that are empty, negative, not finite or all zero.
-    """
-    counts = counts_tensor(class_counts).double()
-    if counts.ndim != 1 or counts.numel() == 0:
-        raise ValueError(f"class_counts must be a list of C counts, got shape {tuple(counts.shape)}")
-    if not torch.isfinite(counts).all() or (counts < 0).any():
-        raise ValueError(f"class_counts must be finite and >= 0, got {counts.tolist()}")
-    if not (counts > 0).any():
-        raise ValueError("class_counts are all zero: give the number of training images of each class")
-    return counts
-
-
-def sampling_probs(
-    class_counts: Tensor | Sequence[int] | Mapping[int, int], beta: float = 1.5, norm: str = "sum"
-) -> Tensor:
+def sampling_probs(class_counts: Counts, beta: float = 1.5, norm: str = "sum") -> Tensor:
     """Probability that a row of each class enters the memory, P_i = (1/N_i)^beta / sum_j (1/N_j)^beta (Eq. 1 and 5).
 
     Args:
@@ -76,7 +37,7 @@ def sampling_probs(
         (C,) probabilities, in the dtype of ``class_counts`` where that is floating, else the default dtype.
 
     Raises:
-        ValueError: for counts that are empty, negative, not finite or all zero, for beta < 0, for an unknown norm.
+        ValueError: for counts that are none, for beta < 0, for an unknown norm.
 
     Example:
         >>> sampling_probs([100, 25, 4], beta=1.0)
@@ -86,9 +47,7 @@ def sampling_probs(
     """
     counts = counts_tensor(class_counts)
     dtype = counts.dtype if counts.is_floating_point() else torch.get_default_dtype()
-    counts = checked_counts(counts)
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta must be a finite number >= 0, got {beta}")
+    counts, beta = counts.double(), Range().checked("beta", beta)
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
     # In logs, so that a large beta can neither overflow nor underflow; log(1/0) would be +inf, hence the mask.
@@ -116,20 +75,20 @@ def memory_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias:
         >>> memory_cross_entropy(features, torch.tensor([0, -1]), weight)  # the second slot is empty
         tensor(0.1269)
     """
-    features = torch.where((labels >= 0)[:, None], features.detach(), 0.0)
-    return finite_cross_entropy(features, labels, weight, bias)
+    check_target(labels, len(features), len(weight))
+    filled = labels >= 0
+    features = torch.where(filled[:, None], features.detach(), 0.0)
+    return finite_cross_entropy(features, torch.where(filled, labels, -1).long(), weight, bias)
 
 
 def finite_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`memory_cross_entropy` of detached features that are finite in empty rows too, as a bank's are; no copy."""
-    filled = labels >= 0
-    labels = torch.where(filled, labels, -1)
-    dtype = _loss_dtype(features, weight)
+    """:func:`memory_cross_entropy` of what a bank holds: detached, finite in empty rows too, whose label is -1."""
+    dtype = loss_dtype(features, weight)
     with torch.autocast(features.device.type, enabled=False):
         total = _linear_cross_entropy_sum(
-            features.to(dtype), weight.to(dtype), labels.long(), None if bias is None else bias.to(dtype)
+            features.to(dtype), weight.to(dtype), labels, None if bias is None else bias.to(dtype)
         )
-    return total / filled.sum().clamp(min=1)
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
 def backward_reads_features(rows: int, classes: int) -> bool:
@@ -186,8 +145,9 @@ def cosface_loss(cosine: Tensor, labels: Tensor, scale: float = 16.0, margin: fl
         >>> cosface_loss(cosine, torch.tensor([0]), margin=0.0), cosface_loss(cosine, torch.tensor([0]))
         (tensor(0.0082), tensor(0.1839))
     """
+    check_target(labels, *cosine.shape)
     labels = torch.where(labels >= 0, labels, -1).long()
-    cosine = torch.where(labels[:, None] >= 0, cosine, 0.0).to(_loss_dtype(cosine))
+    cosine = torch.where(labels[:, None] >= 0, cosine, 0.0).to(loss_dtype(cosine))
     target = torch.zeros_like(cosine).scatter_(1, labels.clamp(min=0)[:, None], 1.0)
     total = F.cross_entropy(scale * (cosine - margin * target), labels, ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
@@ -218,8 +178,9 @@ def multi_prototype_loss(
         >>> multi_prototype_loss(similarity, labels, torch.tensor([1, 1, -1]))  # no positive in memory
         tensor(0.)
     """
+    check_target(labels, len(similarity))
     labelled = labels >= 0
-    similarity = torch.where(labelled[:, None], similarity, 0.0).to(_loss_dtype(similarity))
+    similarity = torch.where(labelled[:, None], similarity, 0.0).to(loss_dtype(similarity))
     filled = (prototype_labels >= 0)[None, :]
     same = labels[:, None] == prototype_labels[None, :]
     # Of a labelled sample, the only ones that count, "same" is of a filled slot already.
@@ -234,8 +195,6 @@ def _masked_logsumexp(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.finfo(values.dtype).min).logsumexp(dim=1)
 
 
-def _loss_dtype(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def loss_dtype(*tensors: Tensor) -> torch.dtype:
+    """fp32, or better where the tensors are."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

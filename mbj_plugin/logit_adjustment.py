@@ -6,20 +6,18 @@ Each function returns ``(weight, bias)``, (C, D) and (C,), of a linear classifie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbj_plugin.batch_losses.checks import at_least_0
 from mbj_plugin.functional import memory_cross_entropy
+from mbj_plugin.sampling import Counts, Range, counts_tensor
 
 METRICS = ("cosine", "euclidean")
 
 
 def logit_adjusted(
-    weight: Tensor, bias: Tensor | None, class_counts: Tensor | Sequence[int], tau: float = 1.0
+    weight: Tensor, bias: Tensor | None, class_counts: Counts, tau: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Post-hoc logit adjustment, z_c - tau log(N_c / N) (Menon et al., 2021, https://arxiv.org/abs/2007.07314).
 
@@ -35,12 +33,10 @@ def logit_adjusted(
     counts = _counts(weight, class_counts)
     log_prior = (counts / counts.sum()).log()
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return weight.clone(), (bias.double() - at_least_0("tau", tau) * log_prior).to(weight.dtype)
+    return weight.clone(), (bias.double() - Range().checked("tau", tau) * log_prior).to(weight.dtype)
 
 
-def multiplicatively_adjusted(
-    weight: Tensor, class_counts: Tensor | Sequence[int], gamma: float = 0.2
-) -> tuple[Tensor, Tensor]:
+def multiplicatively_adjusted(weight: Tensor, class_counts: Counts, gamma: float = 0.2) -> tuple[Tensor, Tensor]:
     """Multiplicative logit adjustment, (N_max / N_c)^gamma cos(w_c, x) (Kim and Kim, 2020, IEEE Access 8;
     why it works: Hasegawa and Sato, 2025, https://arxiv.org/abs/2409.17582).
 
@@ -56,7 +52,7 @@ def multiplicatively_adjusted(
         ValueError: for a value out of range.
     """
     counts = _counts(weight, class_counts)
-    factor = (counts.max() / counts) ** at_least_0("gamma", gamma)
+    factor = (counts.max() / counts) ** Range().checked("gamma", gamma)
     adjusted = F.normalize(weight.double(), dim=1) * factor[:, None]
     return adjusted.to(weight.dtype), weight.new_zeros(len(weight))
 
@@ -72,7 +68,7 @@ def tau_normalized(weight: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
         ValueError: for a tau out of range.
     """
     norms = weight.double().norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (weight.double() / norms ** at_least_0("tau", tau)).to(weight.dtype), weight.new_zeros(len(weight))
+    return (weight.double() / norms ** Range().checked("tau", tau)).to(weight.dtype), weight.new_zeros(len(weight))
 
 
 def nearest_class_mean(
@@ -148,13 +144,13 @@ def retrained(
     return new_weight.detach().to(weight.dtype), new_bias.detach().to(weight.dtype)
 
 
-def _counts(weight: Tensor, class_counts: Tensor | Sequence[int]) -> Tensor:
-    counts = torch.as_tensor(class_counts).double().to(weight.device)
+def _counts(weight: Tensor, class_counts: Counts) -> Tensor:
+    counts = counts_tensor(class_counts).double().to(weight.device)
     if counts.shape != weight.shape[:1]:
         raise ValueError(f"class_counts must be ({len(weight)},) like the classifier, got {tuple(counts.shape)}")
-    if not torch.isfinite(counts).all() or (counts <= 0).any():
+    if (counts <= 0).any():
         raise ValueError(
-            f"every class needs a training image, but class {int(counts.argmin())} has {counts.min():g}: "
+            f"every class needs a training image, but class {int(counts.argmin())} has none: "
             "leave classes without images out of the class counts and the model"
         )
     return counts

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def class_counts(labels: ArrayLike, num_classes: int | None = None) -> np.ndarray:
+def count_classes(labels: ArrayLike, num_classes: int | None = None) -> np.ndarray:
     """(C,) int64 number of images of each class. Negative labels are unlabelled and do not count.
 
     Args:
@@ -20,7 +20,7 @@ def class_counts(labels: ArrayLike, num_classes: int | None = None) -> np.ndarra
         ValueError: for a label of num_classes or above.
 
     Example:
-        >>> class_counts([0, 0, 2, -1])
+        >>> count_classes([0, 0, 2, -1])
         array([2, 0, 1])
     """
     labels = np.asarray(labels, dtype=np.int64)
@@ -143,7 +143,7 @@ def exponential_subset(labels: ArrayLike, imbalance_ratio: float, seed: int = 0)
         array([0, 1, 2, 3, 7])
     """
     labels = np.asarray(labels, dtype=np.int64)
-    available = class_counts(labels)
+    available = count_classes(labels)
     if not available.size:
         raise ValueError("there is no labelled image to choose from")
     if available.min() < 1:
@@ -199,7 +199,8 @@ def class_groups(class_counts: ArrayLike) -> dict[str, np.ndarray]:
     """Classes of each group that long-tailed results are reported by.
 
     ``head`` / ``medium`` / ``tail`` are the first 20 %, the next 20 % and the last 60 % of the classes by rank, the
-    split that explains the paper's Tables 4 and 5. ``many_shot`` / ``medium_shot`` / ``few_shot`` are the field's
+    split that explains the paper's Tables 4 and 5; the head has
+    one class at least. ``many_shot`` / ``medium_shot`` / ``few_shot`` are the field's
     > 100, 20 to 100 and < 20 images (Liu et al., 2019, https://arxiv.org/abs/1904.05160). Classes of one size are
     ranked by index.
 
@@ -217,7 +218,8 @@ def class_groups(class_counts: ArrayLike) -> dict[str, np.ndarray]:
     if counts.ndim != 1 or counts.size == 0:
         raise ValueError(f"class_counts must be a list of C counts, got shape {counts.shape}")
     by_rank = np.argsort(-counts, kind="stable")
-    first, second = round(0.2 * len(counts)), round(0.4 * len(counts))
+    first = max(1, round(0.2 * len(counts)))  # of two classes the frequent one is the head
+    second = max(first, round(0.4 * len(counts)))
     groups = {"head": by_rank[:first], "medium": by_rank[first:second], "tail": by_rank[second:]}
     groups |= {
         "many_shot": np.flatnonzero(counts > 100),

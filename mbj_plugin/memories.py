@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
 from mbj_plugin.memory import MemoryBank
+from mbj_plugin.sampling import Counts
 from mbj_plugin.settings import MBJSettings
-
-MemoryLoss = FeatureMemoryLoss | PrototypeMemoryLoss
 
 
 class Memories(nn.ModuleDict):
@@ -29,31 +27,21 @@ class Memories(nn.ModuleDict):
     def __init__(
         self,
         settings: MBJSettings,
-        class_counts: Tensor | Sequence[int] | None,
+        class_counts: Counts | None,
         dim: int,
         start: int = 0,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        s = settings
-        shared: dict[str, Any] = {"beta": s.beta, "norm": s.norm, "start": start, "seed": s.seed or 0, "ramp": s.ramp}
-        # What is None has a default of its own in each loss.
-        shared |= {name: value for name, value in (("size", s.size), ("eta", s.eta)) if value is not None}
-        if "feature" in s.kinds:
-            self["feature"] = FeatureMemoryLoss(
-                class_counts, dim, prior_correction=s.prior_correction, sample=s.sample, **shared
-            )
-        if "prototype" in s.kinds:
-            self["prototype"] = PrototypeMemoryLoss(
-                class_counts,
-                dim,
-                scale=s.scale,
-                margin=s.margin,
-                momentum=s.momentum,
-                interval=s.interval,
-                num_classes=num_classes,
-                **shared,
-            )
+        shared: dict[str, Any] = {name: getattr(settings, name) for name in ("beta", "norm")}
+        shared |= {"start": start, "seed": settings.seed or 0}
+        if "feature" in settings.kinds:
+            own = {"sample": settings.sample, **settings.of("feature")}
+            self["feature"] = FeatureMemoryLoss(class_counts, dim, **own, **shared)
+        if "prototype" in settings.kinds:
+            own = {name: getattr(settings, name) for name in ("scale", "margin", "momentum")}
+            own |= settings.of("prototype")
+            self["prototype"] = PrototypeMemoryLoss(class_counts, dim, num_classes=num_classes, **own, **shared)
 
     @property
     def banks(self) -> list[MemoryBank]:
@@ -70,8 +58,8 @@ class Memories(nn.ModuleDict):
         Returns:
             Scalar.
         """
-        total = labels.new_zeros((), dtype=torch.float32)
+        losses = []
         for kind, loss in self.items():
             features, *classifier = inputs[kind]()
-            total = total + loss(features, labels, *classifier)
-        return total
+            losses.append(loss(features, labels, *classifier))
+        return sum(losses[1:], losses[0])

@@ -1,10 +1,140 @@
-"""Draws that are the same on every rank and device: a counter-based generator, and one class of a soft label."""
+"""What goes into a memory: numbers in range, counts and targets of one form, draws that are the same on all devices."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+Counts = Tensor | Sequence[int] | Mapping[int, int]
+MOST_CLASSES = 10**7
+PAGE = 16  # calls whose numbers are drawn at once
+
+
+class Range(NamedTuple):
+    """What a number may be, ends included: finite, and neither True nor a text."""
+
+    low: float = 0.0
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+
+    @property
+    def wanted(self) -> str:
+        """The range in words."""
+        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        most = f"{self.high}" if self.whole else "below 1" if self.high == BELOW_1 else f"{self.high:g}"
+        high = "" if math.isinf(self.high) else f" to {most}"
+        return f"a {'whole ' if self.whole else ''}number {low}{high}"
+
+    def read(self, value: Any) -> Any:
+        """The value as int or float, None where it is outside."""
+        if isinstance(value, bool) or not isinstance(value, Real) or not self.low <= value <= self.high:
+            return None
+        if math.isinf(value) or (self.above and value == self.low) or (self.whole and value != int(value)):
+            return None
+        return int(value) if self.whole else float(value)
+
+    def checked(self, name: str, value: Any) -> Any:
+        """:meth:`read`.
+
+        Raises:
+            ValueError: for a value outside.
+        """
+        read = self.read(value)
+        if read is None:
+            raise ValueError(f"{name} must be {self.wanted}, got {value!r}")
+        return read
+
+
+SEED, START = Range(0, 2**63 - 1, whole=True), Range(0, 10**12, whole=True)
+BELOW_1 = math.nextafter(1.0, 0.0)
+
+
+def counts_tensor(class_counts: Counts) -> Tensor:
+    """(C,) training images per class, of a list, a tensor, or a ``dict`` or ``Counter`` by class.
+
+    Raises:
+        ValueError: for what is no list of counts, or empty, negative, no whole numbers or all zero.
+
+    Example:
+        >>> counts_tensor({0: 30, 2: 5})
+        tensor([30,  0,  5])
+    """
+    if class_counts is None:
+        raise ValueError("class_counts is None: give the number of training images of each class")
+    if isinstance(class_counts, Mapping):
+        wrong = [k for k in class_counts if not isinstance(k, Integral) or not 0 <= k < MOST_CLASSES]
+        if wrong or not class_counts:
+            raise ValueError(f"class_counts by class must have the class indices 0, 1, ... as keys, got {wrong[:3]}")
+        class_counts = [class_counts.get(label, 0) for label in range(int(max(class_counts)) + 1)]
+    counts = torch.as_tensor(class_counts)
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise ValueError(f"class_counts must be a list of C counts, got shape {tuple(counts.shape)}")
+    switches = counts.dtype == torch.bool or (
+        isinstance(class_counts, Sequence) and any(isinstance(count, bool) for count in class_counts)
+    )
+    if switches or not torch.isfinite(counts).all() or (counts < 0).any() or (counts != counts.round()).any():
+        raise ValueError(f"class_counts must be whole numbers >= 0, got {counts[:20].tolist()}")
+    if not (counts > 0).any():
+        raise ValueError("class_counts are all zero: give the number of training images of each class")
+    return counts
+
+
+def check_target(target: Tensor, rows: int, classes: int | None = None, soft: bool = False) -> None:
+    """The contract of every target: (B,) integer classes, a negative one unlabelled; or, where ``soft``, (B, C)
+    floating class probabilities, an all-zero row unlabelled.
+
+    By shape and dtype alone, so that no device is waited for. On a CPU, where values cost nothing, a class of C or more
+    and rows that sum to more than 1 (the multi-hot targets of several labels) are refused too.
+
+    Args:
+        target: of a loss, a memory or a head.
+        rows: B.
+        classes: C; None where it is not known.
+        soft: whether class probabilities will do.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    shape, floating = tuple(target.shape), target.is_floating_point()
+    if not floating and target.dtype != torch.bool and shape == (rows,):
+        if rows and classes is not None and on_host(target) and (largest := host_values(target).max()) >= classes:
+            raise ValueError(
+                f"label {largest} is out of range: the labels must be below {classes}, negative = unlabelled"
+            )
+        return
+    if soft and floating and len(shape) == 2 and shape[0] == rows and shape[1] == (classes or shape[1]):
+        if rows and on_host(target) and target.detach().sum(1).max() > 1.01:
+            raise ValueError("the target's rows sum to more than 1: MBJ takes one class an image, no multi-hot labels")
+        return
+    wanted = f"({rows},) integer classes" + (f" or ({rows}, {classes or 'C'}) class probabilities" if soft else "")
+    raise ValueError(f"the target must be {wanted}, got {shape} {target.dtype}" + _advice(target, soft))
+
+
+def _advice(target: Tensor, soft: bool) -> str:
+    if target.ndim == 2 and target.shape[1] == 1:
+        return ": take target.squeeze(1)"
+    if target.is_floating_point() and target.ndim == 2 and not soft:
+        return ": turn Mixup, CutMix and label smoothing off, or take a loss that knows soft targets"
+    return ": take target.long()" if target.is_floating_point() and target.ndim == 1 else ""
+
+
+def host_values(tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor that is :func:`on_host`, to read and to write; no operation of torch's."""
+    values = np.from_dlpack(tensor)
+    return values if values.flags.writeable else tensor.numpy()  # NumPy before 2.1
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether reading a value costs nothing: a plain tensor on the CPU, no fake one, and no graph is being made."""
+    return type(tensor) is Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
 
 
 def counter_uniform(seed: Tensor, step: Tensor, count: int, stream: int = 0) -> Tensor:
@@ -15,12 +145,12 @@ def counter_uniform(seed: Tensor, step: Tensor, count: int, stream: int = 0) -> 
 
     Args:
         seed: 0-dim int64 tensor.
-        step: 0-dim int64 tensor.
-        count: numbers to draw.
+        step: 0-dim int64 tensor, or (K,) for K steps at once.
+        count: numbers to draw for a step.
         stream: independent draws of one step have different streams.
 
     Returns:
-        (count,) fp32 tensor on the device of ``step``, multiples of 2^-24.
+        (count,) or (K, count) fp32 tensor on the device of ``step``, multiples of 2^-24.
 
     Example:
         >>> seed, step = torch.tensor(0), torch.tensor(7)
@@ -30,7 +160,7 @@ def counter_uniform(seed: Tensor, step: Tensor, count: int, stream: int = 0) -> 
         True
     """
     position = torch.arange(count, device=step.device)
-    bits = _mix(_mix(_mix(_mix(seed) + stream) + step) + position)
+    bits = _mix(_mix(_mix(_mix(seed) + stream) + step)[..., None] + position)
     return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
@@ -83,8 +213,111 @@ def sample_slots(filled: Tensor, uniform: Tensor, count: int) -> Tensor:
     return torch.where(filled, uniform, 1.0).argsort(stable=True)[:count]
 
 
+class DrawnModule(nn.Module):
+    """What draws numbers of its own in each call, and knows when it starts.
+
+    Calls are counted in ``step`` on the device and beside it on the host, so that asking for the start waits for no
+    device. The host does not see the calls of a compiled or captured graph: from then on the device alone counts.
+
+    Args:
+        start: calls before it starts.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    seed: Tensor
+    step: Tensor
+
+    def __init__(self, start: int, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seed", torch.tensor(SEED.checked("seed", seed), dtype=torch.long))
+        self._blind = self._asked_device = False
+        self.start = start
+
+    @property
+    def start(self) -> int:
+        """Calls before the start. Setting it reads the device's counter, once."""
+        return self._start
+
+    @start.setter
+    def start(self, start: int) -> None:
+        self._start = START.checked("start", start)
+        self._read_step()
+
+    def _read_step(self) -> None:
+        self._calls = 0 if self.step.is_meta else int(self.step)
+        self._pages: dict[int, tuple[Any, tuple[Tensor, ...]]] = {}
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._read_step()
+
+    @property
+    def started(self) -> bool:
+        """Whether the host lets the next call count; asking waits for no device."""
+        return self._blind or self._calls >= self._start
+
+    def host_counts(self) -> bool:
+        """Whether the host sees each call: not inside a compiled or captured graph, nor ever after one."""
+        if torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+            self._blind = True
+        elif not self._asked_device and rank_and_world()[1] > 1:
+            # DDP may have brought rank 0's resumed counter to ranks that loaded nothing.
+            self._asked_device = True
+            self._read_step()
+        return not self._blind
+
+    def count_call(self) -> None:
+        """Close this call."""
+        self.step.add_(1)
+        if not torch.compiler.is_compiling():
+            self._calls += 1
+
+    def uniform(self, count: int, stream: int) -> Tensor:
+        """(count,) numbers in [0, 1) of this call; drawn for several calls at once, where the host knows the call."""
+        if not self.host_counts():
+            return counter_uniform(self.seed, self.step, count, stream)
+        number, line = divmod(self._calls, PAGE)
+        key = (number, count, self.step.device)
+        if stream not in self._pages or self._pages[stream][0] != key:
+            steps = torch.arange(number * PAGE, (number + 1) * PAGE, device=self.step.device)
+            self._pages[stream] = (key, counter_uniform(self.seed, steps, count, stream).unbind())
+        return self._pages[stream][1][line]
+
+
 def rank_and_world() -> tuple[int, int]:
     """This rank and the number of ranks; (0, 1) without ``torch.distributed``."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def check_even(rows: Tensor) -> None:
+    """On a CPU, where gloo would end the process without a word, an error for ranks with different numbers of rows.
+
+    Raises:
+        ValueError: naming them.
+    """
+    _, world = rank_and_world()
+    if world == 1 or not rows.is_cpu or torch.compiler.is_compiling():
+        return
+    counts = [torch.zeros(1, dtype=torch.long) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    if len({int(count) for count in counts}) > 1:
+        raise ValueError(
+            f"the ranks have batches of {[int(count) for count in counts]} rows, and each must have the same number: "
+            "take a sampler that gives every rank as many images, and drop_last=True"
+        )
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """(world * B, ...) rows of all ranks, in the order of ranks. Every rank must bring the same number of rows."""
+    _, world = rank_and_world()
+    if world == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world)]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)

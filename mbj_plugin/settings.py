@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.functional import NORMS
-from mbj_plugin.start import LATEST, WANTED, Start, as_start, is_number
+from mbj_plugin.losses import RANGES
+from mbj_plugin.start import WANTED, Start, as_start
 
 MEMORIES = ("feature", "prototype", "both")
 CLASSIFIERS = ("own", "shared")
-BELOW_1 = math.nextafter(1.0, 0.0)
-# What goes beyond is a slip of the pen, and would overflow in fp32 or in the allocator.
-HIGHEST = {"eta": 1e6, "beta": 100.0, "scale": 1e6, "margin": 1e6}
-MOST_ROWS = 10**8
+#: What is None has its own default for each memory, as in the paper.
+OF_EACH = {"feature": {"eta": 15.0, "size": 500}, "prototype": {"eta": 1 / 7, "size": 3500}}
 NO_OWN_CLASSIFIER = (
     "classifier_loss trains a classifier of the memory's own: it needs classifier 'own' and memory 'feature' or 'both'"
 )
@@ -50,22 +48,9 @@ def _setting(default: Any, kind: type, wanted: str, read: Callable[[Any], Any], 
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
-def _number(default: float | None, help: str, high: float, above: bool = False, note: str = "") -> Any:
-    def read(value: Any) -> float | None:
-        inside = is_number(value) and 0 <= value <= high and not (above and value == 0)
-        return float(value) if inside else None
-
-    low = "above 0, up" if above else f"from 0{note}"
-    wanted = f"a number {low} to {'below 1' if high == BELOW_1 else f'{high:g}'}"
-    return _setting(default, float, wanted, read, help)
-
-
-def _whole(default: int | None, help: str, high: int, low: int = 0, unit: str = "") -> Any:
-    def read(value: Any) -> int | None:
-        inside = is_number(value) and low <= value <= high and value == int(value)
-        return int(value) if inside else None
-
-    return _setting(default, int, f"a whole number{unit} from {low} to {high}", read, help)
+def _in_range(name: str, default: float | None, help: str) -> Any:
+    given = RANGES[name]
+    return _setting(default, int if given.whole else float, given.wanted, given.read, help)
 
 
 def _one_of(default: str | None, choices: tuple[str, ...], help: str) -> Any:
@@ -102,33 +87,29 @@ class MBJSettings:
         LOSSES,
         "batch loss of a classifier of the memory's own, for hard labels (default: that of the features)",
     )
-    eta: float | None = _number(
+    eta: float | None = _in_range(
+        "eta",
         None,
         "weight of each memory's loss (Eq. 2); higher = lower tail error and higher head error, 0 = off (default: 15 "
         "for features, 1/7 for prototypes, as in the paper)",
-        HIGHEST["eta"],
-        note=" (which turns it off)",
     )
-    size: int | None = _whole(
+    size: int | None = _in_range(
+        "size",
         None,
         "slots of each memory; more = older rows, and a tail class keeps more of them (default: 500 features, 3500 "
         "prototypes)",
-        MOST_ROWS,
-        low=1,
-        unit=" of slots",
     )
-    sample: int = _whole(
+    sample: int = _in_range(
+        "sample",
         0,
         "rows of the memory of features that are drawn anew for each step, for large memories: the same loss on "
         "average, at a fraction of the cost; 0 = all",
-        MOST_ROWS,
-        unit=" of rows",
     )
-    beta: float = _number(
+    beta: float = _in_range(
+        "beta",
         1.5,
         "re-balancing (Eq. 1 and 5): the memory's class mix is N^(1-beta), so 1 is uniform and above 1 favours the "
         "tail at the cost of the head",
-        HIGHEST["beta"],
     )
     norm: str = _one_of(
         "max",
@@ -144,26 +125,15 @@ class MBJSettings:
         "when the memory loss starts: 'auto' (the first decay of the learning rate), a fraction of the run below 1, or "
         "epochs (timm) or iterations (fast-reid); too early and the head drowns",
     )
-    ramp: int = _whole(0, "steps over which eta rises after the start; 0 = at once", LATEST, unit=" of steps")
-    interval: int = _whole(
-        1,
-        "steps between two in which prototypes enter, so that a full memory reaches further back",
-        LATEST,
-        low=1,
-        unit=" of steps",
-    )
-    momentum: float = _number(
+    momentum: float = _in_range(
+        "momentum",
         0.0,
         "remember a moving average of the prototypes (MBJ*); smooths the jitter away, which the paper found to cost "
         "the tail",
-        BELOW_1,
     )
-    scale: float = _number(16.0, "alpha of Eq. 4, the loss on the memory of prototypes", HIGHEST["scale"], above=True)
-    margin: float = _number(0.2, "delta of Eq. 4", HIGHEST["margin"])
-    prior_correction: bool = _switch(
-        False, "add the log of the memory's own class mix to the logits of the memory of features (logit adjustment)"
-    )
-    seed: int | None = _whole(None, "of what is drawn for the memories (default: the run's own)", 2**63 - 1)
+    scale: float = _in_range("scale", 16.0, "alpha of Eq. 4, the loss on the memory of prototypes")
+    margin: float = _in_range("margin", 0.2, "delta of Eq. 4")
+    seed: int | None = _in_range("seed", None, "of what is drawn for the memories (default: the run's own)")
     class_counts: str | None = _setting(
         None,
         str,
@@ -187,11 +157,27 @@ class MBJSettings:
                 raise ValueError(
                     f"{name} {value} is of memorised {kind}s: it needs memory '{kind}' or 'both' (or {name} {default})"
                 )
+        if self.memory != "both":
+            for name, value in OF_EACH[self.memory].items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Memories in use."""
         return MEMORIES[:2] if self.memory == "both" else (self.memory,)
+
+    def of(self, kind: str) -> dict[str, Any]:
+        """eta and size of a memory in use."""
+        given = {"eta": self.eta, "size": self.size}
+        return {name: OF_EACH[kind][name] if value is None else value for name, value in given.items()}
+
+    def effective(self) -> dict[str, Any]:
+        """All settings as plain values, for what is reported; with two memories, eta and size are by memory."""
+        values = dataclasses.asdict(self)
+        if self.memory == "both":
+            values |= {name: {kind: self.of(kind)[name] for kind in self.kinds} for name in ("eta", "size")}
+        return values
 
     @classmethod
     def preset(cls, task: str, name: str = "default") -> MBJSettings:
@@ -200,8 +186,7 @@ class MBJSettings:
 
 
 # What says nothing of the other memory.
-OF_ONE_MEMORY = {name: "prototype" for name in ("interval", "momentum", "scale", "margin")}
-OF_ONE_MEMORY |= {name: "feature" for name in ("sample", "prior_correction")}
+OF_ONE_MEMORY = {name: "prototype" for name in ("momentum", "scale", "margin")} | {"sample": "feature"}
 RULES: dict[str, Rule] = {field.name: field.metadata["rule"] for field in dataclasses.fields(MBJSettings)}
 
 # Values that go together, over the class's own. "paper" reads to the letter what the paper leaves open: Eq. 1 and 5 as

@@ -78,7 +78,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(stand_in, tmp_path):
     def trainer():
         torch.manual_seed(1)
         model = example["timm"].create_model("resnet32_cifar", num_classes=10, in_chans=1, depth=8, width=4)
-        loss = example["MBJLoss"]([40 - 3 * c for c in range(10)], norm="max", start=3)
+        loss = example["MBJLoss"]([40 - 3 * c for c in range(10)], start=3)
         return example["MBJTrainer"](model, loss, args=args, data_collator=example["collate"], train_dataset=data)
 
     whole, first, second = trainer(), trainer(), trainer()

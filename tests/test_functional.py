@@ -45,9 +45,10 @@ class TestSamplingProbs:
         assert sampling_probs([3, 1]).dtype == torch.float32
         assert sampling_probs(torch.tensor([3, 1])).dtype == torch.float32
 
-    def test_counts_below_one(self):
-        probs = sampling_probs(torch.tensor([0.25, 1.0], dtype=torch.float64), beta=1.0)
-        assert probs.tolist() == pytest.approx([0.8, 0.2], rel=1e-13)
+    @pytest.mark.parametrize("counts", [[0.25, 1.0], [True, False], [5, True], {10**9: 3}, {0: 2, 1: 1.5}])
+    def test_no_counts(self, counts):
+        with pytest.raises(ValueError, match="class_counts"):
+            sampling_probs(counts)
 
     def test_huge_counts_and_beta_stay_finite(self):
         probs = sampling_probs([10**9, 10**8], beta=300.0)
@@ -59,7 +60,7 @@ class TestSamplingProbs:
             ([], {}, "shape"),
             ([[1, 2]], {}, "shape"),
             ([3, -1], {}, ">= 0"),
-            ([3.0, float("nan")], {}, "finite"),
+            ([3.0, float("nan")], {}, "whole numbers"),
             ([0, 0], {}, "all zero"),
             ([3, 1], {"beta": -0.5}, "beta.*-0.5"),
             ([3, 1], {"beta": float("inf")}, "beta.*inf"),

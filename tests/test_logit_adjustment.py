@@ -116,11 +116,11 @@ def test_retraining_without_a_bias_gives_one_and_leaves_its_inputs(numbers):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda w: logit_adjusted(w, None, COUNTS, -1), "tau must be a finite number >= 0, got -1"),
-        (lambda w: tau_normalized(w, float("nan")), "tau must be a finite number >= 0, got nan"),
-        (lambda w: multiplicatively_adjusted(w, COUNTS, -1), "gamma must be a finite number >= 0, got -1"),
+        (lambda w: logit_adjusted(w, None, COUNTS, -1), "tau must be a number from 0, got -1"),
+        (lambda w: tau_normalized(w, float("nan")), "tau must be a number from 0, got nan"),
+        (lambda w: multiplicatively_adjusted(w, COUNTS, -1), "gamma must be a number from 0, got -1"),
         (lambda w: logit_adjusted(w, None, [1, 2, 3]), r"class_counts must be \(4,\) like the classifier, got \(3,\)"),
-        (lambda w: logit_adjusted(w, None, [5, 0, 3, 1]), "class 1 has 0"),
+        (lambda w: logit_adjusted(w, None, [5, 0, 3, 1]), "class 1 has none"),
         (lambda w: nearest_class_mean(w, torch.tensor([0, 2, 2, 0])), "class 1 has no feature"),
         (lambda w: nearest_class_mean(w, torch.full((4,), -1)), "class 0 has no feature"),
         (lambda w: nearest_class_mean(w, torch.arange(4), metric="l1"), "metric must be one of"),

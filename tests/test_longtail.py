@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mbj_plugin import class_groups, exponential_counts, exponential_subset, head_tail_subset, longtail
-from mbj_plugin.longtail import class_counts
+from mbj_plugin.longtail import count_classes
 
 
 def test_exponential_counts_are_those_of_cifar_lt():
@@ -130,9 +130,9 @@ def test_bad_class_groups(counts, shape):
 
 
 def test_class_counts():
-    assert class_counts([0, 2, 2, -1], 4).tolist() == [1, 0, 2, 0]
+    assert count_classes([0, 2, 2, -1], 4).tolist() == [1, 0, 2, 0]
     with pytest.raises(ValueError, match="label 4 is out of range.*0 to 3"):
-        class_counts([4], 4)
+        count_classes([4], 4)
 
 
 def test_the_smallest_profile_of_all_is_tried_too():

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from benchmarks.rivals.bbn import BilateralBranch, reversed_probs
-from mbj_plugin.longtail import class_counts
+from mbj_plugin.longtail import count_classes
 from mbj_plugin.timm.models import BasicBlock, CifarResNet
 
 
@@ -29,7 +29,7 @@ def reversed_draws(labels: ArrayLike, steps: int, batch_size: int, padding: int,
         epoch: of the draws.
     """
     labels = np.asarray(labels)
-    counts = class_counts(labels)
+    counts = count_classes(labels)
     rng = np.random.default_rng((seed, epoch, 1))
     rows = steps * batch_size
     classes = rng.choice(len(counts), rows, p=reversed_probs(counts))

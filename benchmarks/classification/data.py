@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.classification.settings import NUM_CLASSES
-from mbj_plugin.longtail import class_counts, exponential_counts, largest_exponential_counts
+from mbj_plugin.longtail import count_classes, exponential_counts, largest_exponential_counts
 
 FOLDERS = {"cifar10_lt": "cifar-10-batches-py", "cifar100_lt": "cifar-100-python"}
 
@@ -41,7 +41,7 @@ class Images:
         Raises:
             ValueError: where a class has too few images.
         """
-        available = class_counts(self.train_labels)
+        available = count_classes(self.train_labels)
         if max_count is None:
             counts = largest_exponential_counts(available, imbalance_ratio)
         else:

@@ -24,7 +24,7 @@ from benchmarks.classification.graph import graphed
 from benchmarks.classification.recipe import build_criterion, build_model, build_optimizer, normalize
 from benchmarks.classification.settings import SYSTEMS, Method, Protocol
 from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
-from mbj_plugin.longtail import class_counts, class_groups
+from mbj_plugin.longtail import class_groups, count_classes
 
 SAVE_EVERY_S = 300.0
 TEST_BATCH = 1000
@@ -56,7 +56,7 @@ class CellRun:
         log_folder: Path | None = None,
     ) -> None:
         self.protocol, self.method, self.seed, self.device = protocol, method, seed, torch.device(device)
-        counts = class_counts(images.train_labels)
+        counts = count_classes(images.train_labels)
         self.num_classes, self.groups = len(counts), class_groups(counts)
         self.counts = counts
         images = images.shrunk(protocol.shrink)

@@ -20,7 +20,7 @@ import mbj_plugin.timm.models  # noqa: F401  (registers resnet32_cifar)
 from benchmarks.classification.data import Images, class_ranks, load_images
 from benchmarks.classification.recipe import STATISTICS, crop_and_flip, normalize, pad_images
 from mbj_plugin.diagnostics.jitter import angular_variance
-from mbj_plugin.longtail import class_counts
+from mbj_plugin.longtail import count_classes
 from mbj_plugin.tools.trainer.data import Digits
 
 CONTROLS = ("iterations", "epochs")
@@ -109,7 +109,7 @@ def cut(images: Images, level: int, study: Study, seed: int) -> Images:
     Raises:
         ValueError: for a class that has too few images, or a tail class that there is not.
     """
-    available = class_counts(images.train_labels)
+    available = count_classes(images.train_labels)
     if not -len(available) <= study.tail_class < len(available):
         raise ValueError(f"--tail-class must be between 0 and {len(available) - 1} (or -1), got {study.tail_class}")
     wanted = np.full(len(available), level)

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mbj_plugin.batch_losses.checks import at_least_0, check_hard_labels
-from mbj_plugin.batch_losses.focal import focal_terms
-from mbj_plugin.functional import checked_counts
+from mbj_plugin.batch_losses import focal_terms
+from mbj_plugin.sampling import Range, check_target, counts_tensor
 
 
 def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:
@@ -29,7 +28,7 @@ def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float =
     """
     if not 0 <= beta < 1:
         raise ValueError(f"beta of the effective number must be in [0, 1), got {beta}")
-    counts = checked_counts(class_counts)
+    counts = counts_tensor(class_counts).double()
     present = counts > 0
     weights = torch.where(present, (1 - beta) / (1 - beta ** counts.clamp(min=1)), 0.0)
     weights = weights * present.sum() / weights.sum()
@@ -58,12 +57,12 @@ class ClassBalancedFocalLoss(nn.Module):
 
     def __init__(self, class_counts: Tensor | Sequence[int], beta: float = 0.9999, gamma: float = 1.0) -> None:
         super().__init__()
-        self.gamma = at_least_0("gamma", gamma)
+        self.gamma = Range().checked("gamma", gamma)
         self.register_buffer("class_weights", effective_number_weights(class_counts, beta), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits and (B,) classes in [0, C)."""
-        check_hard_labels(logits, target)
+        check_target(target, *logits.shape)
         return (self.class_weights[target] * focal_terms(logits, target, self.gamma)).mean()
 
     def extra_repr(self) -> str:

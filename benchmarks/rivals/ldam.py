@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rivals.class_balanced import effective_number_weights
-from mbj_plugin.batch_losses.checks import at_least_0, check_hard_labels
-from mbj_plugin.functional import checked_counts
+from mbj_plugin.sampling import Range, check_target, counts_tensor
 
 
 class CosineLinear(nn.Module):
@@ -103,16 +102,16 @@ class LDAMLoss(nn.Module):
         if int(start) != start or start < 0:
             raise ValueError(f"start must be a number of steps >= 0, got {start}")
         self.scale, self.start = float(scale), int(start)
-        counts = checked_counts(class_counts)
+        counts = counts_tensor(class_counts).double()
         margins = torch.where(counts > 0, counts.clamp(min=1) ** -0.25, 0.0)
-        margins = margins * (at_least_0("max_margin", max_margin) / margins.max())
+        margins = margins * (Range().checked("max_margin", max_margin) / margins.max())
         self.register_buffer("margins", margins.float(), persistent=False)
         self.register_buffer("deferred_weights", effective_number_weights(counts, beta), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) cosines and (B,) classes in [0, C); with weights, the weighted mean."""
-        check_hard_labels(cosine, target)
+        check_target(target, *cosine.shape)
         margin = torch.zeros_like(cosine, dtype=torch.float32).scatter_(
             1, target[:, None], self.margins[target][:, None]
         )

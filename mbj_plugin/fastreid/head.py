@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.fastreid.config import read_settings
 from mbj_plugin.fastreid.schedule import Schedule
-from mbj_plugin.memories import Memories, MemoryLoss
+from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
+from mbj_plugin.memories import Memories
 from mbj_plugin.settings import MBJSettings
 
 
@@ -32,7 +33,7 @@ class MBJHead(EmbeddingHead):
         ValueError: for an unknown key or a value out of range in MODEL.MBJ.
     """
 
-    memories: Mapping[str, MemoryLoss]  # an nn.ModuleDict, which does not say what it holds
+    memories: Mapping[str, FeatureMemoryLoss | PrototypeMemoryLoss]  # an nn.ModuleDict
 
     def __init__(self, cfg) -> None:
         super().__init__(cfg)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
-from mbj_plugin.longtail import class_counts
+from mbj_plugin.longtail import count_classes
 from mbj_plugin.start import is_number
 
 HOW_TO_GIVE_COUNTS = (
@@ -80,11 +80,11 @@ def _check_against(dataset: Any, counts: np.ndarray, path: str | Path) -> None:
         labels = dataset_labels(dataset)
     except ValueError:
         return  # for such sets the file is there
-    counted = class_counts(labels)
+    counted = count_classes(labels)
     fix = "leave out --mbj-class-counts (class_counts of MBJ), these images can be counted"
     if len(counted) > len(counts):
         raise ValueError(f"the class counts {path} hold {len(counts)} classes, the images {len(counted)}: {fix}")
-    counted = class_counts(labels, len(counts))
+    counted = count_classes(labels, len(counts))
     if (different := np.flatnonzero(counted != counts)).size:
         c = different[0]
         raise ValueError(
@@ -111,7 +111,7 @@ def training_counts(dataset: Any, num_classes: int, path: str | Path | None = No
             raise ValueError(f"the class counts {path} hold {len(counts)} classes, the model has {num_classes}")
         _check_against(dataset, counts, path)
     else:
-        counts = class_counts(dataset_labels(dataset), num_classes)
+        counts = count_classes(dataset_labels(dataset), num_classes)
     if num_classes < 2:
         raise ValueError(f"there is {num_classes} class: a classifier needs two or more")
     empty = np.flatnonzero(counts == 0)

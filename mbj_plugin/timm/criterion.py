@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mbj_plugin.batch_losses import CrossEntropy
 from mbj_plugin.diagnostics.step_meter import StepMeter
-from mbj_plugin.functional import counts_tensor
 from mbj_plugin.memories import Memories
+from mbj_plugin.sampling import BELOW_1, Counts, Range, check_target, counts_tensor
 from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
 from mbj_plugin.timm.clip import ClipParameters, clip_parameters
-from mbj_plugin.timm.head import BATCH_CLASSIFIER, Heads, attach_head, detach_head, same_map
+from mbj_plugin.timm.head import BATCH_CLASSIFIER, Heads, attach_head, beside, detach_head, same_map
 
 _logger = logging.getLogger("mbj_plugin")
 PROTOTYPES = ("batch", "memory")
 BatchLoss = nn.Module | Callable[[Tensor, Tensor], Tensor]
-
-
-class CrossEntropy(nn.Module):
-    """Cross-entropy in which, as everywhere in MBJ, a label of -1 is unlabelled; 0 where a whole batch is."""
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = F.cross_entropy(output, target, ignore_index=-1)
-        return loss if target.ndim == 2 else torch.where((target >= 0).any(), loss, torch.zeros_like(loss))
 
 
 class MBJLoss(nn.Module):
@@ -71,7 +63,7 @@ class MBJLoss(nn.Module):
 
     def __init__(
         self,
-        class_counts: Tensor | Sequence[int] | Mapping[int, int],
+        class_counts: Counts,
         base: BatchLoss | None = None,
         settings: MBJSettings | None = None,
         *,
@@ -84,12 +76,10 @@ class MBJLoss(nn.Module):
         self.settings = settings or MBJSettings()
         if prototypes not in PROTOTYPES:
             raise ValueError(f"prototypes must be of one of {PROTOTYPES}, got {prototypes!r}")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
         self.own_classifier = self.settings.classifier == "own" and self.settings.memory != "prototype"
         if classifier_loss is not None and not self.own_classifier:
             raise ValueError(NO_OWN_CLASSIFIER)
-        self.smoothing, self.start = smoothing, start
+        self.smoothing, self.start = Range(0, BELOW_1).checked("smoothing", smoothing), start
         self.base = base if base is not None else CrossEntropy()
         self.classifier_loss = classifier_loss if classifier_loss is not None else self.base
         self.prototypes_of_batch = prototypes == "batch"
@@ -99,9 +89,7 @@ class MBJLoss(nn.Module):
         self.heads: Heads | None = None
         self._checked = False
         self._versions: list[tuple[int, int]] = []
-        #: Of the last call, detached, for logs: "loss_batch" of the features, which is that of a run without MBJ,
-        #: "loss_classifier", the memory classifier's batch loss where it is another, and "loss_memory", eta * L_memory.
-        self.parts: dict[str, Tensor] = {}
+        self._parts: dict[str, Tensor] = {}
         #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.diagnostics`.
         self.meter: StepMeter | None = None
         self.register_state_dict_post_hook(_save_batch_classifier)
@@ -156,29 +144,39 @@ class MBJLoss(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy does not know the model's copy: it must be bound to it.
-        return {**self.__dict__, "heads": None, "parts": {}, "meter": None}
+        return {**self.__dict__, "heads": None, "_parts": {}, "meter": None}
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of (B, C) logits and (B,) classes or (B, C) class probabilities.
+        """Scalar loss of (B, C) logits and a target, see :func:`mbj_plugin.sampling.check_target`.
 
         Its value is L_total of Eq. 2 for the memory classifier; :attr:`parts` has what it is made of.
         """
+        check_target(target, *output.shape, soft=True)
         batch_loss = self.base(output, target)
         if not (self.training and torch.is_grad_enabled()):
             return batch_loss
         features, memory_output = self._bound().pop_recorded()
         self._check_once(output, features)
-        parts = {"loss_batch": batch_loss.detach()}
+        parts = {"loss_batch": batch_loss}
         if memory_output is not None:
-            classifier_loss = self.classifier_loss(memory_output, target)
-            parts["loss_classifier"] = classifier_loss.detach()
+            parts["loss_classifier"] = self.classifier_loss(memory_output, target)
             # The value is Eq. 2's, the memory classifier's; the gradient is of both classifiers' batch losses.
-            batch_loss = classifier_loss + (batch_loss - parts["loss_batch"])
-        memory_loss = self._memory_loss(features, target)
-        self.parts = parts | {"loss_memory": memory_loss.detach()}
+            batch_loss = beside(parts["loss_classifier"], batch_loss, True)
+        parts["loss_memory"] = memory_loss = self._memory_loss(features, target)
+        self._parts = parts
         if self.meter is not None:
-            self.meter.close_step(self.parts["loss_memory"], self.parts["loss_batch"])
-        return batch_loss + memory_loss
+            self.meter.close_step(memory_loss.detach(), parts["loss_batch"].detach())
+        return batch_loss if self._waits() else batch_loss + memory_loss
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Of the last call, detached, for logs: "loss_batch" of the features, which is that of a run without MBJ,
+        "loss_classifier", the memory classifier's batch loss where it is another, and "loss_memory", eta * L_memory."""
+        return {name: part.detach() for name, part in self._parts.items()}
+
+    def _waits(self) -> bool:
+        """Whether the memory loss is 0 and what it trains is trained by the batch loss too."""
+        return self.own_classifier and not any(memory.started for memory in self.memories.values())
 
     def _memory_loss(self, features: Tensor, target: Tensor) -> Tensor:
         if target.ndim == 2 and self.smoothing:

@@ -15,8 +15,8 @@ import torch
 from timm.task import ClassificationTask
 from torch import nn
 
-from mbj_plugin.clock import rank_and_world
 from mbj_plugin.diagnostics.monitor import Monitor
+from mbj_plugin.sampling import rank_and_world
 from mbj_plugin.timm import clip
 from mbj_plugin.timm.compat import (
     create_classification_loss,

@@ -81,7 +81,7 @@ class Recorder:
         self.output = output
         batch_output = layer.batch_classifier(self.recorded)
         # DDP that looks for unused parameters does so from the model's output.
-        return _InUse.apply(batch_output, output) if rank_and_world()[1] > 1 else batch_output
+        return beside(batch_output, output, False) if rank_and_world()[1] > 1 else batch_output
 
     def _complete(self, layer: Any, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         if not self.own_classifier:
@@ -107,16 +107,20 @@ def _hide(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None
             del state[key]
 
 
-class _InUse(torch.autograd.Function):
-    """The first tensor, in whose graph the second one is: it gets no gradient from here."""
+class _Beside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shown: Tensor, hidden: Tensor, gradient: bool) -> Tensor:
+        ctx.gradient = gradient
+        return shown.view_as(shown)
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, other: Tensor) -> Tensor:
-        return output.view_as(output)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        return gradient, gradient if ctx.gradient else None, None
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+
+def beside(shown: Tensor, hidden: Tensor, gradient: bool) -> Tensor:
+    """``shown``, in whose graph ``hidden`` is too, and gets the same gradient or none."""
+    return _Beside.apply(shown, hidden, gradient)
 
 
 class Heads:

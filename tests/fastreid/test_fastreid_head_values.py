@@ -15,7 +15,7 @@ from mbj_plugin.fastreid import head as head_module
 COUNTS, DIM = [9, 6, 4, 2, 1], 3
 # Each value its own, so that none can stand for another.
 MBJ = {
-    **{"MEMORY": "both", "SIZE": 11, "ETA": 0.7, "BETA": 0.4, "NORM": "max", "START": 0, "INTERVAL": 2},
+    **{"MEMORY": "both", "SIZE": 11, "ETA": 0.7, "BETA": 0.4, "NORM": "max", "START": 0},
     **{"MOMENTUM": 0.3, "SCALE": 5.0, "MARGIN": 0.15},
 }
 
@@ -51,9 +51,7 @@ def batch(step):
 def core_losses():
     """What MODEL.MBJ above says."""
     return {
-        "prototype": PrototypeMemoryLoss(
-            COUNTS, DIM, 11, 0.7, 0.4, "max", scale=5.0, margin=0.15, momentum=0.3, interval=2
-        ),
+        "prototype": PrototypeMemoryLoss(COUNTS, DIM, 11, 0.7, 0.4, "max", scale=5.0, margin=0.15, momentum=0.3),
         "feature": FeatureMemoryLoss(COUNTS, DIM, 11, 0.7, 0.4, "max"),
     }
 

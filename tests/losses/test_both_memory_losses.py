@@ -10,21 +10,18 @@ from memory_batches import ALWAYS, COUNTS, batch
 
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, losses
 
+# Of two rows and three classes: a column, one-hot integers, other classes, floats, switches, a label of no class.
+WRONG = [torch.zeros(2, 1).long(), torch.eye(3)[:2].long(), torch.ones(2, 4) / 4, torch.zeros(2, 1), torch.zeros(2)]
+WRONG += [torch.zeros(2, dtype=torch.bool), torch.zeros(3).long(), torch.tensor([0, 3])]
+
 
 @pytest.mark.parametrize("kind", [FeatureMemoryLoss, PrototypeMemoryLoss])
 class TestBoth:
-    def test_eta_rises_over_the_ramp(self, kind, weight):
-        plain, ramped = (kind(COUNTS, dim=4, start=2, ramp=ramp, **ALWAYS) for ramp in (0, 4))
-        pairs = [(plain(*batch(s), weight).item(), ramped(*batch(s), weight).item()) for s in range(8)]
-        assert pairs[:2] == [(0, 0)] * 2
-        for (whole, part), share in zip(pairs[2:], [0.25, 0.5, 0.75, 1, 1, 1], strict=True):
-            assert part == pytest.approx(share * whole, rel=1e-6)
-
     def test_defaults_are_the_papers_and_off(self, kind):
-        shared = {"beta": 1.5, "norm": "sum", "start": 0, "seed": 0, "ramp": 0, "sample": 0}
-        own = {"size": 500, "eta": 15.0, "prior_correction": False}
+        shared = {"beta": 1.5, "norm": "sum", "start": 0, "seed": 0, "sample": 0}
+        own = {"size": 500, "eta": 15.0}
         if kind is PrototypeMemoryLoss:
-            own = {"size": 3500, "eta": 1 / 7, "scale": 16.0, "margin": 0.2, "momentum": 0.0, "interval": 1}
+            own = {"size": 3500, "eta": 1 / 7, "scale": 16.0, "margin": 0.2, "momentum": 0.0}
             own["num_classes"] = None
         given = {name: p.default for name, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
         assert given == shared | own
@@ -34,7 +31,7 @@ class TestBoth:
         loss.set_class_counts(COUNTS)
         assert loss.probs.device.type == loss.class_counts.device.type == "meta"
         loss = kind(torch.tensor(COUNTS, dtype=torch.float64), dim=4)
-        assert loss.probs.dtype == loss.class_counts.dtype == torch.float32
+        assert loss.probs.dtype == torch.float32
         assert loss.class_counts.tolist() == COUNTS
         assert all(buffer.is_meta for buffer in loss.to("meta").buffers())
         assert loss.probs.is_meta and loss.class_counts.is_meta
@@ -45,7 +42,7 @@ class TestBoth:
         assert value == 0 and value.dtype == torch.float32
 
     def test_a_class_without_images_does_not_enter_even_at_the_least_draw(self, kind, weight, monkeypatch):
-        monkeypatch.setattr(losses, "counter_uniform", lambda seed, step, count, stream: torch.zeros(count))
+        monkeypatch.setattr(kind, "uniform", lambda self, count, stream: torch.zeros(count))
         loss = kind([100, 0, 10], dim=4, size=20)
         loss(torch.ones(3, 4), torch.arange(3), weight)
         assert loss.bank.labels[:3].tolist() == [0, 2, -1]
@@ -86,7 +83,22 @@ class TestBoth:
 
     def test_state_keys_are_frozen(self, kind, weight):
         bank = ["slot_rows", "slot_labels", "slot_calls", "cursor", "calls"]
-        assert sorted(kind(COUNTS, dim=4).state_dict()) == sorted(["step", "seed", *(f"bank.{key}" for key in bank)])
+        assert sorted(kind(COUNTS, dim=4).state_dict()) == sorted(
+            ["class_counts", "step", "seed", *(f"bank.{key}" for key in bank)]
+        )
+
+    def test_the_memory_of_other_data_is_refused(self, kind):
+        saved = kind(COUNTS, dim=4).state_dict()
+        with pytest.raises(ValueError, match=str(COUNTS[::-1]).replace("[", r"\[")):
+            kind(COUNTS[::-1], dim=4).load_state_dict(saved)
+        late = kind(None, dim=4)
+        late.load_state_dict(saved)
+        assert late.class_counts is None
+
+    @pytest.mark.parametrize("target", [*WRONG, torch.tensor([[0.7, 0.7, 0.0]] * 2)])
+    def test_one_contract_for_targets(self, kind, target, weight):
+        with pytest.raises(ValueError, match="label|target"):
+            kind(COUNTS, dim=4)(torch.ones(2, 4), target, weight)
 
     def test_compiled_as_one_graph_equals_eager(self, kind, weight):
         eager, compiled = kind(COUNTS, dim=4, size=5, norm="max"), kind(COUNTS, dim=4, size=5, norm="max")
@@ -103,12 +115,15 @@ class TestBoth:
             ({"eta": -1.0}, "eta.*-1.0"),
             ({"eta": float("nan")}, "eta.*nan"),
             ({"eta": float("inf")}, "eta.*inf"),
-            ({"ramp": 0.5}, "ramp.*0.5"),
             ({"beta": -1.0}, "beta.*-1.0"),
             ({"norm": "typo"}, "norm.*'typo'"),
             ({"start": -3}, "start.*-3"),
             ({"start": 0.5}, "start.*0.5"),
-            ({"ramp": -1}, "ramp.*-1"),
+            ({"size": True}, "size.*True"),
+            ({"size": 9 * 10**7}, "size.*90000000"),
+            ({"size": 10**7, "dim": 4096}, "size 10000000"),
+            ({"seed": 1.7}, "seed.*1.7"),
+            ({"seed": 2**70}, f"seed.*{2**70}"),
         ],
     )
     @pytest.mark.parametrize("counts", [COUNTS, None])

@@ -1,13 +1,12 @@
 """MBJ-F: bank + draw + equation, in the order loss first, memory after."""
 
 import copy
-import math
 
 import pytest
 import torch
 from memory_batches import ALWAYS, COUNTS, batch
 
-from mbj_plugin import FeatureMemoryLoss, losses, memory_cross_entropy
+from mbj_plugin import FeatureMemoryLoss, losses, memory_cross_entropy, sampling
 from mbj_plugin.sampling import counter_uniform, hard_labels, sample_slots
 
 
@@ -75,43 +74,13 @@ def test_before_the_start_it_remembers_but_does_not_count(weight):
     assert loss.bank.filled == 18
 
 
-def test_prior_correction_adds_the_log_of_the_memory_mix(weight):
-    kwargs = {"dim": 4, "size": 20, "eta": 3.0, "beta": 0.5, "norm": "max"}
-    loss = FeatureMemoryLoss([100, 10, 0], **kwargs, prior_correction=True)
-    features, labels = torch.randn(200, 4), torch.arange(2).repeat(100)
-    loss(features, labels, weight)
-    rows, held = loss.bank.rows.clone(), loss.bank.labels.clone()
-    mix = [100 * (1 / 100) ** 0.5, 10 * (1 / 10) ** 0.5]
-    bias = torch.tensor([*(math.log(m / sum(mix)) for m in mix), -math.inf])
-    expected = 3.0 * memory_cross_entropy(rows, held, weight, bias)
-    value = loss(features, labels, weight)
-    torch.testing.assert_close(value, expected)
-    value.backward()
-    assert torch.isfinite(weight.grad).all() and (weight.grad[2] == 0).all()
-    # With beta = 1 the memory is uniform, and there is nothing to correct.
-    plain, corrected = (
-        FeatureMemoryLoss(COUNTS, dim=4, beta=1.0, norm="max", prior_correction=c) for c in (False, True)
-    )
-    for step in range(3):
-        values = [loss(*batch(step), weight) for loss in (plain, corrected)]
-        torch.testing.assert_close(*values)
-
-
-def test_prior_correction_and_a_bias_add_up(weight):
-    loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, eta=1.0, norm="max", prior_correction=True)
-    loss.bank.enqueue(*batch(0))
-    bias = torch.tensor([1.0, -2.0, 0.5])
-    both = bias + (torch.tensor(COUNTS) * loss.probs).log()
-    torch.testing.assert_close(loss(*batch(1), weight, bias), memory_cross_entropy(*batch(0), weight, both))
-
-
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_draw_is_frozen(weight, soft):
     """The same seed gives the same run, in the next version too."""
     loss = FeatureMemoryLoss(COUNTS, dim=4, size=5, norm="max", seed=3)
     torch.manual_seed(0)
     x, y = torch.randn(400, 4), torch.randint(0, 3, (400,)).where(torch.rand(400) > 0.1, torch.tensor(-100))
-    given = torch.rand(400, 3) if soft else y.int()
+    given = torch.rand(400, 3).softmax(1) if soft else y.int()
     loss(x, given, weight)
     seed, step = torch.tensor(3), torch.tensor(0)
     drawn = hard_labels(given, counter_uniform(seed, step, 400, stream=1))
@@ -149,15 +118,16 @@ def test_rows_of_all_ranks_enter_in_their_order(weight, monkeypatch):
         for part, rows in zip(parts, (other, mine), strict=True):
             part.copy_(rows)
 
-    monkeypatch.setattr(losses, "rank_and_world", lambda: (1, 2))
-    monkeypatch.setattr(losses.dist, "all_gather", all_gather)
-    monkeypatch.setattr(losses, "_check_even", lambda rows: None)
+    for module in (losses, sampling):
+        monkeypatch.setattr(module, "rank_and_world", lambda: (1, 2))
+    monkeypatch.setattr(sampling.dist, "all_gather", all_gather)
+    monkeypatch.setattr(losses, "check_even", lambda rows: None)
     loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, **ALWAYS)
     loss(x1.requires_grad_(), y1, weight)
     assert torch.equal(loss.bank.rows[:12], torch.cat([x0, x1])) and loss.bank.filled == 12
     assert torch.equal(loss.bank.labels[:12], torch.cat([y0, y1]))
     # Out of training nothing is shared: each rank may see other batches.
-    monkeypatch.setattr(losses.dist, "all_gather", None)
+    monkeypatch.setattr(sampling.dist, "all_gather", None)
     torch.testing.assert_close(loss.eval()(x1, y1, weight), loss._memory_loss(weight, None, 0, 1))
 
 
@@ -177,11 +147,12 @@ def test_a_sample_may_be_the_whole_memory(weight):
 
 
 def test_only_on_a_cpu_the_ranks_batches_are_counted(monkeypatch):
-    monkeypatch.setattr(losses, "rank_and_world", lambda: (0, 2))
-    monkeypatch.setattr(losses.dist, "all_gather", None)
-    losses._check_even(torch.empty(2, 4, device="meta"))
+    for module in (losses, sampling):
+        monkeypatch.setattr(module, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(sampling.dist, "all_gather", None)
+    sampling.check_even(torch.empty(2, 4, device="meta"))
     with pytest.raises(TypeError):
-        losses._check_even(torch.empty(2, 4))
+        sampling.check_even(torch.empty(2, 4))
 
 
 def test_only_learning_steps_are_remembered(weight):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from memory_batches import ALWAYS, COUNTS, batch
 
-from mbj_plugin import PrototypeMemoryLoss, losses, multi_prototype_loss
+from mbj_plugin import PrototypeMemoryLoss, losses, multi_prototype_loss, sampling
 from mbj_plugin.sampling import counter_uniform, hard_labels
 
 
@@ -43,27 +43,16 @@ def test_momentum_remembers_a_moving_average(weight):
     torch.testing.assert_close(loss.bank.rows[3:6], first + 0.1)
 
 
-def test_interval_remembers_one_of_so_many_calls(weight):
-    loss = PrototypeMemoryLoss(COUNTS, dim=4, size=50, interval=3, **ALWAYS)
-    expected = []
-    for step in range(7):
-        with torch.no_grad():
-            weight.add_(1.0)
-        loss(*batch(step), weight)
-        expected += [weight.detach().clone()] * (step in (0, 3, 6))
-    assert loss.bank.filled == 9
-    torch.testing.assert_close(loss.bank.rows[:9], torch.cat(expected))
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_draw_is_frozen(weight, rank, monkeypatch):
     """Prototypes by seed and step alone; the class of a mixed image on each rank anew."""
-    monkeypatch.setattr(losses, "rank_and_world", lambda: (rank, 2))
+    for module in (losses, sampling):
+        monkeypatch.setattr(module, "rank_and_world", lambda: (rank, 2))
     loss = PrototypeMemoryLoss(range(1, 41), dim=4, size=99, beta=0.5, norm="max", seed=3, eta=1.0)
     torch.manual_seed(0)
     weight, seed, held, total = torch.randn(40, 4), torch.tensor(3), [], 0.0
     for step in range(6):
-        x, soft = torch.randn(9, 4), torch.rand(9, 40)
+        x, soft = torch.randn(9, 4), torch.rand(9, 40).softmax(1)
         rows, labels = loss.bank.rows.clone(), loss.bank.labels.clone()
         value = loss(x, soft, weight)
         drawn = hard_labels(soft, counter_uniform(seed, torch.tensor(step), 9, stream=1 + rank))
@@ -128,9 +117,7 @@ def test_autocast_computes_in_fp32(weight):
         ({"margin": -0.1}, "margin.*-0.1"),
         ({"margin": float("inf")}, "margin.*inf"),
         ({"momentum": -0.1}, "momentum.*-0.1"),
-        ({"interval": 0.5}, "interval.*0.5"),
         ({"momentum": 1.0}, "momentum.*1.0"),
-        ({"interval": 0}, "interval.*0"),
         ({"class_counts": None, "momentum": 0.5}, "num_classes"),
     ],
 )

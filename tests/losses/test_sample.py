@@ -18,6 +18,7 @@ def filled_loss(filled, **kwargs):
 
 def value_and_gradient(loss, weight, step):
     loss.step.fill_(step)
+    loss.start = 0  # reads the step
     value = loss.eval()(torch.zeros(1, 4), torch.tensor([0]), weight)
     return torch.cat([value[None], torch.autograd.grad(value, weight)[0].flatten()]).detach()
 

@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbj_plugin import memory_cross_entropy
 from mbj_plugin.settings import MBJSettings
@@ -61,14 +62,14 @@ def test_the_defaults_are_those_of_the_flag():
 
 
 def test_settings_reach_the_memories():
-    shared = {"size": 9, "eta": 2.5, "beta": 0.7, "norm": "max", "start": 4, "seed": 8, "ramp": 3}
-    loss = mbj_loss(COUNTS, memory="both", momentum=0.5, prior_correction=True, sample=2, **shared).bind(Tiny())
+    shared = {"size": 9, "eta": 2.5, "beta": 0.7, "norm": "max", "start": 4, "seed": 8}
+    loss = mbj_loss(COUNTS, memory="both", momentum=0.5, sample=2, **shared).bind(Tiny())
     for memory in loss.memories.values():
         values = {name: getattr(memory, name) for name in shared if name != "size"}
         assert {**values, "size": memory.bank.size} == shared
         assert memory.class_counts.tolist() == COUNTS
     feature, prototype = loss.memories["feature"], loss.memories["prototype"]
-    assert (feature.prior_correction, feature.sample, prototype.momentum) == (True, 2, 0.5)
+    assert (feature.sample, prototype.momentum) == (2, 0.5)
     assert list(mbj_loss(COUNTS, memory="prototype").bind(Tiny()).memories) == ["prototype"]
 
 
@@ -279,12 +280,34 @@ def test_other_number_of_classes():
         ({"prototypes": "typo"}, "prototypes.*'typo'"),
         ({"classifier_loss": F.cross_entropy, "classifier": "shared"}, "classifier_loss trains"),
         ({"classifier_loss": F.cross_entropy, "memory": "prototype"}, "classifier_loss trains"),
-        ({"prior_correction": True, "memory": "prototype"}, "prior_correction True is of memorised features"),
+        ({"sample": 3, "memory": "prototype"}, "sample 3 is of memorised features"),
     ],
 )
 def test_bad_values(kwargs, message):
     with pytest.raises(ValueError, match=message):
         mbj_loss(COUNTS, **kwargs)
+
+
+class Count(TorchDispatchMode):
+    ops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("start", "more"), [(99, 27), (0, 57)])  # of 262 operations of ResNet-32's step
+def test_the_operations_of_a_step(start, more):
+    counts = []
+    for make in (lambda model: torch.nn.CrossEntropyLoss(), MBJLoss(COUNTS, start=start).bind):
+        model = small_model()
+        loss = make(model)
+        for step in range(3):
+            model.zero_grad()
+            with Count() as count:
+                loss(model(images(step)[0]), images(step)[1]).backward()
+        counts.append(count.ops)
+    assert counts[1] - counts[0] <= more
 
 
 def test_the_parts_are_told_apart():

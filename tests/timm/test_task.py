@@ -8,7 +8,16 @@ import torch
 from mbj_plugin.timm import MBJTask, task
 from tests.make_mbj_loss import mbj_loss
 
-BANK = ["bank.calls", "bank.cursor", "bank.slot_calls", "bank.slot_labels", "bank.slot_rows", "seed", "step"]
+BANK = [
+    "bank.calls",
+    "bank.cursor",
+    "bank.slot_calls",
+    "bank.slot_labels",
+    "bank.slot_rows",
+    "class_counts",
+    "seed",
+    "step",
+]
 
 
 def make_task(memory="feature", **kwargs):

@@ -14,8 +14,8 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
-from mbj_plugin.clock import rank_and_world
 from mbj_plugin.diagnostics.monitor import Monitor
+from mbj_plugin.sampling import rank_and_world
 from mbj_plugin.timm.compat import UpstreamChangedError, load_checkpoint
 from mbj_plugin.timm.task import MBJTask
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from mbj_plugin.clock import rank_and_world
+from mbj_plugin.sampling import rank_and_world
 
 
 @torch.inference_mode()

@@ -89,19 +89,51 @@ class PlainLoss(nn.Module):
 
 
 def test_a_loss_of_ones_own():
-    assert create_loss("test_formulas:OwnLoss", COUNTS, start=3).made_with == (COUNTS, 3, 2.0)
-    assert create_loss("test_formulas:PlainLoss", COUNTS, start=3).made_with == 2.0
+    assert create_loss("test_batch_losses:OwnLoss", COUNTS, start=3).made_with == (COUNTS, 3, 2.0)
+    assert create_loss("test_batch_losses:PlainLoss", COUNTS, start=3).made_with == 2.0
     assert create_loss("benchmarks.rivals.ldam:LDAMLoss", COUNTS, start=3).start == 3
-    for name in ("test_formulas:Missing", "no_such_module:Loss", ":"):
+    for name in ("test_batch_losses:Missing", "no_such_module:Loss", ":"):
         with pytest.raises(ValueError, match=name):
             create_loss(name, COUNTS)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "ce"])
-def test_soft_targets_are_a_clear_error(name):
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_targets(name):
     logits, target = batch()
-    with pytest.raises(ValueError, match="Mixup"):
-        create_loss(name, COUNTS)(logits, nn.functional.one_hot(target, 4).float())
+    loss, soft = create_loss(name, COUNTS), nn.functional.one_hot(target, 4).float()
+    if name == "focal":
+        with pytest.raises(ValueError, match="Mixup"):
+            loss(logits, soft)
+        return
+    torch.testing.assert_close(loss(logits, soft), loss(logits, target))
+    mixed = 0.3 * loss(logits, target) + 0.7 * loss(logits, target.flip(0))
+    torch.testing.assert_close(loss(logits, 0.3 * soft + 0.7 * soft.flip(0)), mixed)
+    empty = create_loss(name, [3, 2, 1, 0])  # a class without images is no part of the target
+    assert torch.isfinite(empty(logits, torch.tensor([[0.5, 0.5, 0.0, 0.0]] * 9)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_contract_for_targets(name):
+    logits, target = batch()
+    loss = create_loss(name, COUNTS)
+    for unlabelled in (-1, -100):
+        part = target.clone()
+        part[:4] = unlabelled
+        torch.testing.assert_close(loss(logits, part), loss(logits[4:], target[4:]))
+        assert loss(logits, torch.full_like(target, unlabelled)) == 0
+    wrong = [target[:, None], target.float(), nn.functional.one_hot(target, 4), target > 1, target[1:], target + 2]
+    for each in [*wrong, torch.ones(9, 4), torch.ones(9, 3) / 3]:
+        with pytest.raises(ValueError, match="label|target"):
+            loss(logits, each)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_double_precision_stays(name):
+    logits, target = batch()
+    logits = logits.double().requires_grad_()
+    loss = create_loss(name, COUNTS)
+    assert loss(logits, target).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda z: loss(z, target), logits)
 
 
 @pytest.mark.parametrize(
