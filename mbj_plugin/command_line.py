@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import dis
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+#: Packages whose ValueErrors are for the user.
+OURS = ("mbj_plugin", "fastreid_today", "benchmarks")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -27,9 +32,16 @@ class OneLineParser(argparse.ArgumentParser):
         return f"there is no flag {flag}" + (f", did you mean {near[0]}?" if near else "")
 
 
+class UserError(ValueError):
+    """A user's mistake that is one line wherever it comes up. It is needed where torch raises an error of ours anew,
+    as for a loader's worker; in all other places a plain ValueError will do."""
+
+
 @contextmanager
 def one_line(command: str, missing: str = "") -> Iterator[None]:
-    """End the command with one line for what is the user's or the machine's, not ours.
+    """End the command with one line for a mistake of the user's: a ValueError that a ``raise`` of ours made.
+
+    Every other error keeps its traceback, as it is of the program; with MBJ_TRACEBACK=1 all do.
 
     Args:
         command: its name.
@@ -40,18 +52,27 @@ def one_line(command: str, missing: str = "") -> Iterator[None]:
     except KeyboardInterrupt as stop:
         print(f"{command}: stopped" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
         sys.exit(130)  # as a shell does
-    except ModuleNotFoundError as error:
-        package = (error.name or "mbj_plugin").partition(".")[0]
-        if package == "mbj_plugin":
+    except (ModuleNotFoundError, ValueError) as error:
+        if os.environ.get("MBJ_TRACEBACK") == "1":
             raise
-        sys.exit(f"{command}: error: it needs the package {package}: {missing or f'pip install {package}'}")
-    except (ValueError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or "").partition(".")[0]
+            if package in ("", *OURS):
+                raise
+            sys.exit(f"{command}: error: it needs the package {package}: {missing or f'pip install {package}'}")
+        if not (isinstance(error, UserError) or _raised_here(error)):
+            raise
         sys.exit(f"{command}: error: {reason(error)}")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
-            raise
-        hint = ": lower --batch-size, or take --amp or --grad-checkpointing" if command == "train_timm" else ""
-        sys.exit(f"{command}: error: {'. '.join(str(error).split('. ')[:2])}{hint}")
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether a ``raise`` statement of our own packages made the error, and not what they call."""
+    trace = error.__traceback__
+    assert trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code, module = trace.tb_frame.f_code.co_code, trace.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] in OURS and code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def reason(error: BaseException) -> str:

@@ -1,11 +1,16 @@
 """Our commands: a package that is missing is one line, and how to install it."""
 
+import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mbj_plugin.command_line import UserError, did_you_mean, one_line
+from mbj_plugin.files import read_jsonl
+from mbj_plugin.functional import sampling_probs
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,3 +38,31 @@ def test_modules_that_the_pages_run_are_commands():
     files = {name: path / "__main__.py" if path.is_dir() else path.with_suffix(".py") for name, path in files.items()}
     assert "mbj_plugin.fastreid.launch" in named
     assert not [name for name, file in files.items() if "if __name__ ==" not in file.read_text()]
+
+
+def end(raised, monkeypatch, traceback="0"):
+    """What a command's error ends as: the line of a SystemExit, or the error itself."""
+    monkeypatch.setenv("MBJ_TRACEBACK", traceback)
+    try:
+        with one_line("command"):
+            raised()
+    except SystemExit as stop:
+        return stop.code
+    except Exception as error:
+        return error
+
+
+def test_only_what_we_raise_for_a_user_is_one_line(monkeypatch):
+    ours, theirs = functools.partial(sampling_probs, [3, 1], norm="typo"), functools.partial(int, "x")
+    assert "typo" in end(ours, monkeypatch) and end(ours, monkeypatch).startswith("command: error: ")
+    for raised in (ours, lambda: int("x"), theirs, lambda: Path("/nowhere").read_text(), lambda: [][1]):
+        assert isinstance(end(raised, monkeypatch, "1"), Exception)
+        assert raised is ours or isinstance(end(raised, monkeypatch), Exception)
+    # Called by ours, but not raised there.
+    assert isinstance(end(lambda: did_you_mean("a", theirs), monkeypatch), TypeError)
+    assert isinstance(end(lambda: read_jsonl(Path(__file__).parent, "epoch"), monkeypatch), OSError)
+
+    def in_a_worker():
+        raise UserError("Caught UserError in DataLoader worker process 0.\nTrace\nno image can be read")
+
+    assert end(in_a_worker, monkeypatch) == "command: error: no image can be read"

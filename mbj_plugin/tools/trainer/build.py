@@ -19,6 +19,7 @@ from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_confi
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import create_model
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.utils import NativeScaler
 from torch import nn
 
@@ -49,7 +50,6 @@ class Data:
 
 @contextmanager
 def blame(flags: str) -> Iterator[None]:
-    """What timm and torch raise for a wrong value, as one line that names the flags it came by."""
     try:
         yield
     except (TypeError, AssertionError, RuntimeError, OSError, ImportError, LookupError, AttributeError) as error:
@@ -62,10 +62,13 @@ def init_device(args: Namespace) -> torch.device:
         return torch.device(args.device)  # a later run of the same process, which has joined its group already
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device {args.device}: torch {torch.__version__} sees no CUDA device here, use --device cpu"
-        )
+    try:
+        index = torch.device(args.device).index
+    except RuntimeError:
+        raise ValueError(f"--device {args.device}: torch knows no such device, take auto, cpu or cuda") from None
+    if args.device.startswith("cuda") and (index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "no"
+        raise ValueError(f"--device {args.device}: torch {torch.__version__} sees {found} CUDA device here")
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -85,8 +88,7 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
         raise ValueError(f"there is no file {args.pretrained_path}, which --pretrained-path names")
     if args.fast_norm:
         set_fast_norm()
-    with _explain_other_classes(args):
-        model = _create(args)
+    model = _create(args)
     _prepare(model, args)
     if (adapt := getattr(loss_class(args.loss), "adapt_model", None)) is not None:
         model = adapt(model)
@@ -105,35 +107,30 @@ def _create(args: Namespace) -> nn.Module:
     more: dict[str, Any] = dict(args.model_kwargs)
     if args.pretrained_path:  # -1: the classifier is made anew
         more["pretrained_cfg_overlay"] = {"file": args.pretrained_path, "num_classes": -1}
-    return create_model(
-        args.model,
-        pretrained=args.pretrained,
-        in_chans=channels(args),
-        num_classes=args.num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        drop_block_rate=args.drop_block,
-        global_pool=args.gp,
-        bn_momentum=args.bn_momentum,
-        bn_eps=args.bn_eps,
-        checkpoint_path=args.initial_checkpoint,
-        **more,
-    )
-
-
-@contextmanager
-def _explain_other_classes(args: Namespace) -> Iterator[None]:
-    """timm loads --initial-checkpoint as it is: say what to do with one whose classifier does not fit."""
     try:
-        yield
-    except RuntimeError as error:
-        if not args.initial_checkpoint or "size mismatch" not in str(error):
-            raise
-        raise ValueError(
-            f"--initial-checkpoint {args.initial_checkpoint} does not fit {args.model} with {args.num_classes} classes "
-            f"({' '.join(str(error).split('size mismatch')[1].split())[:120]}): where it has other classes, "
-            f"--pretrained --pretrained-path {args.initial_checkpoint} takes all but its classifier"
-        ) from error
+        return create_model(
+            args.model,
+            pretrained=args.pretrained,
+            in_chans=channels(args),
+            num_classes=args.num_classes,
+            drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            drop_block_rate=args.drop_block,
+            global_pool=args.gp,
+            bn_momentum=args.bn_momentum,
+            bn_eps=args.bn_eps,
+            checkpoint_path=args.initial_checkpoint,
+            **more,
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # the ways in which timm refuses a value
+        why = f"timm cannot make --model {args.model} of these flags: {reason(error)[:200]}"
+        if args.initial_checkpoint and "size mismatch" in str(error):
+            why = (
+                f"--initial-checkpoint {args.initial_checkpoint} does not fit {args.model} with {args.num_classes} "
+                f"classes: where it has other classes, --pretrained --pretrained-path {args.initial_checkpoint} takes "
+                "all but its classifier"
+            )
+        raise ValueError(why) from error
 
 
 def _prepare(model: Any, args: Namespace) -> None:
@@ -281,6 +278,18 @@ def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Modul
     if mixup:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def make_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer of that name."""
+    if args.opt.lower().removeprefix("lookahead_") not in list_optimizers():
+        near = difflib.get_close_matches(args.opt.lower(), list_optimizers(), 2)
+        hint = f", did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"timm has no optimizer --opt {args.opt}{hint}")
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except TypeError as error:
+        raise ValueError(f"--opt {args.opt} does not take these --opt-kwargs: {reason(error)[:200]}") from error
 
 
 def scaled_lr(args: Namespace) -> float:

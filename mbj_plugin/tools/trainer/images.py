@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
-from mbj_plugin.command_line import reason
+from mbj_plugin.command_line import UserError, reason
 from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.timm.counts import dataset_labels
 
@@ -85,7 +85,7 @@ class ReadableImages(WrappedImages):
                 return self._read(int(other))
             except UNREADABLE:
                 continue
-        raise ValueError(f"class {labels[index]} has no image that can be read, {self._name(index)} is one of them")
+        raise UserError(f"class {labels[index]} has no image that can be read, {self._name(index)} is one of them")
 
     def of_class(self, labels: np.ndarray) -> list[np.ndarray]:
         """Indices of the images of each class."""

@@ -48,6 +48,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "lr_base_scale": ("linear", "sqrt", ""),
     "train_interpolation": ("random", "bilinear", "bicubic", "nearest", "lanczos", "hamming", "box", ""),
     "worker_seeding": ("all", "part"),
+    "sched": ("cosine", "step", "multistep", "plateau", "poly", "tanh", "constant", "rsqrt", "wsd", "none"),
+    "gp": ("fast", "avg", "max", "avgmax", "avgmaxc", None),
+    "train_crop_mode": ("rrc", "rkrc", "rkrr", None),
+    "interpolation": ("bilinear", "bicubic", "nearest", "lanczos", "hamming", "box", ""),
 }
 PAIRS = ("scale", "ratio", "cutmix_minmax")
 

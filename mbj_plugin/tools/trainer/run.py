@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from timm import utils
-from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint
 
@@ -50,17 +49,12 @@ class Run:
 def make_run(args: Namespace) -> Run:
     """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
     settings = from_args(args)
-    with build.blame(f"--device {args.device}"):
-        device = build.init_device(args)
+    device = build.init_device(args)
     utils.random_seed(args.seed, args.rank)
     datasets = build.make_datasets(args)
-    with build.blame(
-        f"--model {args.model} (with --model-kwargs, --initial-checkpoint, --pretrained, --gp, --drop-..., --bn-...)"
-    ):
-        model = build.make_model(args, device)
+    model = build.make_model(args, device)
     amp_autocast, loss_scaler = build.make_amp(args, device)
-    with build.blame("the images, their size or their augmentation"):
-        data = build.make_loaders(args, model, datasets, device)
+    data = build.make_loaders(args, model, datasets, device)
     facts = _facts(datasets, data.counts)
     args.lr = args.lr or build.scaled_lr(args)
     updates_per_epoch = -(-len(data.train) // args.grad_accum_steps)
@@ -77,17 +71,14 @@ def make_run(args: Namespace) -> Run:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
     if args.mbj_diagnostics and utils.is_primary(args):
         task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
-    with build.blame(f"--opt {args.opt} (with --opt-kwargs)"):
-        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    optimizer = build.make_optimizer(args, task.get_trainable_module())
     checkpoint = Resumed(task, args, optimizer, loss_scaler, facts) if args.resume else None
-    with build.blame(f"--torchcompile {args.torchcompile} or the averaged model"):
-        _wrap(task, args, device)
-    with build.blame(f"--sched {args.sched} (with --decay-... and --lr-...)"):
-        scheduler, num_epochs = create_scheduler_v2(
-            optimizer,
-            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
-            updates_per_epoch=updates_per_epoch,
-        )
+    _wrap(task, args, device)
+    scheduler, num_epochs = create_scheduler_v2(
+        optimizer,
+        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
+        updates_per_epoch=updates_per_epoch,
+    )
     lines = [facts.line(), nested_line(datasets[0])]
     if checkpoint is not None:
         start, moved = checkpoint.keep_start(start, len(data.train))
@@ -128,6 +119,8 @@ def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
         if args.resume:
             load_task_ema_checkpoint(task, args.resume)
     if args.torchcompile:
+        if args.torchcompile not in torch._dynamo.list_backends(None):
+            raise ValueError(f"--torchcompile {args.torchcompile}: torch has {', '.join(torch._dynamo.list_backends())}")
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
         if task.has_ema():
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)

@@ -75,8 +75,7 @@ def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
             "--resume goes on with one run: leave out --compare and --seeds, and give --experiment, --seed and "
             "--subset-seed as its args.yaml has them"
         )
-    with build.blame(f"--device {args.device}"):
-        build.init_device(args)  # once: the runs share the process group
+    build.init_device(args)  # once: the runs share the process group
     name = experiment(args)
     methods = {"baseline": False, "mbj": True} if args.compare else {"mbj" if args.mbj else "baseline": args.mbj}
     runs: list[tuple[str, Namespace]] = []
