@@ -22,6 +22,7 @@ from mbj_plugin.timm import MBJLoss
 from mbj_plugin.timm import diagnostics as monitors
 from mbj_plugin.timm.diagnostics import classifier_input, make_monitor
 from mbj_plugin.timm.head import classifier_layers
+from mbj_plugin.tools.trainer import series
 from mbj_plugin.tools.trainer import train as trainer
 from mbj_plugin.tools.trainer.args import parse_args
 
@@ -126,7 +127,6 @@ def test_a_resumed_run_writes_what_the_whole_one_wrote(tmp_path, image_folder, m
     [
         (["--mbj", "--no-mbj-diagnostics"], ["--mbj"]),
         (["--mbj"], ["--mbj", "--no-mbj-diagnostics"]),
-        ([], ["--mbj"]),
     ],
 )
 def test_resumed_with_another_choice_the_columns_stay(tmp_path, image_folder, first, second):
@@ -193,8 +193,17 @@ def test_weights_and_biases_get_the_same_columns(tmp_path, image_folder, use_wan
 
 def test_weights_and_biases_keep_runs_apart(tmp_path, image_folder, use_wandb):
     wandb = use_wandb(FakeWandb())
-    flags = [*folder_flags(image_folder), "--mbj", "--compare", "--log-wandb", "--output", str(tmp_path)]
-    trainer.train_all(parse_args([*flags, "--experiment", "e"]))
+    flags = [
+        *folder_flags(image_folder),
+        "--mbj",
+        "--mbj-classifier",
+        "shared",
+        "--compare",
+        "--log-wandb",
+        "--output",
+        str(tmp_path),
+    ]
+    series.train_all(parse_args([*flags, "--experiment", "e"]), trainer.train)
     assert {name: len(logged) for name, logged in wandb.logged.items()} == {"e/mbj": 3, "e/baseline": 3}
     assert wandb.run is None
 

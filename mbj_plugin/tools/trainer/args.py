@@ -13,8 +13,9 @@ from timm import utils
 from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.command_line import OneLineParser
 from mbj_plugin.settings import RULES
-from mbj_plugin.timm.settings import RECIPES, add_arguments
+from mbj_plugin.timm.settings import RECIPES, add_arguments, from_args
 from mbj_plugin.tools.trainer.config import check_values, load_config
+from mbj_plugin.tools.trainer.data import SAMPLERS
 from mbj_plugin.tools.trainer.error_table import TABLES
 from mbj_plugin.tools.trainer.flags import LISTS, SWITCHES, TRAIN_PY, VALUES
 from mbj_plugin.tools.trainer.ranges import check_ranges, flag
@@ -40,9 +41,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "clip_mode": ("clip_grad",),
     "torchcompile_mode": ("torchcompile",),
     "wandb_project": ("log_wandb",),
-    "subset_seed": ("imbalance_ratio",),
+    "subset_seed": ("imbalance_ratio", "val_fraction"),
     "pretrained_path": ("pretrained",),
-    "no_resume_opt": ("resume",),
     "remode": ("reprob",),
     "recount": ("reprob",),
 }
@@ -81,7 +81,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML file, or the name of a shipped config")
     add_arguments(parser)
     ours = parser.add_argument_group("long tails")
-    ours.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed, side by side")
+    ours.add_argument(
+        "--compare",
+        action="store_true",
+        help="MBJ beside its baseline: one run where its batch classifier is the baseline, else a second one",
+    )
     ours.add_argument(
         "--loss",
         default="ce",
@@ -99,6 +103,19 @@ def make_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     ours.add_argument("--imbalance-ratio", type=float, metavar="R", help="cut the training set to n_max / n_min = R")
+    ours.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="draw all classes alike, or by the square root of their images; what MBJ and the losses count stays the "
+        "set's (default: each image once an epoch)",
+    )
+    ours.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="X",
+        help="hold out this part of each class of the training images, and evaluate on it; a class of one image keeps "
+        "it (default: evaluate on --val-split)",
+    )
     ours.add_argument("--subset-seed", type=int, default=0, metavar="S", help="which images are cut")
     ours.add_argument(
         "--crop-pad",
@@ -167,6 +184,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     args.config = name
     args.prefetcher = not args.no_prefetcher
     check_ranges(args)
+    if args.mbj or args.compare:  # what is recorded is what counts
+        settings = from_args(args)
+        args.mbj_eta, args.mbj_size = settings.eta, settings.size
     _check_together(args, typed, given)
     return args
 

@@ -26,8 +26,18 @@ from torch import nn
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from mbj_plugin.batch_losses import create_loss, loss_class
 from mbj_plugin.command_line import reason
+from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
-from mbj_plugin.tools.trainer.data import check_same_classes, make_dataset, pad_crop
+from mbj_plugin.tools.trainer.data import (
+    SAMPLERS,
+    ClassSampler,
+    LongTailSubset,
+    Part,
+    check_same_classes,
+    make_dataset,
+    pad_crop,
+    split_indices,
+)
 from mbj_plugin.tools.trainer.ranges import channels, image_mode
 
 
@@ -66,9 +76,9 @@ def init_device(args: Namespace) -> torch.device:
         index = torch.device(args.device).index
     except RuntimeError:
         raise ValueError(f"--device {args.device}: torch knows no such device, take auto, cpu or cuda") from None
-    if args.device.startswith("cuda") and (index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count() or "no"
-        raise ValueError(f"--device {args.device}: torch {torch.__version__} sees {found} CUDA device here")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if args.device.startswith("cuda") and (index or 0) >= found:
+        raise ValueError(f"--device {args.device}: torch {torch.__version__} sees {found or 'no'} CUDA device here")
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -165,7 +175,14 @@ def make_datasets(args: Namespace) -> tuple[Any, Any]:
     """The training and the evaluation set; sets ``args.num_classes`` where it is not given."""
     mode = image_mode(args)
     train_set = make_dataset(args, args.train_split, True, mode)
-    evaluation_set = make_dataset(args, args.val_split, False, mode)
+    if args.val_fraction is None:
+        evaluation_set = make_dataset(args, args.val_split, False, mode)
+    else:
+        whole = make_dataset(args, args.train_split, False, mode)
+        kept, held_out = split_indices(dataset_labels(whole), args.val_fraction, args.subset_seed)
+        train_set, evaluation_set = Part(train_set, kept), Part(whole, held_out)
+    if args.imbalance_ratio is not None:
+        train_set = LongTailSubset(train_set, args.imbalance_ratio, args.subset_seed)
     check_same_classes(train_set, evaluation_set)
     if args.num_classes is None:
         path = args.mbj_class_counts
@@ -215,6 +232,11 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
         collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
         **shared,
     )
+    if args.sampler:
+        batches = loader_inside(train_loader).batch_sampler
+        if batches is None:
+            raise ValueError(f"--sampler {args.sampler} needs a data set with indices, {args.dataset!r} only streams")
+        batches.sampler = ClassSampler(dataset_labels(datasets[0]), SAMPLERS[args.sampler], len(batches.sampler))
     if args.crop_pad is not None:
         datasets[0].transform = pad_crop(
             datasets[0].transform, config["input_size"][-2:], args.crop_pad, args.aa == "cifar10"

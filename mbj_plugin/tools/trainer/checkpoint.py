@@ -48,6 +48,8 @@ class _ExactResume:
     rng_states: list[dict[str, Any]] | None = None
     #: Diagnostics of the run, on the first rank, where they are on.
     monitor: Monitor | None = None
+    #: What a schedule that looks at a metric sees.
+    schedule_metric: float | None = None
     #: What else of the run goes into the checkpoint, when it is written.
     run_state: Callable[[], dict[str, Any]] = dict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Sampler
 from torchvision import transforms
 
-from mbj_plugin.longtail import exponential_subset
+from mbj_plugin.longtail import exponential_subset, images_of_classes
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.tools.trainer.images import ReadableImages, WrappedImages
 
 DIGITS = "sklearn/digits"
 EVALUATION_SPLITS = ("val", "valid", "validation", "eval", "evaluation")
+#: ``--sampler`` to the power of a class's images that its share of the draws grows with.
+SAMPLERS = {"class-balanced": 0.0, "square-root": 0.5}
 DIGITS_PARTS = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 
 
@@ -63,29 +65,40 @@ class Digits(Dataset):
         return (self.transform(image) if self.transform else image), self.targets[index]
 
 
-class LongTailSubset(WrappedImages):
-    """Exponentially long-tailed subset of a labelled map-style data set, class 0 the largest.
+class Part(WrappedImages):
+    """Some images of a labelled map-style data set, in this order.
 
     Args:
         dataset: the whole set; its ``transform`` is this one's.
-        imbalance_ratio: rho = n_max / n_min, >= 1.
-        seed: of the draw.
+        indices: into it.
 
     Raises:
-        ValueError: for a ratio below 1, and where the labels cannot be read without decoding images.
+        ValueError: for a set that only streams, and where the labels cannot be read without decoding images.
     """
 
-    def __init__(self, dataset: Any, imbalance_ratio: float, seed: int = 0) -> None:
-        labels = dataset_labels(dataset)
-        self.dataset, self.imbalance_ratio, self.seed = dataset, imbalance_ratio, seed
-        self.indices = exponential_subset(labels, imbalance_ratio, seed)
-        self.targets = labels[self.indices]
+    def __init__(self, dataset: Any, indices: np.ndarray) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.targets = dataset_labels(dataset)[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])]
+
+
+class LongTailSubset(Part):
+    """Exponentially long-tailed subset, class 0 the largest.
+
+    Args:
+        dataset: the whole set.
+        imbalance_ratio: rho = n_max / n_min, >= 1.
+        seed: of the draw.
+    """
+
+    def __init__(self, dataset: Any, imbalance_ratio: float, seed: int = 0) -> None:
+        self.imbalance_ratio, self.seed = imbalance_ratio, seed
+        super().__init__(dataset, exponential_subset(dataset_labels(dataset), imbalance_ratio, seed))
 
     def manifest(self) -> dict[str, Any]:
         """Which images these are: settings, counts, indices into the whole set, and their SHA-256."""
@@ -99,8 +112,51 @@ class LongTailSubset(WrappedImages):
         }
 
 
+def split_indices(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and to hold out: of each class ``fraction`` of its images, rounded, but never all of them.
+
+    Args:
+        labels: (N,) class of each image.
+        fraction: in (0, 1).
+        seed: of the draw.
+    """
+    rng, held_out = np.random.default_rng(seed), []
+    for images in images_of_classes(labels, int(labels.max()) + 1):
+        number = min(max(round(fraction * len(images)), 1), len(images) - 1)
+        held_out.append(rng.permutation(images)[: max(number, 0)])
+    out = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+class ClassSampler(Sampler):
+    """Draws a class with probability proportional to N^power, then any image of it.
+
+    The draws come from torch's generator, of which each rank has its own and which a checkpoint holds.
+
+    Args:
+        labels: (N,) class of each image.
+        power: 0 draws all classes alike, 1 all images.
+        number: of draws in an epoch.
+    """
+
+    def __init__(self, labels: np.ndarray, power: float, number: int) -> None:
+        counts = np.bincount(labels).astype(float)
+        self._cumulative = torch.from_numpy(np.cumsum(counts[labels] ** (power - 1)))
+        self._number = number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[int]:
+        draws = torch.rand(self._number, dtype=torch.float64) * self._cumulative[-1]
+        # A product can round up to the last sum.
+        return iter(
+            torch.searchsorted(self._cumulative, draws, right=True).clamp(max=len(self._cumulative) - 1).tolist()
+        )
+
+
 def make_dataset(args: Namespace, split: str, is_training: bool, input_img_mode: str) -> Any:
-    """The data set that timm's ``--dataset``, ``--data-dir`` and a split name; ``--imbalance-ratio`` cuts training.
+    """The data set that timm's ``--dataset``, ``--data-dir`` and a split name.
 
     Raises:
         ValueError: for a missing or empty folder, an unknown name, or a set that cannot be cut.
@@ -109,10 +165,9 @@ def make_dataset(args: Namespace, split: str, is_training: bool, input_img_mode:
         dataset: Any = Digits(split, input_img_mode)
     else:
         dataset = _timm_dataset(args, split, is_training, input_img_mode)
-    if is_training and args.imbalance_ratio is not None:
-        if isinstance(dataset, IterableDataset):
-            raise ValueError(f"--imbalance-ratio needs a data set with indices, {args.dataset!r} only streams")
-        dataset = LongTailSubset(dataset, args.imbalance_ratio, args.subset_seed)
+    for flag, value in (("--imbalance-ratio", args.imbalance_ratio), ("--val-fraction", args.val_fraction)):
+        if is_training and value is not None and isinstance(dataset, IterableDataset):
+            raise ValueError(f"{flag} needs a data set with indices, {args.dataset!r} only streams")
     return dataset
 
 
@@ -193,14 +248,14 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
 
 def innermost(dataset: Any) -> Any:
     """The data set inside ours."""
-    while isinstance(dataset, LongTailSubset | ReadableImages):
+    while isinstance(dataset, Part | ReadableImages):
         dataset = dataset.dataset
     return dataset
 
 
 def innermost_readable(dataset: Any) -> ReadableImages | None:
     """The images of files inside a data set, where it has any."""
-    while isinstance(dataset, LongTailSubset):
+    while isinstance(dataset, Part):
         dataset = dataset.dataset
     return dataset if isinstance(dataset, ReadableImages) else None
 

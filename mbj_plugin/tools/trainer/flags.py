@@ -103,14 +103,16 @@ VALUES: dict[str, dict[str, tuple[Any, str]]] = {
         "checkpoint_hist": (10, "checkpoints that are kept"),
         "output": ("", "folder of runs; output/train"),
         "experiment": ("", "folder of this run in it; made of time and model"),
-        "eval_metric": ("top1", "what the best checkpoint is chosen by: top1, top5 or loss"),
+        "eval_metric": (
+            "top1",
+            "what the best checkpoint is chosen by: top1, top5, loss, or class_error, of all classes alike",
+        ),
         "wandb_project": ((str, None), "with --log-wandb"),
     },
 }
 SWITCHES: dict[str, str] = {
     "dataset_download": "fetch a torch/, hfds/ or tfds/ data set that is not there",
     "pretrained": "begin with the model's published weights",
-    "no_resume_opt": "with --resume: leave the optimizer's state",
     "channels_last": "images in channels-last memory layout",
     "grad_checkpointing": "compute activations again in the backward pass: less memory, more time",
     "fast_norm": "timm's fast normalisation layers",
@@ -144,7 +146,7 @@ LISTS: dict[str, tuple[type, Any, Any, str]] = {
 PLACES = frozenset(
     {
         *("config", "mbj_recipe", "data", "data_dir", "dataset_download", "output", "experiment", "resume"),
-        *("no_resume_opt", "device", "rank", "local_rank", "distributed", "workers", "pin_mem", "prefetcher"),
+        *("device", "rank", "local_rank", "distributed", "workers", "pin_mem", "prefetcher"),
         *("no_prefetcher", "validation_batch_size", "checkpoint_hist", "mbj_diagnostics", "log_wandb"),
         *("wandb_project", "compare", "seeds", "seed", "progress", "table"),
     }

@@ -38,7 +38,7 @@ class Progress:
 
     def bar(self, epoch: int) -> str:
         """What stands before the progress bar of an epoch: the run, the epoch, the time left of all runs."""
-        place = [self.run, f"epoch {epoch + 1}/{self.epochs}", self.left(epoch) if epoch > self.first_epoch else ""]
+        place = [self.run, f"epoch {epoch}/{self.epochs - 1}", self.left(epoch) if epoch > self.first_epoch else ""]
         return "  ".join(filter(None, place))
 
     def left(self, done: int) -> str:

@@ -37,9 +37,10 @@ RANGES: dict[Rule, tuple[str, ...]] = {
     ),
     _BELOW_1: ("smoothing", "drop", "drop_path", "drop_block", "momentum", "opt_betas"),
     _POSITIVE_PART: ("crop_pct",),
+    ("between 0 and 1, without them", lambda x: 0 < x < 1): ("val_fraction",),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "eval_metric": ("top1", "top5", "loss"),
+    "eval_metric": ("top1", "top5", "class_error", "loss"),
     "clip_mode": ("norm", "value", "agc"),
     "mixup_mode": ("batch", "pair", "elem"),
     "remode": ("const", "rand", "pixel"),

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ from mbj_plugin.tools.trainer.data import innermost_readable
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
 from mbj_plugin.tools.trainer.progress import Progress
 from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start
+from mbj_plugin.tools.trainer.run_folder import DECREASING
 
+# Share of initial weights from which on an average is no better than the model.
+YOUNG = 0.05
 _logger = logging.getLogger("mbj_plugin")
 
 
@@ -43,7 +47,16 @@ class Run:
     amp_autocast: Callable
     loss_scaler: Any
     facts: DataFacts
+    #: (C,) what the batch classifier's logits are adjusted by; None where they are as they should be.
+    log_prior: torch.Tensor | None = None
+    #: Share of the averaged model that is still the initial weights at the end; 0 without an average.
+    initial_share: float = 0.0
     progress: Progress = dataclasses.field(default_factory=Progress)
+
+    @property
+    def choice(self) -> str:
+        """The classifier that the run was started for."""
+        return "memory" if self.args.mbj else "batch"
 
 
 def make_run(args: Namespace) -> Run:
@@ -76,30 +89,52 @@ def make_run(args: Namespace) -> Run:
     _wrap(task, args, device)
     scheduler, num_epochs = create_scheduler_v2(
         optimizer,
-        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
+        **scheduler_kwargs(args, decreasing_metric=args.eval_metric in DECREASING),
         updates_per_epoch=updates_per_epoch,
     )
     lines = [facts.line(), nested_line(datasets[0])]
     if checkpoint is not None:
         start, moved = checkpoint.keep_start(start, len(data.train))
-        lines += [checkpoint.changes(), moved]
+        lines.append(moved)
         if scheduler is not None:
             checkpoint.resume_schedule(scheduler, updates_per_epoch)
         checkpoint.set_random_state()
     if args.mbj:
         lines += memory_lines(task.criterion.memories, facts, start, num_epochs, len(data.train))
+    share = 0.0
+    if args.model_ema and not args.model_ema_warmup:
+        updates = num_epochs * updates_per_epoch
+        share = args.model_ema_decay**updates
+        if share > YOUNG:
+            lines.append(
+                f"--model-ema: after {updates} updates {share:.0%} of the average is still the initial weights. "
+                "--model-ema-warmup shortens it; the model that is not averaged is reported too."
+            )
     if utils.is_primary(args):
         for line in filter(None, lines):
             _logger.info(line)
     task.run_state = lambda: {
         "data": facts.state(),
         "start": saved_start(task, start),
-        "plateau": plateau_state(scheduler),
+        "plateau": plateau_state(scheduler, task.schedule_metric),
     }
     first_epoch = checkpoint.epoch if checkpoint is not None else 0
+    done = first_epoch == num_epochs and (Path(args.resume).parent / "results.json").is_file()
+    if checkpoint is not None and (done or first_epoch > num_epochs):
+        raise ValueError(f"{args.resume} has trained {first_epoch} epochs: ask for more by --epochs, got {args.epochs}")
     return Run(
-        args, device, data, task, optimizer, scheduler, num_epochs, first_epoch, amp_autocast, loss_scaler, facts
+        *(args, device, data, task, optimizer, scheduler, num_epochs, first_epoch, amp_autocast, loss_scaler, facts),
+        log_prior=_log_prior(args, data.counts, device),
+        initial_share=share,
     )
+
+
+def _log_prior(args: Namespace, counts: np.ndarray, device: torch.device) -> torch.Tensor | None:
+    """Log of the classes' shares in what the batch classifier saw; None where its loss is balanced, or not known."""
+    if args.loss not in ("ce", "focal") or args.bce_loss or args.sampler == "class-balanced":
+        return None
+    seen = np.sqrt(counts) if args.sampler == "square-root" else counts
+    return torch.tensor(np.log(np.maximum(seen, 1) / seen.sum()), dtype=torch.float32, device=device)
 
 
 def _facts(datasets: tuple[Any, Any], counts: np.ndarray) -> DataFacts:
@@ -120,7 +155,10 @@ def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
             load_task_ema_checkpoint(task, args.resume)
     if args.torchcompile:
         if args.torchcompile not in torch._dynamo.list_backends(None):
-            raise ValueError(f"--torchcompile {args.torchcompile}: torch has {', '.join(torch._dynamo.list_backends())}")
+            raise ValueError(
+                f"--torchcompile {args.torchcompile}: torch has {', '.join(torch._dynamo.list_backends())}"
+            )
+        torch.compiler.reset()  # torch guards on no hook: the graph of a run before this one would pass MBJ's by
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
         if task.has_ema():
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)

@@ -25,13 +25,13 @@ from timm.models import safe_model_name
 
 from mbj_plugin import __version__
 from mbj_plugin.command_line import reason
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.files import drop_epochs, write
 from mbj_plugin.timm.compat import go_on_saving
 from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import from_args
 from mbj_plugin.tools.trainer.data import LongTailSubset
-from mbj_plugin.tools.trainer.dataset_summary import DataFacts
+from mbj_plugin.tools.trainer.evaluate import Metrics, headline
+from mbj_plugin.tools.trainer.evaluate import errors as class_errors
 
 try:
     import fcntl
@@ -39,8 +39,13 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 _logger = logging.getLogger("mbj_plugin")
-# What tells that a folder holds a run.
-RESULTS = ("*.pth.tar", "results.json")
+# What tells that a folder holds a run; half a first checkpoint, of a run that was killed, does not.
+RESULTS = ("last.pth.tar", "checkpoint-*.pth.tar", "model_best.pth.tar", "results.json")
+HALF = ("tmp.pth.tar", "recovery_tmp.pth.tar")
+# Metrics of which less is better.
+DECREASING = ("loss", "class_error")
+# Classifiers in the line of an epoch.
+NAMES = {"batch": "batch", "batch_adjusted": "adjusted", "memory": "MBJ"}
 # Folders that this process trains into, and what holds their locks.
 _LOCKED: dict[Path, int] = {}
 
@@ -56,24 +61,24 @@ def experiment(args: Namespace) -> str:
 
 
 def folder_of(args: Namespace) -> Path:
-    """The run's folder."""
-    return Path(args.output or "output/train") / experiment(args)
+    """The run's folder: that of the checkpoint that it goes on from, or a new one."""
+    return Path(args.resume).parent if args.resume else Path(args.output or "output/train") / experiment(args)
 
 
-def check_free(args: Namespace) -> None:
-    """Raise ValueError where the folder holds another run, whose checkpoints and curves would be mixed with this one's.
-
-    Only the folder of the checkpoint that ``--resume`` names is gone on with.
-    """
+def held_by(args: Namespace) -> None:
+    """Raise ValueError where the folder holds another run, whose checkpoints and curves would be mixed with this one's,
+    or where a checkpoint is to go on in another folder than its own."""
     folder = folder_of(args)
-    if args.resume and Path(args.resume).resolve().parent == folder.resolve():
+    if args.resume:
+        named = Path(args.output or "output/train", args.experiment) if args.experiment else folder
+        if named.resolve() != folder.resolve():
+            raise ValueError(f"a resumed run goes on in its own folder {folder}: leave out --experiment and --output")
         return
     found = next((path.name for pattern in RESULTS for path in sorted(folder.glob(pattern))), None)
-    if found is None:
-        return
-    last = folder / "last.pth.tar"
-    go_on = f", or go on with that run by --resume {last}" if last.is_file() and not args.resume else ""
-    raise ValueError(f"{folder} holds a run already ({found}): give this one another --experiment{go_on}")
+    if found is not None:
+        last = folder / "last.pth.tar"
+        go_on = f", or go on with that run by --resume {last}" if last.is_file() else ""
+        raise ValueError(f"{folder} holds a run already ({found}): give this one another --experiment{go_on}")
 
 
 def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
@@ -86,8 +91,10 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}): give a writable folder by --output") from error
     _lock(folder)
-    check_free(args)
-    write(folder / "args.yaml", yaml.safe_dump({k: plain(v) for k, v in vars(args).items()}))
+    held_by(args)
+    for name in HALF:
+        (folder / name).unlink(missing_ok=True)
+    write(folder / "args.yaml", yaml.safe_dump({k: to_builtin(v) for k, v in vars(args).items()}))
     if isinstance(train_set, LongTailSubset):
         write(folder / "manifest.json", json.dumps(train_set.manifest()))
     drop_epochs(folder / "summary.csv", first_epoch)
@@ -128,7 +135,7 @@ def writing(folder: Path) -> Iterator[None]:
         cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
         if cause is None and "writ" not in str(error):
             raise
-        for name in ("tmp.pth.tar", "recovery_tmp.pth.tar"):  # half a checkpoint: of no use, and room for others
+        for name in HALF:  # of no use, and room for others
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
         last = folder / "last.pth.tar"
@@ -138,32 +145,46 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def log_epoch(
+    run: Any,
     epoch: int,
-    num_epochs: int,
     train_metrics: dict[str, float],
     columns: dict[str, float],
-    metrics: dict[str, Any],
-    errors: dict[str, float],
-    lr: float,
-    left: str,
+    metrics: dict[str, Metrics],
     folder: Path,
     log_wandb: bool,
 ) -> None:
-    """One line on the console, one row in timm's summary.csv, one step in Weights & Biases where asked for."""
+    """One line on the console, one row in timm's summary.csv, one step in Weights & Biases where asked for.
+
+    Args:
+        run: of which the epoch is.
+        epoch: counted from 0, here as in summary.csv and the checkpoints' names, which are timm's.
+        train_metrics: of :func:`mbj_plugin.tools.trainer.train.train_one_epoch`.
+        columns: of the diagnostics.
+        metrics: of each classifier.
+        folder: of the run.
+        log_wandb: whether to log there.
+    """
+    own = metrics[run.choice]
+    key = headline(own["images"], run.args.eval_metric)
+    errors = {name: class_errors(each, run.data.counts) for name, each in metrics.items()}
+    own_errors = errors[run.choice]
+    lr = float(np.mean([group["lr"] for group in run.optimizer.param_groups]))
     memory = f" (memory {train_metrics['loss_memory']:.3f})" if "loss_memory" in train_metrics else ""
-    groups = " / ".join(f"{errors[name]:.1f}" for name in ("head", "medium", "tail") if name in errors)
+    said = "  ".join(f"{NAMES[name]} {each[key]:.2f}" for name, each in errors.items())
+    groups = " / ".join(f"{own_errors[name]:.1f}" for name in ("head", "medium", "tail") if name in own_errors)
     _logger.info(
-        f"epoch {epoch + 1:>3}/{num_epochs}  lr {lr:.2e}  loss {train_metrics['loss']:.3f}{memory}  "
-        f"error {errors['error']:.2f} %  head / medium / tail {groups}  {left}"
+        f"epoch {epoch:>3}/{run.num_epochs - 1}  lr {lr:.2e}  loss {train_metrics['loss']:.3f}{memory}  "
+        f"{key.replace('_', ' ')} %: {said}  head / medium / tail {groups}  {run.progress.left(epoch + 1)}"
     )
     summary = folder / "summary.csv"
     # The trainer's own numbers come first, and stand where the diagnostics have the same ones.
     numbers = train_metrics | columns | train_metrics
+    evaluated = {name: own[name] for name in ("loss", "top1", "top5", "class_error")}
+    evaluated |= {f"{k}_error": v for k, v in own_errors.items() if not k.endswith("error")}
     utils.update_summary(
         epoch,
         fit_columns(numbers, summary),
-        {key: metrics[key] for key in ("loss", "top1", "top5")}
-        | {f"{k}_error": v for k, v in errors.items() if k != "error"},
+        evaluated | {f"{name}_error": each["error"] for name, each in errors.items()},
         filename=str(summary),
         lr=lr,
         write_header=not summary.exists() or summary.stat().st_size == 0,
@@ -198,42 +219,47 @@ def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
     saver = utils.CheckpointSaver(
         model=run.task.get_trainable_module(),
         optimizer=run.optimizer,
-        args=Namespace(**{name: plain(value) for name, value in vars(args).items()}),
+        args=Namespace(**{name: to_builtin(value) for name, value in vars(args).items()}),
         amp_scaler=run.loss_scaler,
         checkpoint_dir=str(folder),
         recovery_dir=str(folder),
-        decreasing=args.eval_metric == "loss",
+        decreasing=args.eval_metric in DECREASING,
         max_history=args.checkpoint_hist,
         task=run.task,
     )
-    # Which checkpoints are the best is known of the folder that is written to alone.
-    same_folder = args.resume and Path(args.resume).resolve().parent == folder.resolve()
-    if same_folder:
+    if args.resume:  # which checkpoints are the best
         go_on_saving(saver, args.resume)
     return saver
 
 
 def result(
-    args: Namespace, facts: DataFacts, metrics: dict[str, Any], best: tuple[Any, Any], seconds: float
+    run: Any, metrics: dict[str, Metrics], plain: dict[str, Metrics], best: tuple[Any, Any], seconds: float
 ) -> dict[str, Any]:
     """What results.json holds.
 
     Args:
-        args: of the run.
-        facts: of its images.
-        metrics: of :func:`mbj_plugin.tools.trainer.evaluate.validate`, after the last epoch.
+        run: that is over.
+        metrics: of each classifier, after the last epoch.
+        plain: the same of the model that is not averaged, where the average is too young; else empty.
         best: value and epoch of the best ``--eval-metric``; for information, it is chosen on what is reported.
         seconds: of the run.
     """
-    images, wrong = np.asarray(metrics["images"]), np.asarray(metrics["wrong"])
+    args = run.args
+
+    def of(each: Metrics) -> dict[str, Any]:
+        per_class = 100 * np.array(each["wrong"]) / np.maximum(each["images"], 1)
+        return {"errors": class_errors(each, run.facts.counts), "per_class_error": per_class.tolist()}
+
     return {
         "method": "mbj" if args.mbj else "baseline",
-        "errors": group_errors(images, wrong, facts.counts),
-        "per_class_error": (100 * wrong / np.maximum(images, 1)).tolist(),
-        **facts.state(),
+        **of(metrics[run.choice]),
+        "headline": headline(metrics[run.choice]["images"], args.eval_metric),
+        "classifiers": {name: of(each) for name, each in metrics.items()},
+        **({"not_averaged": {name: of(each) for name, each in plain.items()}} if plain else {}),
+        **run.facts.state(),
         "best": {"metric": args.eval_metric, "value": best[0], "epoch": best[1]},
         "mbj": dataclasses.asdict(from_args(args)) if args.mbj else None,
-        "settings": {k: plain(v) for k, v in vars(args).items()},
+        "settings": {k: to_builtin(v) for k, v in vars(args).items()},
         "versions": {
             "mbj_plugin": __version__,
             "python": sys.version.split()[0],
@@ -245,10 +271,10 @@ def result(
     }
 
 
-def plain(value: Any) -> Any:
+def to_builtin(value: Any) -> Any:
     """The value in types that YAML, JSON and a weights-only checkpoint can hold."""
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_builtin(v) for v in value]
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
+        return {k: to_builtin(v) for k, v in value.items()}
     return value if isinstance(value, str | int | float | bool | None) else str(value)

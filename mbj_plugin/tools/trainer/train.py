@@ -22,18 +22,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbj_plugin.command_line import one_line
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.files import write
 from mbj_plugin.timm.diagnostics import EpochDiagnostics
-from mbj_plugin.tools.trainer import build
+from mbj_plugin.tools.trainer import series
 from mbj_plugin.tools.trainer.args import parse_args
-from mbj_plugin.tools.trainer.error_table import error_table
-from mbj_plugin.tools.trainer.evaluate import validate
+from mbj_plugin.tools.trainer.evaluate import Metrics, validate
 from mbj_plugin.tools.trainer.progress import Progress
-from mbj_plugin.tools.trainer.run import Run, make_run
+from mbj_plugin.tools.trainer.run import YOUNG, Run, make_run
 from mbj_plugin.tools.trainer.run_folder import (
-    check_free,
-    experiment,
+    held_by,
     log_epoch,
     make_saver,
     open_folder,
@@ -52,46 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)
     with one_line("train_timm"):
         args = parse_args(argv)
-        results = train_all(args)
+        results = series.train_all(args, train)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(error_table({name: [each["errors"] for each in runs] for name, runs in results.items()}, args.table))
+            print(series.table(results, args.table))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def train_all(args: Namespace) -> dict[str, list[dict[str, Any]]]:
-    """All runs that the arguments ask for: with ``--compare`` the baseline beside MBJ, with ``--seeds N`` N of each.
-
-    Runs that are compared have the same seed and the same images. With several seeds both seeds count up from
-    ``--seed`` and ``--subset-seed``, so the spread holds the draw of the images too.
-
-    Returns:
-        "baseline" and "mbj" (those that were trained) to what :func:`train` returns for each seed.
-    """
-    if args.seeds < 1:
-        raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")
-    if args.resume and (args.compare or args.seeds > 1):
-        raise ValueError(
-            "--resume goes on with one run: leave out --compare and --seeds, and give --experiment, --seed and "
-            "--subset-seed as its args.yaml has them"
-        )
-    build.init_device(args)  # once: the runs share the process group
-    name = experiment(args)
-    methods = {"baseline": False, "mbj": True} if args.compare else {"mbj" if args.mbj else "baseline": args.mbj}
-    runs: list[tuple[str, Namespace]] = []
-    for i in range(args.seeds):
-        for method, use_mbj in reversed(methods.items()):  # MBJ first: it refuses more models and losses
-            parts = [name] + [method] * args.compare + [f"seed{args.seed + i}"] * (args.seeds > 1)
-            changes = {"mbj": use_mbj, "experiment": os.path.join(*parts)}
-            changes |= {"seed": args.seed + i, "subset_seed": args.subset_seed + i}
-            runs.append((method, Namespace(**{**vars(args), **changes})))
-    for _, each in runs:
-        check_free(each)  # of all of them, before the first one trains
-    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    progress = Progress([f"{method}, seed {each.seed}" for method, each in runs])
-    for method, each in runs:
-        results[method].append(train(each, progress))
-    return results
 
 
 def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
@@ -108,7 +70,7 @@ def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
         ValueError: for a wrong value, naming it and the fix, before any training.
     """
     started = time.time()
-    check_free(args)
+    held_by(args)
     run = make_run(args)
     run.progress = progress or run.progress
     if not utils.is_primary(args):
@@ -139,32 +101,29 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
     with wandb_run(args) if folder is not None else nullcontext(False) as log_wandb:
         for epoch in range(run.first_epoch, run.num_epochs):
             train_metrics = train_one_epoch(run, epoch)
-            if folder is not None and not math.isfinite(train_metrics["loss"]) and not diverged:
+            if folder is not None and not all(map(math.isfinite, train_metrics.values())) and not diverged:
                 diverged = True
                 _logger.warning(
-                    f"The training loss is {train_metrics['loss']} from epoch {epoch + 1} on: lower --lr, or bound "
+                    f"The training loss is {sum(train_metrics.values())} from epoch {epoch} on: lower --lr, or bound "
                     "the gradient with --clip-grad 1."
                 )
             metrics = _evaluate(run)
+            # The schedule is the baseline's: no metric of MBJ may change the features.
+            run.task.schedule_metric = metrics.get("batch", metrics[run.choice])[args.eval_metric]
             # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
             run.task.remember_rng()
             if folder is not None and saver is not None:
-                errors = group_errors(metrics["images"], metrics["wrong"], run.data.counts)
-                rates = [group["lr"] for group in run.optimizer.param_groups]
-                lr = sum(rates) / len(rates)
                 with writing(folder):
                     columns = diagnostics.report(epoch) if diagnostics else {}
-                    left = run.progress.left(epoch + 1)
-                    log_epoch(
-                        epoch, run.num_epochs, train_metrics, columns, metrics, errors, lr, left, folder, log_wandb
-                    )
-                    best = saver.save_checkpoint(epoch, metric=metrics[args.eval_metric])
+                    log_epoch(run, epoch, train_metrics, columns, metrics, folder, log_wandb)
+                    best = saver.save_checkpoint(epoch, metric=metrics[run.choice][args.eval_metric])
             if run.scheduler is not None:
-                run.scheduler.step(epoch + 1, metrics[args.eval_metric])
+                run.scheduler.step(epoch + 1, run.task.schedule_metric)
     if diagnostics is not None:
         diagnostics.close()
     assert metrics is not None
-    results = result(args, run.facts, metrics, best, time.time() - started)
+    plain = _evaluate(run, averaged=False) if run.initial_share > YOUNG else {}
+    results = result(run, metrics, plain, best, time.time() - started)
     if folder is not None:
         with writing(folder):
             write(folder / "results.json", json.dumps(results, indent=1))
@@ -176,7 +135,8 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     """One pass over the training set, step for step as timm's train.py does it.
 
     Returns:
-        Mean "loss"; with MBJ also "loss_batch" and "loss_memory" (eta * L_memory).
+        Mean "loss", that of the features: the curve of a run without MBJ; with MBJ also "loss_memory" (eta * L_memory)
+        and, of a classifier of its own, its batch loss "loss_classifier".
     """
     args, loader, task = run.args, run.data.train, run.task
     if hasattr(loader.sampler, "set_epoch"):
@@ -235,24 +195,29 @@ def _step(run: Run, images: Tensor, target: Tensor, need_update: bool, accum_ste
                 if args.clip_grad is not None:
                     utils.dispatch_clip_grad(clipped, value=args.clip_grad, mode=args.clip_mode)
                 run.optimizer.step()
-    return {name: output[name].detach() for name in ("loss", "loss_batch", "loss_memory") if name in output}
+    logged = {name: output[name].detach() for name in ("loss_classifier", "loss_memory") if name in output}
+    return {"loss": output.get("loss_batch", output["loss"]).detach(), **logged}
 
 
-def _evaluate(run: Run) -> dict[str, Any]:
-    """Metrics of the model that will be used: the averaged one, where there is one."""
+def _evaluate(run: Run, averaged: bool = True) -> dict[str, Metrics]:
+    """Metrics of each classifier of the model that will be used: the averaged one, where there is one."""
     args, task = run.args, run.task
-    average = task.get_trainable_module(ema=True)
+    average = task.get_trainable_module(ema=True) if averaged else None
     if args.world_size > 1 and args.dist_bn in ("broadcast", "reduce"):
         for module in filter(None, (task.get_trainable_module(), average)):
             utils.distribute_bn(module, args.world_size, args.dist_bn == "reduce")
     if average is not None:
         # timm's train.py evaluates the plain model too and throws that away; here only what its loader draws is drawn.
         torch.empty((), dtype=torch.int64).random_()
-    return validate(
+    metrics = validate(
         task.get_eval_model(ema=average is not None),
         loader=run.data.evaluation,
         num_classes=args.num_classes,
         device=run.device,
         amp_autocast=run.amp_autocast,
         channels_last=args.channels_last,
+        log_prior=run.log_prior,
     )
+    if args.mbj and "memory" not in metrics:  # one classifier for both losses, which is no run without MBJ
+        return {"memory": metrics["batch"]}
+    return metrics

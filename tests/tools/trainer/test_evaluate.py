@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mbj_plugin.diagnostics.groups import group_errors
+from mbj_plugin.timm import MBJLoss
 from mbj_plugin.tools.trainer import evaluate
 from mbj_plugin.tools.trainer.error_table import error_table
 from mbj_plugin.tools.trainer.evaluate import validate
@@ -21,77 +22,94 @@ def test_a_group_without_test_images_is_left_out():
     errors = group_errors([5, 5], [1, 0], [10, 10])
     assert "many_shot" not in errors
     assert errors["few_shot"] == 10
-    many, *_ = [line for line in error_table({"run": [errors]}).splitlines() if "many  " in line]
-    assert many.split() == ["many", "-"]
+    assert error_table({"run": [errors]}).splitlines()[2].split()[-3:] == ["-", "-", "10.00"]
 
 
-def test_table_of_one_run():
-    errors = {"error": 12.345, "head": 1, "medium": 2, "tail": 3.0, "many_shot": 4, "few_shot": 6}
-    assert error_table({"mbj": [errors]}).split("\n") == [
-        f"{'error, %':<62}{'mbj':>16}",
-        f"{'all':<62}{'12.35':>16}",
-        "head / medium / tail (20 / 20 / 60 % of the classes by rank)",
-        f"{'    head':<62}{'1.00':>16}",
-        f"{'    medium':<62}{'2.00':>16}",
-        f"{'    tail':<62}{'3.00':>16}",
-        "many / medium / few shot (> 100, 20 to 100, < 20 images)",
-        f"{'    many':<62}{'4.00':>16}",
-        f"{'    medium':<62}{'-':>16}",
-        f"{'    few':<62}{'6.00':>16}",
-    ]
-
-
-def test_table_of_several_seeds():
-    runs = {
-        "baseline": [{"error": 4.0}, {"error": 8.0}, {"error": 6.0}],
-        "mbj": [{"error": 3.0}, {"error": 7.0}, {"error": 6.0}],
-    }
-    lines = error_table(runs).split("\n")
-    assert lines[0] == f"{'error, % (mean ± standard deviation of 3 seeds)':<62}{'baseline':>16}{'mbj':>16}"
-    assert lines[1] == f"{'all':<62}{'6.00 ± 2.00':>16}{'5.33 ± 2.08':>16}"
-    assert lines[-1] == "mbj has the lower error with 2 of 3 seeds"
-    two = error_table({name: each[:2] for name, each in runs.items()}).split("\n")
-    assert two[0].startswith("error, % (mean ± standard deviation of 2 seeds)")
-    assert two[1] == f"{'all':<62}{'6.00 ± 2.83':>16}{'5.00 ± 2.83':>16}"
-    assert two[-1] == "mbj has the lower error with 2 of 2 seeds"
-    with pytest.raises(ValueError, match="shorter"):  # seeds that cannot be compared
-        error_table({"baseline": runs["baseline"], "mbj": runs["mbj"][:2]})
-    # One seed, or other methods: nothing is won or lost.
-    assert "lower error" not in error_table({name: each[:1] for name, each in runs.items()})
-    assert "lower error" not in error_table({"baseline": runs["baseline"], "other": runs["mbj"]})
-
-
-TWO_SEEDS = {
-    "baseline": [{"error": 4.0, "head": 1.0}, {"error": 6.0, "head": 1.0}],
-    "mbj_size&5": [{"error": 3.0}, {"error": 7.0}],
+SEEDS = {
+    "plain": [{"error": 4.0, "head": 1.0}, {"error": 8.0, "head": 1.0}, {"error": 6.0, "head": 1.0}],
+    "mbj_&5": [{"error": 3.0}, {"error": 7.0}, {"error": 6.0}],
 }
 
 
-def test_markdown_to_paste():
-    lines = error_table(TWO_SEEDS, "markdown").splitlines()
-    assert lines[0] == "| | all | head | medium | tail | many-shot | medium-shot | few-shot |"
-    assert lines[1] == "|---" + "|---:" * 7 + "|"
-    assert lines[2] == "| baseline | 5.00 ± 1.41 | 1.00 ± 0.00 | - | - | - | - | - |"
-    assert lines[3].startswith("| mbj_size&5 | 5.00 ± 2.83 | - |")
-    assert lines[4] == "" and "mean ± standard deviation of 2 seeds; head / medium / tail (20 / 20 / 60 %" in lines[5]
+def test_table_of_one_run():
+    errors = {"error": 12.345, "head": 1, "medium": 2, "tail": 3.0, "many_shot": 4, "few_shot": 6, "class_error": 9}
+    head, _, row, *_ = error_table({"mbj": [errors]}).splitlines()
+    assert head.split()[2:] == ["all", "head", "medium", "tail", "many-shot", "medium-shot", "few-shot"]
+    assert row.split() == ["mbj", "12.35", "1.00", "2.00", "3.00", "4.00", "-", "6.00"]
+    head, _, row, *_ = error_table({"mbj": [errors]}, headline="class_error", note="More.").splitlines()
+    assert head.split()[2:4] == ["classes", "all"] and row.split()[1:3] == ["9.00", "12.35"]
+    assert error_table({"mbj": [errors]}, note=" More.").endswith(" More.")
 
 
-def test_latex_to_paste():
-    lines = error_table(TWO_SEEDS, "latex").splitlines()
-    assert lines[0].startswith("% Test error in percent; mean") and lines[2] == r"\begin{tabular}{lrrrrrrr}"
-    assert lines[4] == r" & all & head & medium & tail & many-shot & medium-shot & few-shot \\"
-    assert lines[6] == r"baseline & 5.00 $\pm$ 1.41 & 1.00 $\pm$ 0.00 & - & - & - & - & - \\"
-    assert lines[7].startswith(r"mbj\_size\&5 & 5.00 $\pm$ 2.83 & -")
-    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
-    first, *_ = error_table({"mbj": TWO_SEEDS["mbj_size&5"][:1]}, "latex").splitlines()
-    assert first.startswith("% Test error in percent; head / medium / tail")
+def test_seeds_are_compared_in_pairs():
+    """The differences are -1, -1, 0: mean -2/3, standard deviation 0.577, of the mean 1/3."""
+    head, _, first, second, *_ = error_table(SEEDS).splitlines()
+    assert head.endswith("difference") and first.split()[1:4] == ["6.00", "±", "2.00"]
+    assert second.split()[1:4] == ["5.33", "±", "2.08"] and second.endswith("-0.67 ± 0.33")
+    two = error_table({name: each[:2] for name, each in SEEDS.items()}).splitlines()[3]
+    assert two.endswith("-1.00, -1.00")
+    assert error_table(SEEDS | {"other": SEEDS["plain"][:2]}).splitlines()[4].endswith(" -")
+    assert "difference" not in error_table({name: each[:1] for name, each in SEEDS.items()}).splitlines()[0]
+
+
+def test_tables_to_paste():
+    head, _, row, *_ = error_table(SEEDS, "markdown").splitlines()
+    assert head.startswith("| error, %") and "6.00 ± 2.00 |" in row and "1.00 ± 0.00" in row
+    lines = error_table(SEEDS, "latex").splitlines()
+    assert lines[0].startswith("% Test error in percent") and any(line.startswith(r" mbj\_\&5 ") for line in lines)
+    assert lines[-1] == r"\end{tabular}"
+
+
+@pytest.mark.parametrize(
+    ("images", "metric", "key"),
+    [
+        ([5, 5], "top1", "error"),
+        ([10, 5, 0], "top1", "error"),
+        ([11, 5], "top1", "class_error"),
+        ([5, 5], "class_error", "class_error"),
+    ],
+)
+def test_a_long_tailed_evaluation_set_is_read_by_its_classes(images, metric, key):
+    assert evaluate.headline(images, metric) == key
+
+
+class Two(torch.nn.Module):
+    """A model with two classifiers, whose images are the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.num_classes = torch.nn.Linear(3, 3), 3
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def test_every_classifier_is_measured_in_one_pass():
+    model, prior = Two(), torch.tensor([0.7, 0.2, 0.1]).log()
+    loss = MBJLoss([7, 2, 1]).bind(model)
+    with torch.no_grad():
+        model.fc.weight.copy_(-torch.eye(3))
+        loss.heads.batch_layers[0].weight.copy_(torch.eye(3))
+        for layer in (model.fc, *loss.heads.batch_layers):
+            layer.bias.zero_()
+    images = torch.tensor([[0.0, -1, -9], [0, -1, -9], [0, 1, -9], [0, -9, 3.0]])
+    labels = torch.tensor([0, 1, 1, 2])
+    metrics = validate(model, [(images, labels)], 3, torch.device("cpu"), nullcontext, log_prior=prior)
+    assert list(metrics) == ["batch", "batch_adjusted", "memory"]
+    assert [each["wrong"] for each in metrics.values()] == [[0, 1, 0], [1, 0, 0], [1, 2, 1]]
+    assert metrics["batch"]["class_error"] == pytest.approx(50 / 3) and metrics["batch"]["top1"] == 75
+    expected = torch.nn.functional.cross_entropy(images - prior, labels)
+    assert metrics["batch_adjusted"]["loss"] == pytest.approx(expected.item())
 
 
 def test_validate_counts_each_class():
     logits = torch.tensor([[3.0, 1, 0], [0, 2, 1], [1, 0, 0], [0, 0, 1.0]])
     labels = torch.tensor([0, 2, 1, -1])
     loader = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
-    metrics = validate(torch.nn.Identity(), loader, 3, torch.device("cpu"), nullcontext)
+    metrics = validate(torch.nn.Identity(), loader, 3, torch.device("cpu"), nullcontext)["batch"]
     assert metrics["images"] == [1, 1, 1]
     assert metrics["wrong"] == [0, 1, 1]
     assert metrics["top1"] == pytest.approx(100 / 3)
@@ -149,7 +167,7 @@ def test_validate_is_the_mean_over_images():
     logits, labels = labelled(13)
     loader = torch.utils.data.DataLoader(numbered(labels, 13), 4)
     model = Table(logits).train()
-    metrics = validate(model, loader, 7, torch.device("cpu"), nullcontext)
+    metrics = validate(model, loader, 7, torch.device("cpu"), nullcontext)["batch"]
     assert_metrics(metrics, by_hand(logits, labels, 7))
     assert metrics["top1"] < metrics["top5"] < 100
     assert model.asked == [(False, True, False)] * 4
@@ -166,7 +184,7 @@ def test_validate_runs_the_model_under_autocast_and_measures_in_fp32():
 
     model = Table(1e4 * logits, torch.bfloat16)
     loader = torch.utils.data.DataLoader(numbered(labels, 13), 13)
-    metrics = validate(model, loader, 7, torch.device("cpu"), autocast, channels_last=True)
+    metrics = validate(model, loader, 7, torch.device("cpu"), autocast, channels_last=True)["batch"]
     assert_metrics(metrics, by_hand((1e4 * logits).bfloat16(), labels, 7))
     assert inside == [True] and model.asked == [(False, True, True)]
 
@@ -196,7 +214,7 @@ def test_over_all_ranks_each_image_counts_once(monkeypatch, count, ranks):
 
         monkeypatch.setattr(evaluate, "rank_and_world", lambda rank=rank: (rank, ranks))
         monkeypatch.setattr(evaluate.dist, "all_reduce", add)
-        metrics = validate(Table(logits), loader, 7, torch.device("cpu"), nullcontext)
+        metrics = validate(Table(logits), loader, 7, torch.device("cpu"), nullcontext)["batch"]
         sums.append(reduced)
     assert_metrics(metrics, by_hand(logits, labels, 7))
 
@@ -208,7 +226,7 @@ def test_over_all_ranks_a_stream_counts_what_it_gives(monkeypatch):
     loader = type("Stream", (), {"dataset": iter(()), "__iter__": lambda self: iter(batches)})()
     monkeypatch.setattr(evaluate, "rank_and_world", lambda: (1, 2))
     monkeypatch.setattr(evaluate.dist, "all_reduce", lambda tensor: None)
-    metrics = validate(Table(logits), loader, 7, torch.device("cpu"), nullcontext)
+    metrics = validate(Table(logits), loader, 7, torch.device("cpu"), nullcontext)["batch"]
     assert_metrics(metrics, by_hand(logits, labels, 7))
 
 
@@ -216,5 +234,5 @@ def test_small_losses_count_beside_large_ones():
     """Sums are of 64 bits: of 32, a loss of one would be lost beside one of 2^25."""
     logits, labels = torch.tensor([[2.0**25, 0, 0], [0, 0, 0]]), torch.tensor([1, 2])
     loader = [(logits[:1], labels[:1]), (logits[1:], labels[1:])]
-    metrics = validate(torch.nn.Identity(), loader, 3, torch.device("cpu"), nullcontext)
+    metrics = validate(torch.nn.Identity(), loader, 3, torch.device("cpu"), nullcontext)["batch"]
     assert 2 * metrics["loss"] - 2**25 == pytest.approx(math.log(3), abs=1e-3)

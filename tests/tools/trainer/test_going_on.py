@@ -41,18 +41,79 @@ def test_what_a_checkpoint_has_started_stays_started(tmp_path, said):
     assert load(last)["start"]["epoch"] == 1
     run(tmp_path, *flags, "--epochs", "8", "--resume", str(last))  # auto is epoch 4 of 8
     assert min(memory_loss(tmp_path / "run")[1:]) > 0
-    assert "Resumed after 2 epochs with other settings: --epochs 2 -> 8." in said()
-    assert "What started at epoch 1 stays on; this run's settings alone would start it at 4." in said()
+    assert "What started at epoch 1 stays on; this schedule alone would start it at 4." in said()
     assert load(last)["start"]["epoch"] == 1
 
 
-def test_a_run_without_mbj_goes_on_with_it_from_the_epoch_that_is_asked_for(tmp_path, said):
+def test_a_start_that_was_not_reached_moves_with_the_schedule(tmp_path, said):
+    flags = [*SHORT, "--mbj", "--sched", "cosine"]
+    _, half = run(tmp_path, *flags, "--epochs", "1")  # half an epoch is the first
+    assert half["start"]["epoch"] >= 1
+    _, on = run(tmp_path, *flags, "--epochs", "6", "--resume", str(tmp_path / "run" / "last.pth.tar"))
+    assert on["start"]["epoch"] == 3 and on["start"]["calls"] == 3 * (on["start"]["calls"] // 3)
+    assert [loss > 0 for loss in memory_loss(tmp_path / "run")] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "has trained 1 epochs"),
+        (["--epochs", "2", "--lr", "0.3"], "--lr 0.1, this command has 0.3"),
+        (["--epochs", "2", "--mbj"], "without MBJ: leave out --mbj"),
+        (["--epochs", "2", "--experiment", "another"], "in its own folder"),
+    ],
+    ids=["finished", "other flags", "mbj", "another folder"],
+)
+def test_a_finished_run_is_never_rewritten(finished, tmp_path, flags, message):
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    flags = ["--epochs", "1", "--resume", str(finished / "last.pth.tar"), *flags]
+    assert message in fails(*SHORT, "--lr", "0.1", *flags)
+    assert before == {path: path.read_bytes() for path in finished.iterdir()} and not any(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of a run of one epoch."""
+    root = tmp_path_factory.mktemp("finished")
+    run(root, *SHORT, "--epochs", "1", "--lr", "0.1")
+    return root / "run"
+
+
+def test_what_a_run_with_mbj_and_a_bare_state_dict_are_told(tmp_path, finished):
+    run(tmp_path, *SHORT, "--epochs", "1", "--mbj")
+    assert "add --mbj" in fails(*SHORT, "--epochs", "2", "--resume", str(tmp_path / "run/last.pth.tar"))
+    torch.save({"state_dict": load(finished / "last.pth.tar")["state_dict"]}, tmp_path / "weights.pth.tar")
+    assert "--initial-checkpoint" in fails(*SHORT, "--resume", str(tmp_path / "weights.pth.tar"))
+
+
+def test_a_series_that_was_stopped_goes_on_with_the_same_command(tmp_path, monkeypatch):
+    flags = [*SHORT, "--epochs", "2", "--seeds", "2", "--mbj", "--output", str(tmp_path)]
+    trainer.main([*flags, "--experiment", "whole"])
+    step, steps = trainer.train_one_epoch, []
+
+    def stopped(*args):
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(trainer, "train_one_epoch", stopped)
+    with pytest.raises(SystemExit):
+        trainer.main([*flags, "--experiment", "cut"])
+    trainer.main([*flags, "--experiment", "cut"])
+    assert len(steps) == 5  # one epoch was left
+    for seed in ("seed42", "seed43"):
+        whole, cut = (json.loads((tmp_path / name / seed / "results.json").read_text()) for name in ("whole", "cut"))
+        assert whole["classifiers"] == cut["classifiers"]
+    assert "--lr" in fails(*flags, "--experiment", "cut", "--lr", "0.01")
+
+
+def test_a_run_that_was_killed_in_its_first_checkpoint_starts_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("tmp.pth.tar", "args.yaml", "summary.csv"):
+        (tmp_path / "run" / name).write_text("epoch,train_loss\n0,1\n")
     run(tmp_path, *SHORT, "--epochs", "1")
-    last = tmp_path / "run" / "last.pth.tar"
-    flags = ["--mbj", "--mbj-start", "2", "--epochs", "4", "--resume", str(last), "--output", str(tmp_path)]
-    trainer.main([*SHORT, *flags, "--experiment", "on"])
-    assert [loss > 0 for loss in memory_loss(tmp_path / "on")] == [False, True, True]
-    assert "--mbj False -> True" in said()
+    assert len(rows(tmp_path / "run")) == 1 and not (tmp_path / "run/tmp.pth.tar").exists()
 
 
 def test_deferred_weights_stay_on(tmp_path):
@@ -72,8 +133,8 @@ def test_plateau_resumes_exactly(tmp_path):
     assert [row["lr"] for row in rows(tmp_path / "cut")] == [row["lr"] for row in rows(tmp_path / "whole")]
     assert_same(whole, resumed)
     assert whole["plateau"] == resumed["plateau"]
-    assert "its eval_metric is 'loss', this run's 'top1'" in fails(
-        *SHORT, "--epochs", "6", "--resume", str(tmp_path / "cut/last.pth.tar"), "--output", str(tmp_path)
+    assert load(tmp_path / "cut/model_best.pth.tar")["metric"] == min(
+        float(row["eval_loss"]) for row in rows(tmp_path / "cut")
     )
 
 
@@ -84,11 +145,6 @@ def test_a_folder_holds_one_run(tmp_path):
     last = tmp_path / "run" / "last.pth.tar"
     message = fails(*again)
     assert "holds a run already" in message and "another --experiment" in message and f"--resume {last}" in message
-    elsewhere = shutil.copytree(tmp_path / "run", tmp_path / "elsewhere") / "last.pth.tar"
-    assert "holds a run already" in fails(*again, "--resume", str(elsewhere))
-    shutil.copytree(tmp_path / "run", tmp_path / "two" / "baseline")
-    assert "holds a run already" in fails(*again[:-1], "two", "--mbj", "--compare")
-    assert not (tmp_path / "two" / "mbj").exists()
     assert (tmp_path / "run/summary.csv").read_bytes() == before
 
 
@@ -142,8 +198,17 @@ def test_a_checkpoint_of_other_images_is_refused(folder_run, tmp_path, change, m
             shutil.copytree(images / split / "class1", images / split / "class3")
     if change == "remove":
         (images / "train/class0/0.png").unlink()
-    flags = [*folder_flags(images), "--epochs", "2", "--mbj", "--resume", str(root / "run/last.pth.tar")]
-    assert message in fails(*flags, "--output", str(tmp_path))
+    flags = [
+        *folder_flags(images),
+        "--epochs",
+        "2",
+        "--mbj",
+        "--mbj-start",
+        "0",
+        "--resume",
+        str(root / "run/last.pth.tar"),
+    ]
+    assert message in fails(*flags)
 
 
 def test_the_start_of_a_run_says_what_it_trains_on(tmp_path, image_folder, said):
@@ -173,12 +238,15 @@ def test_a_run_that_ends_before_the_memory_starts_is_said(tmp_path, said):
     assert "it trains without MBJ. Set --mbj-start" in said()
 
 
-def test_the_averaged_model_alone_is_evaluated(tmp_path, monkeypatch):
-    evaluated = []
-    validate = trainer.validate
-    monkeypatch.setattr(trainer, "validate", lambda model, **kw: evaluated.append(model) or validate(model, **kw))
-    run(tmp_path, *SHORT, "--epochs", "2", "--model-ema")
-    assert len(evaluated) == 2
+def test_a_young_average_is_said_and_the_model_itself_reported(tmp_path, said, capsys):
+    flags = [*SHORT, "--epochs", "2", "--model-ema", "--output", str(tmp_path), "--experiment"]
+    trainer.main([*flags, "young"])
+    assert "--model-ema-warmup" in said() and "99%" in said() and capsys.readouterr().out.count("not averaged") == 2
+    results = json.loads((tmp_path / "young/results.json").read_text())
+    assert results["not_averaged"].keys() == results["classifiers"].keys() == {"batch", "batch_adjusted"}
+    assert results["not_averaged"] != results["classifiers"]
+    trainer.main([*flags, "warm", "--model-ema-warmup"])
+    assert "not averaged" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -222,15 +290,6 @@ def test_control_c_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 130
     line = f"train_timm: stopped; go on by --resume {tmp_path / 'run' / 'last.pth.tar'}"
     assert line in capsys.readouterr().err.splitlines()
-
-
-def test_out_of_memory_is_one_line(tmp_path, monkeypatch):
-    def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of")
-
-    monkeypatch.setattr(trainer, "train_one_epoch", full)
-    said = fails(*SHORT, "--output", str(tmp_path))
-    assert said.startswith("train_timm: error: CUDA out of memory. Tried to allocate 2 GiB: lower --batch-size")
 
 
 def test_flags_of_train_py_that_cost_little(tmp_path):

@@ -176,11 +176,11 @@ def test_ranks_speak_once_an_update_and_report_their_mean(monkeypatch):
 
 
 def test_the_parts_of_the_loss_are_reported_as_means_over_batches():
-    run = make_run(batches(4), task=Task([("loss_batch", 2.0), ("loss_memory", 3.0), ("other", 4.0)]))
-    means = trainer.train_one_epoch(run, 0)
-    assert list(means) == ["loss", "loss_batch", "loss_memory"]
-    assert means["loss_batch"] == pytest.approx(2 * means["loss"])
-    assert means["loss_memory"] == pytest.approx(3 * means["loss"])
+    parts = [("loss_batch", 2.0), ("loss_memory", 3.0), ("loss_classifier", 4.0), ("other", 5.0)]
+    torch.manual_seed(0)
+    means = trainer.train_one_epoch(make_run(batches(4), task=Task(parts)), 0)
+    alone = trainer.train_one_epoch(make_run(batches(4)), 0)["loss"]
+    assert means == pytest.approx({"loss": 2 * alone, "loss_classifier": 4 * alone, "loss_memory": 3 * alone})
 
 
 def test_the_mean_of_half_precision_losses_is_no_half_precision_mean():
@@ -242,7 +242,7 @@ def test_who_shows_a_bar(monkeypatch, rank, progress, disable):
     shown = []
     monkeypatch.setattr(trainer, "tqdm", lambda loader, title, **kwargs: shown.append((title, kwargs)) or loader)
     trainer.train_one_epoch(make_run(batches(1), rank=rank, progress=progress), 2)
-    assert shown == [("epoch 3/9  0 s left", {"leave": False, "disable": disable})]
+    assert shown == [("epoch 2/8  0 s left", {"leave": False, "disable": disable})]
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -251,26 +251,29 @@ def test_evaluation_is_of_the_average_where_there_is_one(monkeypatch, averaged, 
     modules = {False: nn.Linear(1, 1), True: nn.Linear(1, 1) if averaged else None}
     spread, measured = [], []
     run = make_run([], world_size=ranks, dist_bn=dist_bn, channels_last="layout")
+    run.log_prior = "prior"
     run.task = SimpleNamespace(
         get_trainable_module=lambda ema=False: modules[ema], get_eval_model=lambda ema=False: ("evaluated", ema)
     )
     monkeypatch.setattr(trainer.utils, "distribute_bn", lambda *arguments: spread.append(arguments))
-    monkeypatch.setattr(trainer, "validate", lambda model, **kwargs: measured.append((model, kwargs)) or "metrics")
+    monkeypatch.setattr(trainer, "validate", lambda model, **kwargs: measured.append((model, kwargs)) or {"batch": 1})
     torch.manual_seed(5)
     if averaged:  # what the loader of timm's second evaluation draws
         torch.empty((), dtype=torch.int64).random_()
     state = torch.get_rng_state()
     torch.manual_seed(5)
-    assert trainer._evaluate(run) == "metrics"
+    assert trainer._evaluate(run) == {"batch": 1}
     assert torch.equal(torch.get_rng_state(), state)
     assert measured == [
         (
             ("evaluated", averaged),
             {
                 **{"loader": "set", "num_classes": 3, "device": run.device, "channels_last": "layout"},
-                "amp_autocast": run.amp_autocast,
+                **{"amp_autocast": run.amp_autocast, "log_prior": "prior"},
             },
         )
     ]
     expected = [(module, 2, dist_bn == "reduce") for module in modules.values() if module is not None]
     assert spread == (expected if ranks > 1 and dist_bn else [])
+    run.args.mbj = True  # one classifier for both losses is no baseline
+    assert trainer._evaluate(run) == {"memory": 1}

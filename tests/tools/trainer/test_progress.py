@@ -30,10 +30,10 @@ def test_one_run():
     now = [100.0]
     progress = Progress(clock=lambda: now[0])
     progress.begin(0, 10)
-    assert progress.run == "" and progress.bar(0) == "epoch 1/10"
+    assert progress.run == "" and progress.bar(0) == "epoch 0/9"
     now[0] += 20  # for two epochs, so 80 for the eight that are left
     assert progress.left(2) == "80 s left"
-    assert progress.bar(2) == "epoch 3/10  80 s left"
+    assert progress.bar(2) == "epoch 2/9  80 s left"
     now[0] += 30
     assert progress.left(10) == "took 50 s"
 
@@ -59,7 +59,7 @@ def test_several_runs():
     progress.begin(0, 2)
     now[0] += 7
     assert (
-        progress.bar(1) == "run 2/4 (baseline, seed 1)  epoch 2/2  7 s left, 47 s left of all runs"
+        progress.bar(1) == "run 2/4 (baseline, seed 1)  epoch 1/1  7 s left, 47 s left of all runs"
     )  # 7 + 2 * (26 + 14) / 2
     now[0] += 7
     progress.begin(0, 2)
@@ -71,7 +71,7 @@ def test_several_runs():
 
 def test_the_command_says_it(tmp_path, tiny, caplog, capsys):
     caplog.set_level("INFO", logger="mbj_plugin")
-    two = ["--epochs", "2", "--mbj", "--compare", "--seeds", "2", "--table", "latex"]
+    two = ["--epochs", "2", "--mbj", "--mbj-classifier", "shared", "--compare", "--seeds", "2", "--table", "latex"]
     trainer.main([*tiny, *two, "--output", str(tmp_path), "--experiment", "e"])
     runs = [line.split(": ")[0] for line in caplog.messages if line.startswith("run ")]
     assert runs == [f"run {i}/4 ({method}, seed {seed})" for i, (seed, method) in enumerate(PAIRS, 1)]
@@ -80,4 +80,4 @@ def test_the_command_says_it(tmp_path, tiny, caplog, capsys):
     of_all = ["left of all runs" in line for line in caplog.messages if line.startswith("epoch")]
     assert of_all == [True] * 6 + [False] * 2
     table = capsys.readouterr().out
-    assert table.startswith("% Test error") and table.count("$\\pm$") == 14
+    assert table.startswith("% Test error") and table.splitlines()[5].count("±") == 7

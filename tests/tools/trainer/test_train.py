@@ -1,5 +1,6 @@
 """train_timm through its command: real runs on the digits and on a folder of images, and resumes."""
 
+import csv
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mbj_plugin.tools.trainer import series
 from mbj_plugin.tools.trainer import train as trainer
 from mbj_plugin.tools.trainer.args import parse_args
 
@@ -50,34 +52,44 @@ def folder_flags(image_folder):
     ]
 
 
-def test_main_job_writes_what_it_says(tmp_path, tiny, capsys):
-    trainer.main(["--mbj", "--compare", *tiny, "--output", str(tmp_path), "--experiment", "e"])
-    table = capsys.readouterr().out
-    assert all(word in table for word in ("baseline", "mbj", "head", "tail", "few"))
-    manifests = []
-    for name in ("baseline", "mbj"):
-        folder = tmp_path / "e" / name
-        results = json.loads((folder / "results.json").read_text())
-        assert results["method"] == name
-        assert set(results["errors"]) >= {"error", "head", "medium", "tail", "few_shot"}
-        assert len(results["per_class_error"]) == 10
-        assert len((folder / "summary.csv").read_text().splitlines()) == 4
-        manifests.append(json.loads((folder / "manifest.json").read_text()))
-    assert manifests[0] == manifests[1]
-    assert manifests[0]["class_counts"] == results["class_counts"]
-    assert (load(tmp_path / "e/mbj/last.pth.tar")["task_state"]["mbj"]["feature.bank.slot_labels"] >= 0).any()
+def test_main_job_is_one_run_with_every_answer(tmp_path, tiny, capsys):
+    trainer.main(["--compare", *tiny, "--output", str(tmp_path), "--experiment", "mbj"])
+    lines = capsys.readouterr().out.splitlines()
+    results = json.loads((tmp_path / "mbj/results.json").read_text())
+    baseline, _ = run(tmp_path, *tiny[1:] if tiny[0] == "--mbj" else tiny, name="baseline")
+    assert list(results["classifiers"]) == ["batch", "batch_adjusted", "memory"]
+    assert {name: results["classifiers"][name] for name in ("batch", "batch_adjusted")} == baseline["classifiers"]
+    assert results["classifiers"]["memory"] == {key: results[key] for key in ("errors", "per_class_error")}
+    for line, name in zip(lines[2:5], results["classifiers"], strict=True):
+        assert f" {results['classifiers'][name]['errors']['error']:.2f} " in line
+    with (tmp_path / "mbj/summary.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    for name, each in results["classifiers"].items():
+        assert float(row[f"eval_{name}_error"]) == pytest.approx(each["errors"]["error"])
+    assert results["mbj"]["eta"] == results["settings"]["mbj_eta"]
+    manifest = json.loads((tmp_path / "mbj/manifest.json").read_text())
+    assert manifest["class_counts"] == results["class_counts"]
+
+
+def test_compare_trains_a_second_run_where_the_features_are_others(tmp_path, tiny, caplog, capsys):
+    caplog.set_level("INFO", "mbj_plugin")
+    flags = ["--compare", *tiny, "--epochs", "1", "--output", str(tmp_path), "--experiment", "e"]
+    trainer.main([*flags, "--mbj-classifier", "shared"])
+    assert "--mbj-classifier shared" in caplog.text
+    names = {
+        name: list(json.loads((tmp_path / "e" / name / "results.json").read_text())["classifiers"])
+        for name in ("baseline", "mbj")
+    }
+    assert names == {"baseline": ["batch", "batch_adjusted"], "mbj": ["memory"]}
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:5]] == ["cross-entropy", "logit", "MBJ"]
 
 
 def test_seeds_change_the_run_and_the_images(tmp_path, tiny):
     flags = ["--seeds", "2", "--epochs", "1", "--output", str(tmp_path), "--experiment", "e", *tiny[4:]]
-    first, second = trainer.train_all(parse_args(flags))["baseline"]
+    first, second = series.train_all(parse_args(flags), trainer.train)["baseline"]
     assert (first["settings"]["seed"], second["settings"]["seed"]) == (42, 43)
     manifests = [json.loads((tmp_path / f"e/seed{seed}/manifest.json").read_text()) for seed in (42, 43)]
     assert manifests[0]["sha256"] != manifests[1]["sha256"]
-
-
-def without_classifier(checkpoint):
-    return {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("fc.")}
 
 
 def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path, tiny):
@@ -90,31 +102,35 @@ def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path, tiny):
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--clip-grad", "0.01", "--clip-mode", "value"], ["--clip-grad", "0.1"], ["--opt", "lars", "--lr", "0.5"]],
-    ids=str,
+    [
+        ["--clip-grad", "0.01", "--clip-mode", "value"],
+        ["--clip-grad", "0.1", "--sampler", "square-root"],
+        ["--opt", "lars", "--lr", "0.5", "--grad-accum-steps", "2"],
+        ["--opt", "lookahead_adamw", "--amp", "--amp-dtype", "bfloat16", "--channels-last"],
+        ["--model-ema", "--model-ema-decay", "0.7", "--mixup", "0.3", "--loss", "ce", "--smoothing", "0.1"],
+        ["--sched", "plateau", "--patience-epochs", "0", "--eval-metric", "class_error", "--torchcompile", "aot_eager"],
+        ["--loss", "balanced_softmax", "--sampler", "class-balanced", "--mbj-recipe", "balanced"],
+        [
+            *("--model", "deit_tiny_distilled_patch16_224", "--input-size", "1", "16", "16", "--mbj-start", "0"),
+            *("--model-kwargs", "patch_size=4", "depth=1", "embed_dim=24", "num_heads=2", "img_size=16"),
+        ],
+    ],
+    ids=lambda flags: flags[0] + flags[1],
 )
-def test_the_features_are_those_of_a_run_without_mbj(tmp_path, tiny, flags):
-    _, baseline = run(tmp_path, *tiny, *flags, name="baseline")
-    _, own = run(tmp_path, *tiny, *flags, "--mbj", name="own")
-    _, shared = run(tmp_path, *tiny, *flags, "--mbj", "--mbj-classifier", "shared", name="shared")
-    features = {"state_dict": without_classifier(baseline)}
-    assert_same(features, {"state_dict": without_classifier(own)}, ("state_dict",))
-    # The batch classifier, which trained them, is the baseline's; the model's own is another one.
-    for name, value in own["task_state"]["batch_classifier"].items():
-        assert torch.equal(value, baseline["state_dict"]["fc." + name.removeprefix("0.")])
-    assert not torch.equal(baseline["state_dict"]["fc.weight"], own["state_dict"]["fc.weight"])
-    assert not torch.equal(baseline["state_dict"]["conv1.weight"], shared["state_dict"]["conv1.weight"])
-
-
-def test_a_run_without_mbj_goes_on_with_it(tmp_path, tiny):
-    flags = [*tiny, "--opt", "lookahead_momentum"]
-    run(tmp_path, *flags, "--epochs", "2", name="half")
-    _, whole = run(tmp_path, *flags, name="whole")
-    last = str(tmp_path / "half/last.pth.tar")
-    _, resumed = run(tmp_path, *flags, "--mbj", "--resume", last, name="half")
-    assert_same(*({"state_dict": without_classifier(c)} for c in (whole, resumed)), ("state_dict",))
-    for name, value in resumed["task_state"]["batch_classifier"].items():
-        assert torch.equal(value, whole["state_dict"]["fc." + name.removeprefix("0.")])
+def test_the_first_line_is_a_run_without_mbj_to_the_bit(tmp_path, tiny, flags):
+    baseline, plain = run(tmp_path, *tiny, *flags, name="baseline")
+    results, own = run(tmp_path, *tiny, *flags, "--mbj", name="own")
+    assert baseline["classifiers"].items() <= results["classifiers"].items() and len(results["classifiers"]) > 1
+    assert baseline.get("not_averaged", {}).items() <= results.get("not_averaged", {}).items()
+    heads = [key for key, value in plain["state_dict"].items() if key.startswith(("fc.", "head"))]
+    assert_same(
+        *({"features": {k: v for k, v in each["state_dict"].items() if k not in heads}} for each in (plain, own)),
+        ["features"],
+    )
+    assert not all(torch.equal(plain["state_dict"][key], own["state_dict"][key]) for key in heads)
+    with (tmp_path / "baseline/summary.csv").open() as one, (tmp_path / "own/summary.csv").open() as other:
+        for first, second in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
+            assert all(first[key] == second[key] for key in ("train_loss", "eval_batch_error", "lr"))
 
 
 @pytest.mark.parametrize(
@@ -163,9 +179,7 @@ def test_deferred_weights_resume(tmp_path, tiny):
     last = str(tmp_path / "half/last.pth.tar")
     _, resumed = run(tmp_path, *tiny, "--loss", "benchmarks.rivals.ldam:LDAMLoss", "--resume", last, name="half")
     assert_same(whole, resumed, ("state_dict", "optimizer", "batch_loss"))
-    assert "its loss is 'benchmarks.rivals.ldam:LDAMLoss', this run's 'ce'" in fails(
-        *tiny, "--resume", last, "--output", str(tmp_path), "--experiment", "half"
-    )
+    assert "--loss benchmarks.rivals.ldam:LDAMLoss, this command has ce" in fails(*tiny, "--resume", last)
 
 
 def test_torchrun(tmp_path, image_folder):

@@ -55,7 +55,9 @@ RUNS = {name: flags for name, (flags, _, _) in CASES.items()} | {
     "batch-norm": RESNET,
     "half": [*MBJ, "--epochs", str(EPOCHS // 2)],
     "resumed": [*MBJ, "--resume", "half/last.pth.tar"],
+    "own": ["--mbj", "--mbj-start", "0"],
 }
+RESUMED = {"resumed": "half"}  # which goes on in its own folder
 
 
 def draw(root):
@@ -83,7 +85,9 @@ def one_rank(rank, port, folder, output):
     trainer.make_run = lambda args: made.append(make_run(args)) or made[-1]
     joined = {}
     for name, flags in RUNS.items():
-        args = parse_args([str(folder), *FLAGS, *flags, "--output", str(output), "--experiment", name])
+        args = parse_args(
+            [str(folder), *FLAGS, *flags, "--output", str(output), "--experiment", RESUMED.get(name, name)]
+        )
         args.resume = args.resume and str(output / args.resume)
         args = Namespace(**vars(args) | joined)
         results = trainer.train(args)
@@ -96,7 +100,7 @@ def one_rank(rank, port, folder, output):
                 "weights": {key: value.clone() for key, value in state["state_dict"].items()},
                 "memories": flat(state.get("task_state", {})),
                 "wrong": np.array(results["per_class_error"]) / 100,
-                "images": metrics["images"],
+                "images": next(iter(metrics.values()))["images"],
             },
             output / f"{name}-{rank}.pt",
         )
@@ -150,8 +154,12 @@ def one_process(folder, accumulate, settings):
             optimizer.zero_grad()
             for parts in window:
                 images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
-                loss = task(images, labels)["loss"] if task else F.cross_entropy(model(images), labels)
-                losses.append(loss.item())
+                if task:
+                    parts = task(images, labels)
+                    loss, logged = parts["loss"], parts["loss_batch"]
+                else:
+                    loss = logged = F.cross_entropy(model(images), labels)
+                losses.append(logged.item())
                 (loss / len(window)).backward()
             optimizer.step()
     return model, flat(task.get_task_state()) if task else {}, sum(losses) / len(losses)
@@ -202,6 +210,11 @@ def test_resumed_on_two_ranks_it_is_the_run_that_was_never_stopped(output):
         for key in ("weights", "memories"):
             assert whole[key].keys() == resumed[key].keys()
             assert all(torch.equal(value, resumed[key][name]) for name, value in whole[key].items())
+
+
+def test_the_first_line_of_two_ranks_is_their_run_without_mbj(output):
+    plain, own = (json.loads((output / name / "results.json").read_text()) for name in ("plain", "own"))
+    assert plain["classifiers"].items() <= own["classifiers"].items() and len(own["classifiers"]) == 3
 
 
 def test_batch_norm_of_two_ranks(output, folder):
