@@ -51,7 +51,7 @@ def test_own_reid_images(shop, tmp_path, monkeypatch):
 
     commands = {"export": set_variable, "python train_shop.py": train, "mbj report": report.main}
     run_page("own-reid-images.md", commands)
-    for name, memories in (("shop", True), ("shop-baseline", False)):
+    for name, memories in (("shop/MBJ-seed0", True), ("shop/baseline-seed0", False)):
         assert "mAP" in (tmp_path / "logs" / name / "log.txt").read_text()
         state = torch.load(tmp_path / "logs" / name / "model_final.pth")["model"]
         assert any(".memories." in key for key in state) == memories
