@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 ENVIRONMENT ?= oldest-core oldest middle fastreid newest
 
 demo: $(VENV)/.installed
-	$(BIN)/python tools/train_timm.py --mbj --compare
+	$(BIN)/python tools/train_timm.py --mbj
 
 test: $(VENV)/.installed
 	$(BIN)/python -m ruff check .

@@ -1,6 +1,7 @@
 """Our commands: a package that is missing is one line, and how to install it."""
 
 import functools
+import importlib
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from mbj_plugin.command_line import UserError, did_you_mean, one_line
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.functional import sampling_probs
+from mbj_plugin.tools import command
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +29,7 @@ def test_a_missing_package_is_one_line(package, module, argument, extra):
     code = f"import sys; sys.modules[{package!r}] = None; from {module} import main; main([{argument!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert f"error: it needs the package {package}: pip install '.[{extra}]'" in done.stderr
+    assert f"error: it needs the package {package}: pip install 'mbj_plugin[{extra}]'" in done.stderr
 
 
 def test_modules_that_the_pages_run_are_commands():
@@ -66,3 +68,15 @@ def test_only_what_we_raise_for_a_user_is_one_line(monkeypatch):
         raise UserError("Caught UserError in DataLoader worker process 0.\nTrace\nno image can be read")
 
     assert end(in_a_worker, monkeypatch) == "command: error: no image can be read"
+
+
+def test_one_command_for_all(capsys):
+    assert command.main([]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in command.COMMANDS)
+    assert command.main(["trian"]) == 2 and "'trian'" in capsys.readouterr().err
+    for name, (module, _) in command.COMMANDS.items():
+        assert callable(importlib.import_module(module).main), name
+    with pytest.raises(SystemExit) as stop:
+        command.main(["train", "--help"])
+    assert stop.value.code == 0 and "--mbj" in capsys.readouterr().out

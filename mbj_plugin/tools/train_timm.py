@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mbj_plugin.command_line import one_line
 
-INSTALL = "pip install '.[timm]' in a clone of mbj_plugin"
+INSTALL = "pip install 'mbj_plugin[timm]'"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,3 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from mbj_plugin.tools.trainer import train
 
         train.main(argv)
+
+
+if __name__ == "__main__":
+    main()

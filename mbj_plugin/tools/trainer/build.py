@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,6 @@ class Data:
             self.train.mixup_enabled = False
         elif self.mixup_fn is not None:
             self.mixup_fn.mixup_enabled = False
-
-
-@contextmanager
-def blame(flags: str) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, AssertionError, RuntimeError, OSError, ImportError, LookupError, AttributeError) as error:
-        raise ValueError(f"{flags}: {reason(error)[:300]}") from error
 
 
 def init_device(args: Namespace) -> torch.device:

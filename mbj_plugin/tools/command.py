@@ -1,0 +1,36 @@
+"""The command ``mbj``: one name for all of them, each imported where it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+#: Module and what it does.
+COMMANDS = {
+    "train": ("mbj_plugin.tools.train_timm", "train a timm classifier, with MBJ or without"),
+    "adjust": ("mbj_plugin.tools.adjust", "other classifiers on the features of finished runs"),
+    "report": ("mbj_plugin.tools.report", "a page on one run or several"),
+    "hub": ("mbj_plugin.tools.hub", "a run as a folder that timm loads from a hub"),
+    "train-fastreid": ("mbj_plugin.tools.fastreid.train", "train a fast-reid model"),
+    "demo-fastreid": ("mbj_plugin.tools.fastreid.demo", "train one on drawn images"),
+    "export": ("mbj_plugin.tools.fastreid.export", "a fast-reid run as files that run without the plugin"),
+    "doctor": ("fastreid_today.doctor", "what is changed of fast-reid, and what it runs on"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``mbj COMMAND ...``; without a command the list of them."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: mbj COMMAND ..., each with --help\n")
+        print("\n".join(f"  {name:<16}{text}" for name, (_, text) in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        print(f"mbj: error: there is no command {name!r}: take one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
