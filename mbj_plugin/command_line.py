@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 #: Packages whose ValueErrors are for the user.
-OURS = ("mbj_plugin", "fastreid_today", "benchmarks")
+OURS = ("mbj_plugin", "fastreid_today")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -38,7 +38,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def one_line(command: str, missing: str = "") -> Iterator[None]:
+def one_line(command: str, missing: str = "", also: str = "") -> Iterator[None]:
     """End the command with one line for a mistake of the user's: a ValueError that a ``raise`` of ours made.
 
     Every other error keeps its traceback, as it is of the program; with MBJ_TRACEBACK=1 all do.
@@ -46,6 +46,7 @@ def one_line(command: str, missing: str = "") -> Iterator[None]:
     Args:
         command: its name.
         missing: how to install a package that is missing.
+        also: one more package whose ValueErrors are for the user.
     """
     try:
         yield
@@ -60,19 +61,19 @@ def one_line(command: str, missing: str = "") -> Iterator[None]:
             if package in ("", *OURS):
                 raise
             sys.exit(f"{command}: error: it needs the package {package}: {missing or f'pip install {package}'}")
-        if not (isinstance(error, UserError) or _raised_here(error)):
+        if not (isinstance(error, UserError) or _raised_in((*OURS, also), error)):
             raise
         sys.exit(f"{command}: error: {reason(error)}")
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether a ``raise`` statement of our own packages made the error, and not what they call."""
+def _raised_in(packages: tuple[str, ...], error: BaseException) -> bool:
+    """Whether a ``raise`` statement of these packages made the error, and not what they call."""
     trace = error.__traceback__
     assert trace is not None
     while trace.tb_next is not None:
         trace = trace.tb_next
     code, module = trace.tb_frame.f_code.co_code, trace.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] in OURS and code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return module.partition(".")[0] in packages and code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def reason(error: BaseException) -> str:

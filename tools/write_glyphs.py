@@ -17,7 +17,7 @@ if __name__ == "__main__":
     parser.add_argument("fonts", help="folder of .ttf and .otf files (docs/fastreid-data.md says which were measured)")
     parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
     args = parser.parse_args()
-    with one_line("write_glyphs"):
+    with one_line("write_glyphs", also="benchmarks"):
         written, rendered = write_dataset(args.fonts, args.folder)
         print(f"Glyphs: {written}, {len(rendered.characters)} characters in {len(rendered.families)} families")
         print("\n".join(rendered.families))

@@ -17,6 +17,6 @@ if __name__ == "__main__":
     parser.add_argument("archive", help="the authors' images_background.zip, or an .npz of it (docs/fastreid-data.md)")
     parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
     args = parser.parse_args()
-    with one_line("write_omniglot"):
+    with one_line("write_omniglot", also="benchmarks"):
         for kind in SPLITS:
             print(f"{kind.__name__}: {write_dataset(args.archive, args.folder, kind)}")

@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--state-dir", default="output/finetune", help="images and runs (default: %(default)s)")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    with one_line("finetune"):
+    with one_line("finetune", also="benchmarks"):
         for dataset in args.datasets:
             write_folder(dataset, args.data, Path(args.state_dir) / dataset)
         for seed, dataset in itertools.product(args.seeds, args.datasets):
