@@ -26,7 +26,7 @@ def test_every_block_of_the_pages_parses_and_names_what_is_there():
     [
         ("make demos", "make has no target demos"),
         ("pip install '.[timm,reports]'", "there is no extra reports"),
-        ("mbj-train-tim DATA", "there is no command mbj-train-tim"),
+        ("mbj trian DATA", "there is no command mbj trian"),
         ("python -m mbj_plugin.fastreid.docter", "there is no -m mbj_plugin.fastreid.docter"),
         ("A=1 python tools/train_tim.py DATA  # comment", "there is no tools/train_tim.py"),
         ("export A=1 && python tools/train_timm.py \\\n    -c cifar9", "there is no config cifar9"),
@@ -41,8 +41,8 @@ def test_what_is_not_there_is_found(block, problem):
 
 def test_flags_are_asked_for(monkeypatch):
     monkeypatch.setattr(check_docs, "help_of", lambda command: "--mbj-eta ETA  --mbj")
-    assert not list(check_docs.problems("bash", "mbj-train-timm DATA --mbj --mbj-eta 3"))
-    (found,) = check_docs.problems("bash", "mbj-train-timm DATA --mbj-et 3")
+    assert not list(check_docs.problems("bash", "mbj train DATA --mbj --mbj-eta 3"))
+    (found,) = check_docs.problems("bash", "mbj train DATA --mbj-et 3")
     assert found == "mbj_plugin.tools.train_timm has no flag --mbj-et"
     assert not list(check_docs.problems("bash", "python -m mbj_plugin.timm.launch train.py --any"))
 

@@ -15,12 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mbj_plugin.tools.command import COMMANDS  # noqa: E402
+
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "docs/results/*.md")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Other scripts are a reader's own or, in a checkout of fast-reid, its.
 OURS = re.compile(r"(tools|examples|benchmarks)/(?!(plain_)?train_net\.py)")
 # They run the script that they are given, whose flags are not theirs.
-LAUNCHERS = {"mbj_plugin.timm.launch", "mbj_plugin.fastreid.launch"}
+LAUNCHERS = {"mbj_plugin.timm.launch", "mbj_plugin.fastreid.launch", "fastreid_today.launch"}
 
 
 def pages() -> list[Path]:
@@ -78,19 +82,30 @@ def command_problems(words: list[str], flags: bool) -> Iterator[str]:
         groups = re.findall(r"(?:\.|mbj_plugin)\[(.+?)]", " ".join(rest))
         named = [extra for group in groups for extra in group.split(",")]
         yield from (f"there is no extra {extra}" for extra in named if extra not in extras)
-    elif name.startswith("mbj-"):
-        scripts = setup()["options.entry_points"]["console_scripts"]
-        found = re.search(rf"^{name} = (.+):", scripts, re.MULTILINE)
-        yield from own_problems(["-m", found[1]], rest, flags) if found else [f"there is no command {name}"]
+    elif name == "mbj":
+        if rest[0] in COMMANDS:
+            module, _ = COMMANDS[rest[0]]
+            yield from own_problems(["-m", module], rest[1:], flags, ("-m", "mbj_plugin.tools.command", rest[0]))
+        else:
+            yield f"there is no command mbj {rest[0]}"
     elif name in ("python", "python3") and rest and rest[0] == "-m":
-        if rest[1].startswith("mbj_plugin"):
+        if rest[1].startswith(("mbj_plugin", "fastreid_today", "benchmarks")):
             yield from own_problems(rest[:2], rest[2:], flags)
     elif name in ("python", "python3") and rest and OURS.match(rest[0]):
         yield from own_problems(rest[:1], rest[1:], flags)
 
 
-def own_problems(command: list[str], arguments: list[str], flags: bool) -> Iterator[str]:
-    """What is wrong with a command of ours, as Python takes it: ["-m", module] or [script]."""
+def own_problems(
+    command: list[str], arguments: list[str], flags: bool, called: tuple[str, ...] | None = None
+) -> Iterator[str]:
+    """What is wrong with a command of ours, as Python takes it: ["-m", module] or [script].
+
+    Args:
+        command: what must be there.
+        arguments: of it.
+        flags: whether to ask for the flags that it knows.
+        called: how to call it for them, where that is not the command itself.
+    """
     path = ROOT / command[-1].replace(".", "/") if command[0] == "-m" else ROOT / command[0]
     if not (path.is_file() or path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()):
         if not (path / "__init__.py").is_file():  # a package whose function is a command
@@ -103,7 +118,7 @@ def own_problems(command: list[str], arguments: list[str], flags: bool) -> Itera
             yield f"there is no config {value}"
     used = [word.partition("=")[0] for word in arguments if re.match(r"--\w", word)]
     if flags and used and command[-1] not in LAUNCHERS:
-        known = help_of(tuple(command))
+        known = help_of(called or tuple(command))
         yield from (f"{command[-1]} has no flag {flag}" for flag in used if not re.search(rf"{flag}(?![\w-])", known))
 
 
