@@ -30,7 +30,10 @@ def check_settings(saved: Mapping[str, Any], args: Namespace, path: str) -> None
             f"{path} is of a run {'with' if saved['mbj'] else 'without'} MBJ: {'add' if saved['mbj'] else 'leave out'} "
             "--mbj, or begin anew with its weights by --initial-checkpoint"
         )
-    for name in sorted(saved.keys() & here.keys() - MAY_CHANGE):
+    # The memory's kind before its eta and size, which follow from it.
+    for name in sorted(
+        saved.keys() & here.keys() - MAY_CHANGE, key=lambda name: (name in ("mbj_eta", "mbj_size"), name)
+    ):
         if name.startswith("mbj_") and not args.mbj:
             continue
         before, now = to_builtin(saved[name]), to_builtin(here[name])

@@ -21,7 +21,7 @@ from mbj_plugin.tools.trainer import train as trainer
         (["--imbalance-ratio", "1000"], "imbalance ratio 1000"),
         (["--num-classes", "5"], "label 9 is out of range"),
         (["--num-classes", "12"], "2 of 12 classes have no training images"),
-        (["--mbj", "--mbj-size", "0"], "--mbj-size must be a whole number of slots from 1 .*, got 0"),
+        (["--mbj", "--mbj-size", "0"], "--mbj-size must be a whole number.* from 1 .*, got 0"),
         (
             ["--mbj", "--mbj-recipe", "balanced", "--smoothing", "0.1"],
             "--mbj-classifier-loss balanced_softmax.*hard labels",
