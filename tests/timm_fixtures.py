@@ -29,8 +29,9 @@ def digit_runs(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("runs")
     flags = ["--epochs", "6", "--decay-milestones", "4", "--warmup-epochs", "0", "--no-progress"]
-    train.main(["--mbj", "--compare", "--output", str(root), "--experiment", "x", *flags])
-    return root / "x"
+    for name, more in {"baseline": [], "mbj": ["--mbj"]}.items():
+        train.main(["--output", str(root), "--experiment", name, *more, *flags])
+    return root
 
 
 @pytest.fixture

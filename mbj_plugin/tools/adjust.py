@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tabulate import tabulate
 
 from mbj_plugin import logit_adjustment as formulas
@@ -192,8 +193,10 @@ class Adjustments:
                     f"{self.run.args.loss}, or a memory that shares it): say how much by --tau"
                 )
             already = 0.0
-        ratio = self.run.counts ** (tau - already) / (self.target / self.target.sum())
-        return formulas.logit_adjusted(*self._batch(), ratio.tolist())
+        weight, bias = self._batch()
+        shift = (tau - already) * np.log(self.run.counts) - np.log(self.target / self.target.sum())
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return weight.clone(), (bias.double() - torch.from_numpy(shift)).to(weight.dtype)
 
     def best(self, adjust: Callable[[float], Classifier], strengths: np.ndarray, images: Inputs) -> float:
         """The strength of the lowest mean error of the classes, in the target's mix; the smallest of equal ones."""

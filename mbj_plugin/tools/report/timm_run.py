@@ -87,8 +87,7 @@ def _read_summary(run: RunRecord, folder: Path) -> None:
         curve = CURVES.get(key)
         if match := ERROR.fullmatch(key):
             curve = f"error, {match[2] or 'all'}" + (f" ({_name(match[1], run)})" if match[1] else "")
-        # Epochs are counted from 1, as the log does; timm's file counts from 0.
-        points = [(float(row["epoch"]) + 1, float(row[key])) for row in rows if row.get("epoch") and row.get(key)]
+        points = [(float(row["epoch"]), float(row[key])) for row in rows if row.get("epoch") and row.get(key)]
         if curve and points:
             run.curves[curve] = ([x for x, _ in points], [y for _, y in points])
 
@@ -97,7 +96,7 @@ def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:
     name, checkpoint, broken = newest_checkpoint(folder)
     for each in broken:
         run.missing.append(f"checkpoint: cannot read {each}, it is no checkpoint or cut short")
-    run.facts["checkpoint"] = f"{name}, after epoch {checkpoint.get('epoch', -1) + 1}"
+    run.facts["checkpoint"] = f"{name} of epoch {checkpoint.get('epoch')}"
     return checkpoint
 
 
