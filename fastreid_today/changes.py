@@ -38,33 +38,22 @@ CHANGES: dict[str, Change] = {}
 STATUS: dict[str, str] = {}  # name -> "on", "off: why" or "failed: why"
 
 
-def change(file: str, what_for: str, gpu: bool = True) -> Callable[[Callable[[], str | None]], Callable]:
+def change(file: str, what_for: str, gpu: bool = True) -> Callable[[Callable], Callable]:
     """Register a function without arguments, which changes ``file``, or returns why it need not."""
-
-    def register(function: Callable[[], str | None]) -> Callable:
-        _register(function, file, what_for, gpu, function)
-        return function
-
-    return register
+    return lambda function: _registered(function, file, what_for, gpu, function)
 
 
 def replaces(target: str, what_for: str, gpu: bool = True) -> Callable[[Callable], Callable]:
     """Register ``function(stock, *arguments)`` in the place of ``target``, such as "engine.hooks:SWA.before_step"."""
-
-    def register(function: Callable) -> Callable:
-        _register(
-            function, f"{target.split(':')[0].replace('.', '/')}.py", what_for, gpu, lambda: wrap(target, function)
-        )
-        return function
-
-    return register
+    file = target.partition(":")[0].replace(".", "/") + ".py"
+    return lambda function: _registered(function, file, what_for, gpu, lambda: wrap(target, function))
 
 
-def _register(function: Callable, file: str, what_for: str, gpu: bool, apply: Callable[[], str | None]) -> None:
-    text = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
-    name = function.__name__
+def _registered(function: Callable, file: str, what_for: str, gpu: bool, apply: Callable[[], Any]) -> Callable:
+    text, name = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()), function.__name__
     assert name not in CHANGES, name
     CHANGES[name] = Change(name, file, what_for, text, function.__module__, gpu, apply)
+    return function
 
 
 def apply_all() -> None:

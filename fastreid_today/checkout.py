@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from fastreid_today.changes import change, expect, replaces
+
+logger = logging.getLogger("fastreid.today")
 
 
 class _OptimizerAndParams(tuple):
@@ -34,16 +37,29 @@ def schedule_of_a_pair(schedule, cfg, optimizer, *arguments, **options):
     return schedule(cfg, optimizer, *arguments, **options)
 
 
-@change("evaluation/__init__.py", "demo/visualize_result.py: `cannot import name 'evaluate_rank'`")
+@change(
+    "evaluation/__init__.py",
+    "demo/visualize_result.py: `cannot import name 'evaluate_rank'`, and it ranks features that it has not normalised",
+)
 def evaluate_rank_name() -> str | None:
-    """The name is there."""
+    """The name is there, and a warning where distances below 0 say that the scores are not the evaluation's."""
     import fastreid.evaluation
     from fastreid.evaluation import rank
 
     if hasattr(fastreid.evaluation, "evaluate_rank"):
         return "fastreid.evaluation has evaluate_rank"
     expect(hasattr(rank, "evaluate_rank"), "evaluation/rank.py has no evaluate_rank")
-    fastreid.evaluation.evaluate_rank = rank.evaluate_rank
+
+    def evaluate_rank(distances, *arguments, **options):
+        if distances.min() < -0.01:  # 1 - cosine never is
+            logger.warning(
+                "Distances down to %.3g are of features that were not normalised, so that ranks and scores are not the "
+                "evaluation's: in demo/visualize_result.py make it feats = F.normalize(torch.cat(feats, dim=0))",
+                distances.min(),
+            )
+        return rank.evaluate_rank(distances, *arguments, **options)
+
+    fastreid.evaluation.evaluate_rank = evaluate_rank
     return None
 
 

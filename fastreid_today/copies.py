@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -50,7 +51,8 @@ class Finder(MetaPathFinder, Loader):
                 )
             return None
         self.package, self.copy = name, spec
-        logger.warning("fast-reid is the copy %s in %s", name, Path(spec.origin).parent)
+        if multiprocessing.current_process().name == "MainProcess":  # once, and not from each spawned rank
+            logger.warning("fast-reid is the copy %s in %s", name, Path(spec.origin).parent)
         return importlib.util.spec_from_loader(name, self)
 
     def _others(self, name: str, path: Sequence[str] | None) -> ModuleSpec | None:

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,16 +23,6 @@ from fastreid_today.copies import LAYOUT
 from fastreid_today.packages import IMPLIED, INSTALL, NEEDED, OPTIONAL
 
 SHOWN = ("mbj_plugin", "torch", "torchvision", "numpy", "fastreid", "yacs", "faiss-cpu", "Cython")
-
-
-def missing() -> list[str]:
-    """Packages that fast-reid needs and this Python lacks."""
-    return [package for module, package in {**NEEDED, **IMPLIED}.items() if not _found(module)]
-
-
-def missing_options() -> list[str]:
-    """Packages that this Python lacks and only a part of fast-reid needs, with what for."""
-    return [f"{package}: {what_for}" for module, (package, what_for) in OPTIONAL.items() if not _found(module)]
 
 
 def _found(module: str) -> bool:
@@ -68,13 +57,7 @@ def _evaluation() -> str:
         return f"built by fast-reid in {evaluation.source_dir()}"
     if evaluation.load():
         return f"built in {evaluation.cache_dir()}"
-    lacking = [name for name in ("Cython", "setuptools") if importlib.util.find_spec(name) is None]
-    lacking += [] if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") else ["a C compiler"]
-    return (
-        f"not built, and cannot be without {', '.join(lacking)}"
-        if lacking
-        else "not built yet: the first evaluation builds it"
-    )
+    return "not built yet: the first evaluation builds it, with Cython, setuptools and a C compiler"
 
 
 def _as_it_came(package: str) -> list[str]:
@@ -112,9 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the report; 1 where something is missing or a change does not fit, 2 for a folder without fast-reid."""
     parser = argparse.ArgumentParser(prog="python -m fastreid_today.doctor", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="without it what `import fastreid` finds is meant")
-    parser.add_argument(
-        "--package", default="fastreid", help="the name that fast-reid is imported by (default: fastreid)"
-    )
+    parser.add_argument("--package", default="fastreid", help="the name it is imported by (default: %(default)s)")
     parser.add_argument("--plugin", action="append", default=[], help="a module whose changes are listed as well")
     args = parser.parse_args(argv)
     if args.folder is not None:
@@ -123,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(package: str, plugins: list[str]) -> int:
-    lacking = missing() + ([] if _found(package) else [f"{package} (with --no-deps)"])
+    lacking = [name for module, name in {**NEEDED, **IMPLIED}.items() if not _found(module)]
+    lacking += [] if _found(package) else [f"{package} (with --no-deps)"]
     problem = None
     if not lacking:
         fastreid_today.AFTERWARDS += plugins
@@ -136,8 +118,9 @@ def _report(package: str, plugins: list[str]) -> int:
     if lacking:
         print("Missing", *lacking, "install with:", INSTALL, sep="\n  ")
         return 1
-    if missing_options():
-        print("Missing, needed only for", *missing_options(), sep="\n  ")
+    for module, (name, what_for) in OPTIONAL.items():
+        if not _found(module):
+            print(f"Missing: {name}, needed only for {what_for}")
     if not problem:
         print(f"fast-reid comes from {sys.modules['fastreid'].__file__}")
     print("As it came", *_as_it_came(package), sep="\n  ")

@@ -27,7 +27,8 @@ def _checked(name, check, init, self, data_source, mini_batch_size, num_instance
         wanted = "a NUM_INSTANCE of 1 or more" if num_instances < 1 else "a multiple of NUM_INSTANCE"
         raise ValueError(_no_batch(name, mini_batch_size, num_instances, identities, wanted))
     if name == "SetReWeightSampler":
-        _check_set_weight(mini_batch_size, num_instances, arguments[0] if arguments else options["set_weight"])
+        weights = arguments[0] if arguments else options["set_weight"]
+        _check_set_weight(data_source, mini_batch_size, num_instances, weights)
     init(self, data_source, mini_batch_size, num_instances, *arguments, **options)
     if wanted := check(self):
         raise ValueError(_no_batch(name, mini_batch_size, num_instances, self.num_identities, wanted))
@@ -62,44 +63,30 @@ def _balanced(sampler) -> str:
     return f"{batch // sampler.num_instances} identities or more" if kept * sampler.num_instances < batch else ""
 
 
-def _set_reweight(sampler) -> str:
-    """Raises where SetReWeightSampler has not the right weights: its rounds fill a batch otherwise."""
-    cameras, weights = _cameras(sampler), sampler.set_weight
-    if len(cameras) != len(weights):
-        raise ValueError(
-            f"DATALOADER.SET_WEIGHT has {len(weights)} weights, but the training set has {len(cameras)} "
-            f"cameras: give one for each of {', '.join(map(str, cameras))}"
-        )
-    for camera, weight in zip(cameras, weights, strict=True):
-        if weight > len(sampler.cam_pid[camera]):
-            raise ValueError(
-                f"DATALOADER.SET_WEIGHT asks for {weight} images of camera {camera}, which has "
-                f"{len(sampler.cam_pid[camera])}: lower it"
-            )
-    return ""
-
-
-def _check_set_weight(mini_batch_size: int, num_instances: int, weights: list[int]) -> None:
+def _check_set_weight(items, mini_batch_size: int, num_instances: int, weights: list[int]) -> None:
     from fastreid.utils import comm
 
-    if not weights or min(weights) < 0 or not sum(weights):
+    people: dict[object, set] = {}
+    for _, identity, camera, *_ in items:
+        people.setdefault(camera, set()).add(identity)
+    sizes = [len(people[camera]) for camera in _sorted(people)]
+    fits = len(weights) == len(sizes) and all(0 <= weight <= size for weight, size in zip(weights, sizes, strict=True))
+    if not fits or not sum(weights):
+        had = ", ".join(f"{camera} with {size}" for camera, size in zip(_sorted(people), sizes, strict=True))
         raise ValueError(
-            f"DATALOADER.SET_WEIGHT must hold a number of people >= 0 for each camera, one above 0, got {list(weights)}"
+            "DATALOADER.SET_WEIGHT must hold, for each camera, how many of its people one round draws, 0 to all of "
+            f"them and not 0 for all cameras, got {list(weights)}: the training set has {had}"
         )
-    people, batch = sum(weights) * num_instances, mini_batch_size * comm.get_world_size()
-    if batch % people or batch == people:
+    drawn, batch = sum(weights) * num_instances, mini_batch_size * comm.get_world_size()
+    if batch % drawn or batch == drawn:
         raise ValueError(
             f"SetReWeightSampler would never fill a batch of {batch} images (SOLVER.IMS_PER_BATCH): it must be two or "
-            f"more times what one round draws, {people}, that is DATALOADER.NUM_INSTANCE {num_instances} times the sum "
+            f"more times what one round draws, {drawn}, that is DATALOADER.NUM_INSTANCE {num_instances} times the sum "
             f"of DATALOADER.SET_WEIGHT {sum(weights)}"
         )
 
 
-_CHECKS = {
-    "NaiveIdentitySampler": _naive,
-    "BalancedIdentitySampler": _balanced,
-    "SetReWeightSampler": _set_reweight,
-}
+_CHECKS = {"NaiveIdentitySampler": _naive, "BalancedIdentitySampler": _balanced, "SetReWeightSampler": lambda _: ""}
 
 
 @replaces(
@@ -111,7 +98,7 @@ def set_reweight_sampler(_, self):
     from fastreid.data.samplers.triplet_sampler import reorder_index
 
     np.random.seed(self._seed)
-    cameras = _cameras(self)
+    cameras = _sorted(self.cam_pid)
     while True:
         batch = []
         # Its check of the batch size wants a multiple, two or more, of what one round draws.
@@ -126,8 +113,8 @@ def set_reweight_sampler(_, self):
         yield from reorder_index(batch, self._world_size)
 
 
-def _cameras(sampler) -> list:
+def _sorted(cameras) -> list:
     def key(name: object) -> list[str | int]:
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(name))]
 
-    return sorted(sampler.cam_pid, key=key)
+    return sorted(cameras, key=key)

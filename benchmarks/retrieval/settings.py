@@ -128,7 +128,7 @@ class Settings:
             for key, value in values.items():
                 try:
                     cfg.merge_from_list([f"MODEL.{node}.{key}", value])
-                except (AssertionError, KeyError) as error:  # yacs'
+                except ValueError as error:
                     raise ValueError(f"method {cell.method!r} of the settings: {error}") from error
         cfg.merge_from_list(options)
         cfg.TEST.EVAL_PERIOD = cfg.SOLVER.MAX_EPOCH

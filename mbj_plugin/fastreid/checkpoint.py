@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from mbj_plugin.fastreid.collect import mbj_heads
 
 logger = logging.getLogger("fastreid.mbj_plugin")
+COUNTS = ".class_counts"
 SAVED_MEMORY = re.compile(r"\.memories\.(feature|prototype)\.")
 
 
 def memory_mismatch(model: nn.Module, saved: dict[str, Tensor]) -> str:
     """What of a saved model does not fit the memories of ``model``; empty where all does, or no memory was saved."""
     prefix, current = _prefix(saved), model.state_dict()
-    then = {name.removeprefix(prefix) for name in saved if SAVED_MEMORY.search(name)}
-    keys = _memory_keys(model)
+    # Not the class counts: a model that nobody has prepared lacks them, and a run's are in its classes.json.
+    then = {name.removeprefix(prefix) for name in saved if SAVED_MEMORY.search(name) and not name.endswith(COUNTS)}
+    keys = [name for name in _memory_keys(model) if not name.endswith(COUNTS)]
     now = set(keys)
     if not then or not now:
         return ""

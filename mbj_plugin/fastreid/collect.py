@@ -74,7 +74,7 @@ def write_losses(write: Callable, self: SimpleTrainer, losses: dict[str, Tensor]
     """SimpleTrainer._write_metrics: a loss that is alone gets its line too, as in a run with MBJ, and ``loss_mbj`` none
     before its start: what the writers show is a median, which zeros would hold down."""
     heads = mbj_heads(self.model)
-    if heads and self.iter < heads[0].start:
+    if heads and getattr(self, "iter", heads[0].start) < heads[0].start:  # a loop of steps alone has no ``iter``
         losses = {name: loss for name, loss in losses.items() if name != "loss_mbj"}
     write(self, losses, data_time)
     if len(losses) == 1 and comm.is_main_process():
@@ -101,6 +101,11 @@ def _check_heads(model: nn.Module, cfg) -> None:
     names = cfg.MODEL.LOSSES.NAME
     names = [names] if isinstance(names, str) else names
     if any(isinstance(module, MBJHead) for module in model.modules()):
+        if cfg.MODEL.META_ARCHITECTURE == "PartialBaseline":
+            raise ValueError(
+                "MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE PartialBaseline trains what DSRHead alone "
+                "returns: set MODEL.HEADS.NAME to DSRHead, or META_ARCHITECTURE to Baseline"
+            )
         if names and set(names) == {"MBJLoss"}:
             raise ValueError(
                 "MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train the classifier: name one as well, "

@@ -58,6 +58,13 @@ def test_a_projects_own_losses_are_only_warned_about(make_cfg, monkeypatch):
     assert "'OwnLoss'" in said[0]
 
 
+def test_a_model_that_needs_a_head_of_its_own(make_cfg, monkeypatch):
+    """PartialReID's."""
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "PartialBaseline", META_ARCH_REGISTRY.get("Baseline"))
+    with pytest.raises(ValueError, match="PartialBaseline .*DSRHead"):
+        build_model(make_cfg("MODEL.META_ARCHITECTURE", "PartialBaseline", *CLASSES))
+
+
 @pytest.mark.parametrize("head", ["MBJHead", "EmbeddingHead"])
 def test_no_loss_at_all(make_trainer, head):
     with pytest.raises(ValueError, match=r"LOSSES\.NAME is empty.*CrossEntropyLoss"):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastreid.config import get_cfg
+from fastreid.modeling.meta_arch import build_model
 
 from mbj_plugin.tools.fastreid import train
 
@@ -27,13 +29,7 @@ def test_launcher_runs_an_unmodified_script(command, script, arguments, tmp_path
     assert memory_of(tmp_path / "out")
 
 
-def test_the_script_alone_fails(command, script, arguments, tmp_path):
-    """So that the other tests of doors can fail."""
-    assert command(script, *arguments, cwd=tmp_path, check=False).returncode
-
-
-@pytest.mark.parametrize("memory", ["both"])
-def test_spawned_ranks_come_up_with_the_plugin_and_remember_the_same(command, script, arguments, tmp_path, memory):
+def test_spawned_ranks_come_up_with_the_plugin_and_remember_the_same(command, script, arguments, tmp_path):
     # Each rank writes its own memory down when the training is over.
     text = script.read_text().replace(
         "    return trainer.train()\n",
@@ -45,7 +41,7 @@ def test_spawned_ranks_come_up_with_the_plugin_and_remember_the_same(command, sc
         "    return results\n",
     )
     script.write_text(text)
-    more = ["MODEL.MBJ.MEMORY", memory, "MODEL.MBJ.NORM", "max", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    more = ["MODEL.MBJ.MEMORY", "both", "MODEL.MBJ.NORM", "max", "SOLVER.CHECKPOINT_PERIOD", "1"]
     launch = ["-m", "mbj_plugin.fastreid.launch", script]
     command(*launch, "--num-gpus", 2, *arguments, *more, cwd=tmp_path)
     first, second = (torch.load(tmp_path / "out" / f"rank{rank}.pth") for rank in (0, 1))
@@ -73,19 +69,14 @@ def test_own_training_command_in_a_bare_clone(command, arguments, tmp_path):
     assert "mAP" in result.stdout
 
 
-def test_own_training_command_knows_the_demos_backbone(command, tmp_path):
-    options = ["OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 16]
-    command(ROOT / "tools" / "train_fastreid.py", "--config-file", "Demo-MBJ.yml", *options, cwd=tmp_path, path="")
-    assert memory_of(tmp_path / "out")
+def test_the_demos_model():
+    cfg = get_cfg()
+    cfg.merge_from_file(train.find_config("Demo-MBJ.yml"))
+    cfg.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 3, "MODEL.DEVICE", "cpu"])
+    assert build_model(cfg).eval()({"images": torch.zeros(1, 3, 64, 32)}).shape == (1, cfg.MODEL.BACKBONE.FEAT_DIM)
 
 
 def test_own_training_command_lists_its_configs(capsys):
     with pytest.raises(SystemExit):
         train.main(["--config-file", "nothing.yml"])
     assert "Market1501_LT_H20_S5-MBJ, " in capsys.readouterr().err
-
-
-def test_one_import_line(command, script, arguments, tmp_path):
-    script.write_text("import mbj_plugin.fastreid\n" + script.read_text())
-    command(script, *arguments, cwd=tmp_path)
-    assert memory_of(tmp_path / "out")

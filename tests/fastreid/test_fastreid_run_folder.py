@@ -26,9 +26,10 @@ def test_a_finished_run_is_not_written_over(finished, make_trainer, make_cfg):
         make_trainer().train()
     with pytest.raises(ValueError, match=f"OUTPUT_DIR {folder}"):
         default_setup(make_cfg(), Namespace(resume=False, eval_only=False, config_file=""))
-    trainer = make_trainer(
-        "DATASETS.NAMES", ("Market1501_LT_H2_S1",), "SOLVER.MAX_EPOCH", 3, "MODEL.HEADS.NUM_CLASSES", 24
-    )
+    other = ("DATASETS.NAMES", ("Market1501_LT_H2_S1",), "SOLVER.MAX_EPOCH", 3, "MODEL.HEADS.NUM_CLASSES", 24)
+    with pytest.raises(ValueError, match="memory is of 24 classes"):
+        make_trainer(*other).resume_or_load(resume=True)
+    trainer = make_trainer(*other, "MODEL.HEADS.NAME", "EmbeddingHead")
     trainer.resume_or_load(resume=True)
     with pytest.raises(ValueError, match="Market1501_LT_H2_S1.* had 2 images and has 1"):
         trainer.train()

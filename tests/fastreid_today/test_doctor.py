@@ -8,6 +8,8 @@ from pathlib import Path
 from fastreid_today import changes, packages
 
 ROOT = Path(__file__).resolve().parents[2]
+# The report of a Python in which something is wrong, and then what its user's import says.
+BOTH = "from fastreid_today import doctor; assert doctor.main([]) == 1; import mbj_plugin.fastreid"
 
 
 def test_doctor(command, tmp_path):
@@ -29,11 +31,9 @@ def test_without_fastreid(command, tmp_path):
         "sys.meta_path.insert(0, Missing())\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    result = command("-m", "fastreid_today.doctor", cwd=tmp_path, path=path, check=False)
-    assert result.returncode == 1
+    result = command("-c", BOTH, cwd=tmp_path, path=path, check=False)
     assert "faiss-cpu" in result.stdout and "pip install --no-deps fastreid==1.4.0" in result.stdout
-    result = command("-c", "import mbj_plugin.fastreid", cwd=tmp_path, path=path, check=False)
-    assert result.returncode and "pip install --no-deps fastreid==1.4.0" in result.stderr.splitlines()[-1]
+    assert "pip install --no-deps fastreid==1.4.0" in result.stderr.splitlines()[-1]
 
 
 def test_a_change_that_does_not_fit(command, tmp_path):
@@ -51,12 +51,10 @@ def test_a_change_that_does_not_fit(command, tmp_path):
         "sys.meta_path.insert(0, Changed())\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    report = command("-m", "fastreid_today.doctor", cwd=tmp_path, path=path, check=False)
-    assert report.returncode == 1 and "Traceback" not in report.stderr
+    report = command("-c", BOTH, cwd=tmp_path, path=path, check=False)
     assert "flat_gradients_checked: failed: " in report.stdout
     assert "cpu_loader: not run" in report.stdout and "does not load" in report.stdout
-    loud = command("-c", "import mbj_plugin.fastreid", cwd=tmp_path, path=path, check=False)
-    assert loud.returncode and "UpstreamChangedError" in loud.stderr
+    assert "UpstreamChangedError" in report.stderr.splitlines()[-1]
 
 
 def test_the_extra_names_what_the_doctor_looks_for():

@@ -1,5 +1,8 @@
 """What a launched script's errors look like: one line for a user's mistake, and nobody else's."""
 
+import importlib.util
+import sys
+
 import pytest
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -40,34 +43,49 @@ def test_other_errors_keep_their_traceback(tmp_path, monkeypatch):
     assert said_of(lambda: messages.near(None, 3)) is None
 
 
-PROGRAM = "import fastreid.config\nfrom utils.checkpoint import load\nload()\n"
-
-
-@pytest.mark.parametrize(
-    "start",
-    [["-m", "mbj_plugin.fastreid.launch"], ["-c", "import mbj_plugin.fastreid, runpy; runpy.run_path('own.py')"]],
-)
-def test_a_program_with_an_error_of_its_own(command, tmp_path, start):
+def test_a_program_with_an_error_of_its_own(command, tmp_path):
+    assert sys.excepthook is sys.__excepthook__  # so without the launcher it has its traceback as well
     (tmp_path / "utils").mkdir()
     (tmp_path / "utils" / "checkpoint.py").write_text("def load():\n    raise KeyError('backbone_ema')\n")
-    (tmp_path / "own.py").write_text(PROGRAM)
-    path = f"{launch.fastreid_today.__path__[0]}/..:{tmp_path}"
-    result = command(*start, *(["own.py"] if start[0] == "-m" else []), cwd=tmp_path, check=False, path=path)
+    (tmp_path / "own.py").write_text("import fastreid.config\nfrom utils.checkpoint import load\nload()\n")
+    result = command("-m", "mbj_plugin.fastreid.launch", "own.py", cwd=tmp_path, check=False)
     assert result.returncode == 1 and "Traceback" in result.stderr
     assert result.stderr.splitlines()[-1] == "KeyError: 'backbone_ema'"
 
 
-def test_spawned_ranks_and_the_traceback_on_demand(command, script, tiny_opts, tmp_path):
+@pytest.fixture
+def launched(monkeypatch):
+    """launched(SCRIPT): the launcher in this process."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(launch.fastreid_today, "AFTERWARDS", [])
+    for name in (launch.SCRIPT, launch.PLUGIN):
+        monkeypatch.setenv(name, "")
+
+    def run(script):
+        monkeypatch.setattr(sys, "argv", ["launch", str(script)])
+        launch.launch({"__name__": "__main__", "__spec__": importlib.util.find_spec("fastreid_today.launch")})
+
+    return run
+
+
+def test_the_traceback_on_demand(launched, monkeypatch, tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text("from fastreid.config import get_cfg\nget_cfg().merge_from_list(['SOLVER.BASE_LR', 'fast'])\n")
+    with pytest.raises(SystemExit, match="^error: .*SOLVER.BASE_LR"):
+        launched(script)
+    monkeypatch.setenv(launch.TRACEBACK, "1")
+    with pytest.raises(ValueError, match=r"SOLVER.BASE_LR"):
+        launched(script)
+
+
+def test_how_it_is_called(launched):
+    with pytest.raises(SystemExit, match="there is no file nothing.py\nusage: python -m fastreid_today.launch"):
+        launched("nothing.py")
+
+
+def test_spawned_ranks(command, script, tiny_opts, tmp_path):
     odd = ("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler", "DATALOADER.NUM_INSTANCE", "3")
     arguments = (script, "--num-gpus", "2", "--config-file", tmp_path / "config.yml", *tiny_opts, *odd)
     result = command("-m", "mbj_plugin.fastreid.launch", *arguments, cwd=tmp_path, check=False)
     assert result.returncode == 1 and "Traceback" not in result.stderr + result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: NaiveIdentitySampler ")
-    wrong = ("--config-file", tmp_path / "config.yml", "SOLVER.BASE_LR", "-1")
-    result = command("-m", "fastreid_today.launch", script, *wrong, cwd=tmp_path, check=False, MBJ_TRACEBACK="1")
-    assert result.returncode == 1 and "Traceback" in result.stderr and "SOLVER.BASE_LR" in result.stderr
-
-
-def test_how_it_is_called(command, tmp_path):
-    result = command("-m", "mbj_plugin.fastreid.launch", "nothing.py", cwd=tmp_path, check=False)
-    assert result.returncode and "nothing.py" in result.stderr and "-m mbj_plugin.fastreid.launch" in result.stderr

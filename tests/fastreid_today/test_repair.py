@@ -147,10 +147,18 @@ def test_a_plain_loop_takes_the_optimizer_from_the_pair(make_cfg):
     assert isinstance(alone, torch.optim.Optimizer) and isinstance(params, ContiguousParams)
 
 
-def test_a_demo_of_the_checkout_finds_evaluate_rank():
+@pytest.mark.parametrize(("shift", "warns"), [(0, False), (-1, True)])
+def test_a_demo_of_the_checkout_finds_evaluate_rank(monkeypatch, shift, warns):
+    """It is told of features that it has not normalised."""
     from fastreid.evaluation import evaluate_rank as named
 
-    assert named is sys.modules["fastreid.evaluation.rank"].evaluate_rank
+    said = []
+    monkeypatch.setattr("fastreid_today.checkout.logger.warning", lambda *message: said.append(message))
+    people, cameras = np.array([1, 2] * 6), np.arange(12)
+    search = (np.random.default_rng(0).random((2, 12)) + shift, people[:2], people, np.array([99, 99]), cameras)
+    for mine, its in zip(named(*search), evaluate_rank(*search), strict=True):
+        assert np.array_equal(mine, its)
+    assert bool(said) == warns
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
+import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import torch
-from fastreid.config import get_cfg
-from fastreid.engine import DefaultTrainer
-from fastreid.utils.env import seed_all_rng
+from fastreid.engine import default_argument_parser
 
 from mbj_plugin.tools.fastreid.synthetic import FOLDER, Plan, draw_dataset
-from mbj_plugin.tools.fastreid.train import SCORES, find_config, table
+from mbj_plugin.tools.fastreid.train import find_config, table, train_all
 
-ARMS = {"baseline": "EmbeddingHead", "MBJ": "MBJHead"}
 CONFIG = "Demo-MBJ.yml"
 
 
@@ -28,28 +29,6 @@ def quiet_fastreid() -> None:
     logger.propagate = False
     for message in ("TypedStorage is deprecated", "This DataLoader will create"):
         warnings.filterwarnings("ignore", message)
-
-
-def run(head: str, seed: int, folder: Path, opts: list[str]) -> dict[str, float]:
-    """Train and evaluate once.
-
-    Args:
-        head: MODEL.HEADS.NAME.
-        seed: of weights, batches and augmentation; both arms of one seed see the same.
-        folder: where fast-reid writes logs and checkpoints.
-        opts: config options, `KEY value ...`.
-
-    Returns:
-        mAP, mINP and Rank-1, in percent.
-    """
-    cfg = get_cfg()
-    cfg.merge_from_file(find_config(CONFIG))
-    cfg.merge_from_list(["MODEL.HEADS.NAME", head, "OUTPUT_DIR", str(folder), *opts])
-    cfg.freeze()
-    folder.mkdir(parents=True, exist_ok=True)
-    seed_all_rng(seed)
-    found = DefaultTrainer(cfg).train()
-    return {score: float(found[score]) for score in SCORES}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,11 +58,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{plan.tail_images}; {plan.test} others to search for. Synthetic: the numbers say nothing about real images.",
         flush=True,
     )
-    scores: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for seed in range(args.seeds):
-        for arm, head in ARMS.items():
-            print(f"Training {arm}, seed {seed} ...", flush=True)
-            scores[arm].append(run(head, seed, args.output / f"{arm}-seed{seed}", args.opts))
+    words = ["--config-file", find_config(CONFIG), *args.opts, "OUTPUT_DIR", str(args.output)]
+    options = Namespace(**vars(default_argument_parser().parse_args(words)), compare=True, seed=0, seeds=args.seeds)
+    with contextlib.redirect_stdout(sys.stdout if args.verbose else io.StringIO()):
+        scores = train_all(options)
     print(table(scores))
 
 

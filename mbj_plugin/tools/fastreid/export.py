@@ -7,7 +7,6 @@ The features are the same. A backbone of timm's comes with the file that registe
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from mbj_plugin.fastreid.datasets import EDITION
 from mbj_plugin.files import new_folder
 
 CONFIG = "config.yaml"
-CLOUD = re.compile(r"\.cls_layer\.(sums|step|seed)$")
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +79,7 @@ def export(run: Path, output: Path, weights: str = "model_final.pth") -> dict[st
     state = load_checkpoint(run / weights)["model"]
     name = Path(weights).name
     config["MODEL"]["WEIGHTS"] = str(output / name)
-    model = {key: value for key, value in state.items() if not (SAVED_MEMORY.search(key) or CLOUD.search(key))}
+    model = {key: value for key, value in state.items() if not SAVED_MEMORY.search(key)}
     with new_folder(output) as folder:
         torch.save({"model": model}, folder / name)
         (folder / CONFIG).write_text(yaml.safe_dump(config))

@@ -8,6 +8,7 @@ such as `Market1501_LT_H20_S5-MBJ.yml`; `--seed` makes a run repeatable, `--comp
 from __future__ import annotations
 
 import logging
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def train_all(args: Namespace) -> dict[str, list[dict[str, float]]]:
             if each.resume:
                 check_same(folder, read_config(each))
             if not (folder / "model_final.pth").is_file():
+                print(f"Training {name}, seed {seed} ...", file=sys.stderr, flush=True)
                 logging.getLogger("fastreid").handlers.clear()  # of the run before, which would repeat every line
                 start(each)
             scores[name].append(last_scores(folder))
