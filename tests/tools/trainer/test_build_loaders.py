@@ -2,11 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from test_build import CPU, arguments
 from timm.data import Mixup
 
 from mbj_plugin.tools.trainer import build
+from mbj_plugin.tools.trainer.data import Digits
 
 AUGMENTATION = {
     **{"no_aug": False, "train_crop_mode": "rrc", "scale": [0.2, 0.9], "ratio": [0.8, 1.2], "hflip": 0.3, "vflip": 0.4},
@@ -77,6 +80,20 @@ def test_batches_and_interpolation_of_their_own(loaders):
     assert (asked[0][1]["interpolation"], asked[1][1]["interpolation"]) == ("lanczos", "box")
     _, asked, _ = loaders(train_interpolation="lanczos", no_aug=True)
     assert asked[0][1]["interpolation"] == "box"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_of_two_ranks_draws_its_half_of_an_epoch(rank, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None: rank)
+    digits = [Digits("train"), Digits("validation")]
+    model = SimpleNamespace(pretrained_cfg={"mean": (0.1,), "std": (0.2,), "crop_pct": 0.8, "interpolation": "box"})
+    args = arguments("--sampler", "class-balanced", "-j", "0", "--mean", "0.5", distributed=True, num_classes=10)
+    data = build.make_loaders(args, model, digits, CPU)
+    sampler = data.train.batch_sampler.sampler
+    assert len(sampler) == len(list(sampler)) == -(-len(digits[0]) // 2)
+    assert len(data.train) == len(sampler) // args.batch_size
+    assert data.counts.tolist() == np.bincount(digits[0].targets).tolist()
 
 
 def test_images_that_fill_no_batch(loaders, monkeypatch):

@@ -5,11 +5,15 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
+from timm.utils import random_seed
 from torch.utils.data import Subset
 from torchvision import transforms
 
 from mbj_plugin import exponential_counts
-from mbj_plugin.tools.trainer.data import Digits, LongTailSubset, cutout, pad_crop
+from mbj_plugin.timm.counts import training_counts
+from mbj_plugin.tools.trainer.args import parse_args
+from mbj_plugin.tools.trainer.build import make_datasets
+from mbj_plugin.tools.trainer.data import ClassSampler, Digits, LongTailSubset, cutout, innermost, pad_crop
 
 
 def test_digits_splits_are_disjoint_and_complete():
@@ -102,3 +106,46 @@ def test_all_other_augmentations_count_beside_pad_crop(augmentation):
 def test_subset_of_a_subset_is_counted():
     half = Subset(Digits("train"), range(0, 1000, 2))
     assert len(LongTailSubset(half, 5)) > 100
+
+
+def draw(folder, counts, ending=".png"):
+    """A folder of images, one sub-folder per class, of which all pixels say class and number."""
+    for label, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (40 * label, i, 0)).save(folder / name / f"{i}{ending}")
+
+
+def test_the_held_out_part_is_of_each_class_and_of_no_other_image(tmp_path):
+    draw(tmp_path / "train", {"a": 20, "b": 10, "c": 2, "d": 1})
+
+    def parts(*flags):
+        args = parse_args([str(tmp_path), "--val-fraction", "0.3", *flags])
+        sets = make_datasets(args)
+        assert args.num_classes == 4 and training_counts(sets[0], 4).tolist() == [14, 7, 1, 1]
+        assert np.bincount(sets[1].targets, minlength=4).tolist() == [6, 3, 1, 0]
+        assert [len(part) for part in sets] == [23, 10]
+        return [[innermost(part).filename(int(i)) for i in part.indices] for part in sets]
+
+    train, held_out = parts()
+    assert sorted(train + held_out) == sorted(str(p.relative_to(tmp_path / "train")) for p in tmp_path.rglob("*.png"))
+    assert parts() == parts("--subset-seed", "0") == [train, held_out] != parts("--subset-seed", "1")
+
+
+def test_ranks_draw_for_themselves_and_a_restored_generator_goes_on():
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    sampler = ClassSampler(labels, 0.0, 3000)
+    ranks = []
+    for rank in range(2):
+        random_seed(42, rank)  # as a run does
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == len(sampler) == 3000
+        assert np.bincount(labels[ranks[-1]]) == pytest.approx(1000, abs=100)
+        assert set(ranks[-1]) >= set(range(990, 1000))
+    assert ranks[0] != ranks[1]
+    state = torch.get_rng_state()
+    later = list(sampler)
+    torch.set_rng_state(state)
+    assert list(sampler) == later != ranks[1]
+    root = np.bincount(labels[list(ClassSampler(labels, 0.5, 4000))]) / 4000
+    assert root == pytest.approx(np.sqrt([900, 90, 10]) / np.sqrt([900, 90, 10]).sum(), abs=0.03)
