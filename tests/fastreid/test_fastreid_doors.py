@@ -1,15 +1,11 @@
 """The ways in: launcher, own training command, import line; with and without spawned ranks."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.meta_arch import build_model
 
 from mbj_plugin.tools.fastreid import train
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def memory_of(folder):
@@ -60,12 +56,12 @@ def test_spawned_ranks_come_up_with_the_plugin_and_remember_the_same(command, sc
     assert memory_of(tmp_path / "out")["heads.memories.prototype.step"] == 18
 
 
-def test_own_training_command_in_a_bare_clone(command, arguments, tmp_path):
-    tool = ROOT / "tools" / "train_fastreid.py"
-    command(tool, *arguments, cwd=tmp_path, path="")
+def test_own_training_command(command, arguments, tmp_path):
+    own = ["-c", "from mbj_plugin.tools.fastreid.train import main; main()"]
+    command(*own, *arguments, cwd=tmp_path)
     assert memory_of(tmp_path / "out")
     weights = ["MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth", "MODEL.HEADS.NUM_CLASSES", 24]
-    result = command(tool, "--eval-only", *arguments, *weights, cwd=tmp_path, path="")
+    result = command(*own, "--eval-only", *arguments, *weights, cwd=tmp_path)
     assert "mAP" in result.stdout
 
 
