@@ -1,7 +1,6 @@
 """ResNet-32 for 32 x 32 images, the backbone of the paper's CIFAR experiments, in timm's model registry."""
 
-from __future__ import annotations
-
+# Annotations are objects here, no texts: TorchScript reads those of FX's graphs.
 import torch
 import torch.nn.functional as F
 from timm.layers import create_classifier
@@ -14,6 +13,7 @@ default_cfgs = generate_default_cfgs(
         "resnet32_cifar.untrained": {
             "num_classes": 10,
             "input_size": (3, 32, 32),
+            "pool_size": (8, 8),
             "crop_pct": 1.0,
             "interpolation": "bilinear",
             "mean": (0.4914, 0.4822, 0.4465),  # CIFAR-10, train
@@ -40,7 +40,8 @@ class BasicBlock(nn.Module):
         shortcut = x
         if self.stride > 1 or self.padding:
             before = self.padding // 2
-            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.padding - before))
+            # A pool of one pixel is x[:, :, ::stride, ::stride], and FX's graphs of it can be scripted.
+            shortcut = F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, before, self.padding - before))
         x = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(x)) + shortcut)
 
@@ -82,6 +83,7 @@ class CifarResNet(nn.Module):
         self.grad_checkpointing = False
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU()  # a module, which timm's features_only needs
         blocks, chs = (depth - 2) // 6, width
         for stage in range(3):
             out_chs, stride = width * 2**stage, 1 if stage == 0 else 2
@@ -107,7 +109,7 @@ class CifarResNet(nn.Module):
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.act1(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -123,4 +125,5 @@ class CifarResNet(nn.Module):
 @register_model
 def resnet32_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
     """ResNet-32 with 464,154 parameters for 10 classes; ``depth`` and ``width`` make smaller ones."""
-    return build_model_with_cfg(CifarResNet, "resnet32_cifar", pretrained, **kwargs)
+    feature_cfg = {"out_indices": (0, 1, 2)}
+    return build_model_with_cfg(CifarResNet, "resnet32_cifar", pretrained, feature_cfg=feature_cfg, **kwargs)

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from timm.models._features_fx import create_feature_extractor, get_graph_node_names
 
 import mbj_plugin.timm
 
@@ -35,3 +36,36 @@ def test_shortcut_subsamples_and_pads():
 def test_bad_depth(depth):
     with pytest.raises(ValueError, match=f"6n \\+ 2.*{depth}"):
         timm.create_model("resnet32_cifar", depth=depth)
+
+
+def test_timm_s_own_checks_of_a_model_pass():
+    """As in timm's tests/test_models.py: the default cfg, features_only, FX, TorchScript, and both together."""
+    images = torch.rand(2, 3, 32, 32)
+    model = timm.create_model("resnet32_cifar", depth=8, width=4).eval()
+    assert model.forward_features(images).shape[2:] == model.default_cfg["pool_size"]
+    assert model.state_dict()[model.default_cfg["classifier"] + ".weight"].shape == (10, 16)
+    output = model(images)
+    assert torch.equal(torch.jit.script(model)(images), output)
+    graph = create_feature_extractor(model, [get_graph_node_names(model)[1][-1]])
+    for traced in (graph, torch.jit.script(graph), torch.fx.symbolic_trace(model)):
+        result = traced(images)
+        assert torch.equal(*(result.values() if isinstance(result, dict) else [result]), output)
+    stages = timm.create_model("resnet32_cifar", depth=8, width=4, features_only=True).eval()
+    stages.load_state_dict(model.state_dict(), strict=False)
+    features = stages(images)
+    assert [tuple(f.shape[1:]) for f in features] == [(4, 32, 32), (8, 16, 16), (16, 8, 8)]
+    assert list(zip(stages.feature_info.channels(), stages.feature_info.reduction(), strict=True)) == [
+        (f.shape[1], 32 // f.shape[2]) for f in features
+    ]
+    assert torch.equal(model.forward_head(features[-1]), output)
+    model.reset_classifier(0, "")
+    assert torch.equal(model(images), features[-1])
+
+
+def test_dropout_is_of_training_alone():
+    torch.manual_seed(0)
+    model, images = timm.create_model("resnet32_cifar", depth=8, width=4, drop_rate=0.9), torch.rand(4, 3, 8, 8)
+    features = model.forward_features(images)
+    assert (model.forward_head(features, pre_logits=True) == 0).sum() > 32
+    model.eval()
+    assert torch.equal(model.forward_head(features, pre_logits=True), model.global_pool(features))
