@@ -1,7 +1,7 @@
 """Batch losses for long-tailed classification, and any of the user's own by ``module:Class``.
 
 Each is an ``nn.Module`` called ``loss(logits, target)``, computed in fp32 or better, and a batch loss for Memory-based
-Jitter as well: ``MBJLoss(counts, base=...)``. The target is that of :func:`mbj_plugin.sampling.check_target`.
+Jitter as well: ``MBJLoss(counts, base=...)``. The target is that of :func:`mbj_plugin.checks.check_target`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mbj_plugin.checks import Counts, Range, check_target, counts_tensor, host_values, on_host
 from mbj_plugin.functional import loss_dtype
-from mbj_plugin.sampling import Counts, Range, check_target, counts_tensor, host_values, on_host
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mbj_plugin.sampling import Counts, Range, check_target, counts_tensor
+from mbj_plugin.checks import Counts, Range, check_target, counts_tensor
 
 NORMS = ("sum", "max")
 # Logits beyond this many are never held at once: 2**24 in fp32 are 64 MiB (iNaturalist18's 25,000 x 8,142 are 814 MB).

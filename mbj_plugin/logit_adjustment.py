@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mbj_plugin.checks import Counts, Range, counts_tensor
 from mbj_plugin.functional import memory_cross_entropy
-from mbj_plugin.sampling import Counts, Range, counts_tensor
 
 METRICS = ("cosine", "euclidean")
 

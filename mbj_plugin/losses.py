@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mbj_plugin.checks import BELOW_1, SEED, START, Counts, Range, check_target, counts_tensor
 from mbj_plugin.functional import (
     backward_reads_features,
     finite_cross_entropy,
@@ -19,21 +20,7 @@ from mbj_plugin.functional import (
     sampling_probs,
 )
 from mbj_plugin.memory import MOST_ROWS, SIZE, MemoryBank, snapshot
-from mbj_plugin.sampling import (
-    BELOW_1,
-    SEED,
-    START,
-    Counts,
-    DrawnModule,
-    Range,
-    all_gather,
-    check_even,
-    check_target,
-    counts_tensor,
-    hard_labels,
-    rank_and_world,
-    sample_slots,
-)
+from mbj_plugin.sampling import DrawnModule, all_gather, check_even, hard_labels, rank_and_world, sample_slots
 
 # What goes beyond is a slip of the pen, and would overflow in fp32 or in the allocator.
 RANGES = {
@@ -218,9 +205,9 @@ class FeatureMemoryLoss(_BankLoss):
         return self._weighted(loss)
 
     def _rows(self, rank: int, world: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's rows and labels, and the number of filled slots among all ranks' (of one rank, nothing). The rows
-        are a copy where the backward pass reads them, because it comes after the enqueue."""
-        rows, labels = self.bank.rows, snapshot(self.bank.labels)
+        """This rank's rows and labels, and the number of filled slots among all ranks' (of one rank, nothing). The
+        labels, and the rows where the backward pass reads them, are copies, because it comes after the enqueue."""
+        rows, labels = self.bank.rows, snapshot(self.bank.labels.clone())
         if self.sample:
             slots = snapshot(sample_slots(labels >= 0, self.uniform(len(labels), stream=-1), self.sample))
             mine = slots[rank::world]

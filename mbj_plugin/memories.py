@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mbj_plugin.checks import Counts
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
 from mbj_plugin.memory import MemoryBank
-from mbj_plugin.sampling import Counts
 from mbj_plugin.settings import MBJSettings
 
 

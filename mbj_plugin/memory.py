@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mbj_plugin.sampling import Range, host_values, on_host
+from mbj_plugin.checks import Range, host_values, on_host
 
 MOST_ROWS = 10**7  # twenty times iNaturalist18
 MOST_BYTES = 2**36
@@ -132,15 +134,17 @@ class MemoryBank(nn.Module):
         given, classes = host_values(rows), host_values(labels)
         stored = np.flatnonzero((classes >= 0) & host_values(keep))
         stored = stored[np.isfinite(given[stored]).all(axis=1)]
-        slots = (self.cursor.tolist() + np.arange(len(stored)))[-self.size :] % self.size
+        cursor: Any = self.cursor.tolist()
+        slots = (cursor + np.arange(len(stored)))[-self.size :] % self.size
         kept = stored[-self.size :]
         self.calls.add_(1)
         host_values(self.slot_rows)[slots] = given[kept]
         host_values(self.slot_labels)[slots] = classes[kept]
         host_values(self.slot_calls)[slots] = self.calls.tolist()
-        self.cursor.fill_((self.cursor.tolist() + len(stored)) % self.size)
-        # What is written past torch: a graph that needs the rows as they were is told.
-        torch.autograd.graph.increment_version(self.slot_rows)
+        self.cursor.fill_((cursor + len(stored)) % self.size)
+        # What is written past torch: a graph that needs it as it was is told.
+        for buffer in (self.slot_rows, self.slot_labels, self.slot_calls):
+            torch.autograd.graph.increment_version(buffer)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.dim}"

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-CORE = ["functional", "memory", "losses", "sampling", "longtail"]
+CORE = ["functional", "memory", "losses", "sampling", "checks", "longtail"]
 
 
 @pytest.mark.parametrize("name", [*CORE, "timm.criterion", "timm.head"])

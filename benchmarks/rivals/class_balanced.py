@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mbj_plugin.batch_losses import focal_terms
-from mbj_plugin.sampling import Range, check_target, counts_tensor
+from mbj_plugin.checks import Range, check_target, counts_tensor
 
 
 def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rivals.class_balanced import effective_number_weights
-from mbj_plugin.sampling import Range, check_target, counts_tensor
+from mbj_plugin.checks import Range, check_target, counts_tensor
 
 
 class CosineLinear(nn.Module):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.speed.timing import in_turn
-from mbj_plugin import FeatureMemoryLoss, losses
+from mbj_plugin import FeatureMemoryLoss, sampling
 
 DIM, CLASSES, ROWS, SLOTS = 2048, 751, 32, 3500
 
@@ -37,8 +37,8 @@ def _time(rank: int, world: int, repeats: int, folder: str) -> None:
     weight = torch.nn.Parameter(torch.randn(CLASSES, DIM))
 
     def exchange() -> None:
-        losses._check_even(features)
-        losses._all_gather(features), losses._all_gather(labels)
+        sampling.check_even(features)
+        sampling.all_gather(features), sampling.all_gather(labels)
 
     seconds = in_turn(exchange, lambda: memory(features, labels, weight).backward(), repeats)
     if rank == 0:

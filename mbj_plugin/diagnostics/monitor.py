@@ -10,7 +10,6 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import nn
 
-from mbj_plugin.command_line import reason
 from mbj_plugin.diagnostics.memory_report import memories_report
 from mbj_plugin.diagnostics.probe import Probe
 from mbj_plugin.diagnostics.step_meter import StepMeter
@@ -59,7 +58,7 @@ class Monitor:
             try:
                 self.probe.record(step, last)
             except Exception as error:  # out of memory, say: it must not end the run
-                _logger.warning("Diagnostics go on without probe images: %s", reason(error)[:200])
+                _logger.warning("Diagnostics go on without probe images: %r", error)
                 self.probe.stop()
             scalars |= self.probe.scalars(step)
         return scalars

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from mbj_plugin.command_line import reason
 from mbj_plugin.diagnostics.jitter import angular_variance
 from mbj_plugin.diagnostics.memory_report import GROUPS, nanmean
 from mbj_plugin.longtail import class_groups
@@ -86,7 +85,7 @@ def probe_or_none(make: Callable[[], Probe], logger: logging.Logger) -> Probe | 
         probe = make()
         probe.features()  # so that a model that cannot do it says so now
     except Exception as error:
-        logger.info("Diagnostics go without probe images: %s", reason(error)[:200])
+        logger.info("Diagnostics go without probe images: %r", error)
         return None
     return probe
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mbj_plugin.command_line import reason
 from mbj_plugin.files import drop_epochs
 
 _logger = logging.getLogger("mbj_plugin")
@@ -81,5 +80,5 @@ def _event_writer(folder: Path | str, first_step: int) -> _Events | None:
     except ImportError:
         _logger.info("No TensorBoard events, only %s: pip install tensorboard for them.", FILE)
     except Exception as error:  # whatever TensorBoard or a full disk raises: it must not end the run
-        _logger.warning("No TensorBoard events, only %s: %s", FILE, reason(error)[:200])
+        _logger.warning("No TensorBoard events, only %s: %r", FILE, error)
     return None

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mbj_plugin.batch_losses import CrossEntropy
+from mbj_plugin.checks import BELOW_1, Counts, Range, check_target, counts_tensor
 from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.memories import Memories
-from mbj_plugin.sampling import BELOW_1, Counts, Range, check_target, counts_tensor
 from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
 from mbj_plugin.timm.clip import ClipParameters, clip_parameters
 from mbj_plugin.timm.head import BATCH_CLASSIFIER, Heads, attach_head, beside, detach_head, same_map
@@ -88,7 +88,7 @@ class MBJLoss(nn.Module):
         self.memories = Memories(self.settings, self.class_counts, 1, start)
         self.heads: Heads | None = None
         self._checked = False
-        self._versions: list[tuple[int, int]] = []
+        self._versions: list[tuple[int, int]] | None = []
         self._parts: dict[str, Tensor] = {}
         #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.diagnostics`.
         self.meter: StepMeter | None = None
@@ -147,7 +147,7 @@ class MBJLoss(nn.Module):
         return {**self.__dict__, "heads": None, "_parts": {}, "meter": None}
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of (B, C) logits and a target, see :func:`mbj_plugin.sampling.check_target`.
+        """Scalar loss of (B, C) logits and a target, see :func:`mbj_plugin.checks.check_target`.
 
         Its value is L_total of Eq. 2 for the memory classifier; :attr:`parts` has what it is made of.
         """

@@ -15,6 +15,7 @@ import torch
 from timm.task import ClassificationTask
 from torch import nn
 
+from mbj_plugin.command_line import one_line
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.sampling import rank_and_world
 from mbj_plugin.timm import clip
@@ -46,15 +47,16 @@ class EnabledTask(MBJTask):
         criterion_kwargs: dict[str, Any] | None = None,
     ) -> None:
         args, loader, evaluation_loader = training_run()
-        settings = from_text(os.environ.get("MBJ", ""))
         if criterion is None and criterion_kwargs:
             criterion = create_classification_loss(**criterion_kwargs)
-        counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
         updates = -(-len(loader) // max(1, args.grad_accum_steps))
         rates = learning_rates(args, updates)
-        epoch = start_epoch(settings.start, args.sched, rates)
-        calls = round(epoch * len(loader))
-        mbj_loss = make_criterion(settings, counts, criterion, calls, args.seed, args.smoothing)
+        with one_line("train.py"):
+            settings = from_text(os.environ.get("MBJ", ""))
+            counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
+            epoch = start_epoch(settings.start, args.sched, rates)
+            calls = round(epoch * len(loader))
+            mbj_loss = make_criterion(settings, counts, criterion, calls, args.seed, args.smoothing)
         if verbose:
             _logger.info(
                 f"MBJ: {settings}, memory loss from epoch {epoch:g}, {counts.min()} to {counts.max()} images a class"
@@ -108,6 +110,8 @@ def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
     return object.__new__(cls)
 
 
+with one_line("train.py"):
+    from_text(os.environ.get("MBJ", ""))  # a mistake is told before anything is built
 _SUMMARY = replace_update_summary(_Summary)
 clip.install()
 make_tasks_by(_new)

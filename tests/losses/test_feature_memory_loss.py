@@ -6,7 +6,7 @@ import pytest
 import torch
 from memory_batches import ALWAYS, COUNTS, batch
 
-from mbj_plugin import FeatureMemoryLoss, losses, memory_cross_entropy, sampling
+from mbj_plugin import FeatureMemoryLoss, losses, memory, memory_cross_entropy, sampling
 from mbj_plugin.sampling import counter_uniform, hard_labels, sample_slots
 
 
@@ -20,9 +20,12 @@ def test_loss_first_then_enqueue(weight):
     assert loss.bank.filled == 12
 
 
-def test_backward_after_enqueue_reaches_the_classifier_only(weight):
-    loss = FeatureMemoryLoss(COUNTS, dim=4, size=20, eta=3.0, **ALWAYS)
-    loss(*batch(0), weight)
+@pytest.mark.parametrize("device_path", [False, True])
+def test_backward_after_enqueue_reaches_the_classifier_only(weight, device_path, monkeypatch):
+    if device_path:
+        monkeypatch.setattr(memory, "on_host", lambda tensor: False)
+    loss = FeatureMemoryLoss(COUNTS, dim=4, size=6, eta=3.0, **ALWAYS)
+    loss(*batch(0), weight)  # full: the next step writes over every row and label
     features, labels = batch(1)
     features.requires_grad_()
     loss(features, labels, weight).backward()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
+import timm.optim
 import torch
 from timm import loss, utils
 from timm.models import _hub

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,10 +120,14 @@ def test_a_stock_run_that_goes_on_with_mbj_keeps_its_columns(tmp_path):
         assert (tmp_path / "s.csv").read_text().splitlines()[-1] == row
 
 
-def test_a_wrong_setting_stops_the_script(host, image_folder, tmp_path):
-    done = run(["-m", "mbj_plugin.timm.launch", host, "--data-dir", image_folder, "--out", tmp_path / "x"], "etha=3")
-    assert done.returncode != 0
-    assert "did you mean 'eta'" in done.stderr
+@pytest.mark.parametrize("door", [["--device-modules", "mbj_plugin.timm.enable"], []])
+def test_a_wrong_setting_is_one_line(door, host, image_folder, tmp_path):
+    command = [host, *door, "--data-dir", image_folder, "--out", tmp_path / "x"]
+    command, text = (command, "etha=3") if door else (["-m", "mbj_plugin.timm.launch", *command], "class_counts=none")
+    done = run(command, text)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert re.fullmatch(r"train.py: error: .*('etha=3'.*did you mean 'eta'|class counts none).*", "\n".join(errors))
 
 
 def test_a_script_of_another_shape_is_told_what_to_do():
