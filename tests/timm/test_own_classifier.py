@@ -8,7 +8,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
+from torch import distributed as dist
+from torch import multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mbj_plugin import FeatureMemoryLoss
 from mbj_plugin.timm.head import classifier_maps, evaluate_classifiers, full_state
@@ -361,3 +364,42 @@ def test_counts_by_class():
     assert loss.memories["feature"].class_counts.tolist() == COUNTS
     with pytest.raises(ValueError, match="class_counts is None"):
         mbj_loss(None)
+
+
+def two_ranks(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = []
+    for flags in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
+        torch.manual_seed(0)
+        model = small_model()
+        loss = mbj_loss(COUNTS, eta=2.0, start=1, **ALL).bind(model)
+        ddp = DistributedDataParallel(model, **flags)
+        for step in range(3):
+            x, y = images(2 * step + rank)
+            ddp.zero_grad()
+            loss(ddp(x), y).backward()
+        results.append({name: p.grad for name, p in model.named_parameters()})
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_with_each_flag_of_ddp(tmp_path):
+    mp.spawn(two_ranks, (tmp_path,), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    default = ranks[0][0]
+    assert default["fc.weight"].any() and default["fc.batch_classifier.weight"].any()
+    for results in ranks:
+        for gradients in results:
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, default[name], msg=name)
+
+
+def test_data_parallel_is_refused():
+    """What torch.nn.parallel.replicate makes of a layer: a copy that has no parameters."""
+    model, loss = small_model(), mbj_loss(COUNTS)
+    loss.bind(model)
+    model.fc.batch_classifier = model.fc.batch_classifier._replicate_for_data_parallel()
+    model.fc = model.fc._replicate_for_data_parallel()
+    with pytest.raises(ValueError, match="DistributedDataParallel"):
+        model(images(0)[0])
