@@ -130,8 +130,8 @@ class MemoryBank(nn.Module):
         self.cursor.copy_((self.cursor + count) % self.size)
 
     def _enqueue_on_host(self, rows: Tensor, labels: Tensor, keep: Tensor) -> None:
-        """The same bits: a host may look at values. 32 x 64 rows take 0.08 ms (0.13 ms as on a device), 128 x 2,048 rows
-        into 25,000 slots 0.1 ms (1 ms)."""
+        """The same bits: a host may look at values. 32 x 64 rows take 0.08 ms (0.13 ms as on a device), 128 x 2,048
+        rows into 25,000 slots 0.1 ms (1 ms)."""
         given, classes = host_values(rows), host_values(labels)
         stored = np.flatnonzero((classes >= 0) & host_values(keep))
         stored = stored[np.isfinite(given[stored]).all(axis=1)]
