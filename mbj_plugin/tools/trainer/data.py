@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
+from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset, IterableDataset, Sampler
 from torchvision import transforms
@@ -21,6 +26,9 @@ from mbj_plugin.longtail import exponential_subset, images_of_classes
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.tools.trainer.images import ReadableImages, WrappedImages
 
+_logger = logging.getLogger("mbj_plugin")
+#: Endings of images that Pillow reads, beside timm's .png, .jpg and .jpeg.
+ENDINGS = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jp2")
 DIGITS = "sklearn/digits"
 EVALUATION_SPLITS = ("val", "valid", "validation", "eval", "evaluation")
 #: ``--sampler`` to the power of a class's images that its share of the draws grows with.
@@ -192,6 +200,7 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
         raise ValueError(f"the data folder {root} does not exist: give an existing one by --data-dir")
     if prefix == "":
         root = _split_folder(Path(root), split)
+        add_img_extensions(ENDINGS)
     try:
         dataset = create_dataset(
             args.dataset,
@@ -207,11 +216,65 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
             input_key=args.input_key,
             target_key=args.target_key,
         )
-        return ReadableImages(dataset, is_training) if type(dataset) is ImageDataset else dataset
     except (RuntimeError, AssertionError, OSError, ImportError, TypeError) as error:
         raise ValueError(
             f"cannot read the {split} split of {args.dataset or 'the image folder'} in {args.data_dir}: {error}"
         ) from error
+    if type(dataset) is not ImageDataset:
+        return dataset
+    if isinstance(dataset.reader, ReaderImageFolder):
+        # A held-out part is read from the training folder, of which this is said once.
+        said = getattr(args, "rank", 0) == 0 and (is_training or args.val_fraction is None)
+        for line in _leave_out(dataset.reader, bool(args.class_map)):
+            _logger.log(logging.WARNING if said else logging.DEBUG, line)
+    return ReadableImages(dataset, is_training)
+
+
+def _leave_out(reader: Any, mapped: bool) -> list[str]:
+    """Take what is hidden from a folder's images and classes; a line on it, and one on files that are not read.
+
+    Args:
+        reader: timm's.
+        mapped: whether a class map numbers the classes.
+
+    Raises:
+        ValueError: where no image is left.
+    """
+    root, lines = str(reader.root), []
+
+    def hidden(path: str) -> bool:
+        return any(part.startswith(".") for part in os.path.relpath(path, root).split(os.sep) if part != ".")
+
+    left = [(path, c) for path, c in reader.samples if not hidden(path)]
+    if len(left) < len(reader.samples):
+        example = next(path for path, _ in reader.samples if hidden(path))
+        lines.append(f"{len(reader.samples) - len(left)} hidden images in {root} are left out, such as {example}.")
+        if not left:
+            raise ValueError(f"{root} has no images but hidden ones, such as {example}: rename them")
+        reader.samples = left
+        if not mapped:
+            found = {c for _, c in left}
+            names = [name for name, c in reader.class_to_idx.items() if c in found]
+            number = {reader.class_to_idx[name]: new for new, name in enumerate(names)}
+            reader.class_to_idx = {name: new for new, name in enumerate(names)}
+            reader.samples = [(path, number[c]) for path, c in left]
+    endings: Counter[str] = Counter()
+    empty = []
+    read = get_img_extensions(as_set=True)
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen = [os.path.splitext(name)[1].lower() for name in files if not name.startswith(".")]
+        endings.update(ending for ending in seen if ending not in read)
+        if seen and folder != root and not read & set(seen):
+            empty.append(os.path.relpath(folder, root))
+    if endings:
+        kinds = ", ".join(f"{number} {ending or 'without ending'}" for ending, number in endings.most_common(5))
+        none = f" No file is read in {', '.join(empty[:5])}: no class is made of it." if empty else ""
+        lines.append(
+            f"{endings.total()} files in {root} are no images by their ending and left out ({kinds}); read are "
+            f"{', '.join(get_img_extensions())}.{none}"
+        )
+    return lines
 
 
 def _split_folder(root: Path, split: str) -> str:
@@ -235,7 +298,10 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
         return
     missing = sorted(evaluation_map.keys() - train_map.keys())
     if missing:
-        raise ValueError(f"class {missing[0]!r} has no images in training, but in evaluation: add some or take it away")
+        raise ValueError(
+            f"class {missing[0]!r} has no images in training{_unread(train_set, missing[0])}, but in "
+            "evaluation: add some or take it away"
+        )
     missing = sorted(train_map.keys() - evaluation_map.keys())
     if not missing:
         name = next(name for name in sorted(train_map) if train_map[name] != evaluation_map[name])
@@ -243,7 +309,18 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
             f"class {name!r} has the number {train_map[name]} in training and {evaluation_map[name]} in evaluation: "
             "give both the same --class-map"
         )
-    raise ValueError(f"class {missing[0]!r} has no images in evaluation, but in training: add some or take it away")
+    raise ValueError(
+        f"class {missing[0]!r} has no images in evaluation{_unread(evaluation_set, missing[0])}, but in "
+        "training: add some or take it away"
+    )
+
+
+def _unread(dataset: Any, name: str) -> str:
+    """For a class without images, the files of its folder that are not read."""
+    reader = getattr(innermost(dataset), "reader", None)
+    folder = Path(reader.root) / name if isinstance(reader, ReaderImageFolder) else None
+    files = [path for path in folder.iterdir() if path.is_file()] if folder is not None and folder.is_dir() else []
+    return f" ({len(files)} files in {folder}, none with the ending of an image that is read)" if files else ""
 
 
 def innermost(dataset: Any) -> Any:

@@ -13,7 +13,15 @@ from mbj_plugin import exponential_counts
 from mbj_plugin.timm.counts import training_counts
 from mbj_plugin.tools.trainer.args import parse_args
 from mbj_plugin.tools.trainer.build import make_datasets
-from mbj_plugin.tools.trainer.data import ClassSampler, Digits, LongTailSubset, cutout, innermost, pad_crop
+from mbj_plugin.tools.trainer.data import (
+    ClassSampler,
+    Digits,
+    LongTailSubset,
+    cutout,
+    innermost,
+    make_dataset,
+    pad_crop,
+)
 
 
 def test_digits_splits_are_disjoint_and_complete():
@@ -149,3 +157,51 @@ def test_ranks_draw_for_themselves_and_a_restored_generator_goes_on():
     assert list(sampler) == later != ranks[1]
     root = np.bincount(labels[list(ClassSampler(labels, 0.5, 4000))]) / 4000
     assert root == pytest.approx(np.sqrt([900, 90, 10]) / np.sqrt([900, 90, 10]).sum(), abs=0.03)
+
+
+def read(folder, *flags):
+    args = parse_args([str(folder), *flags])
+    return make_dataset(args, "train", True, "RGB")
+
+
+def test_images_of_all_endings_are_read_and_hidden_ones_are_no_class(tmp_path, caplog):
+    for name, endings in {"a": (".png", ".WEBP", ".jpg"), "b": (".webp",), "c": (".gif", ".bmp", ".tiff")}.items():
+        for ending in endings:
+            draw(tmp_path / "train", {name: 2}, ending)
+    whole = read(tmp_path)
+    assert innermost(whole).reader.class_to_idx == {"a": 0, "b": 1, "c": 2} and not caplog.text
+    assert training_counts(whole, 3).tolist() == [6, 2, 6]
+    draw(tmp_path / "train", {".ipynb_checkpoints": 1, "b/.ipynb_checkpoints": 1, "a/._cache": 2})
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "c" / "._0.png")
+    (tmp_path / "train" / ".DS_Store").write_text("")
+    again = read(tmp_path)
+    assert innermost(again).reader.samples == innermost(whole).reader.samples
+    assert innermost(again).reader.class_to_idx == {"a": 0, "b": 1, "c": 2}
+    assert "5 hidden images" in caplog.text and ".DS_Store" not in caplog.text
+    assert {again[i][0].getpixel((0, 0))[1] for i in range(len(again)) if again[i][1] == 1} == {0, 1}
+    (tmp_path / "map.txt").write_text("c\nd\na\nb\n")
+    mapped = innermost(read(tmp_path, "--class-map", str(tmp_path / "map.txt"))).reader
+    assert [c for _, c in mapped.samples] == [2] * 6 + [3] * 2 + [0] * 6
+    assert mapped.class_to_idx == {"c": 0, "d": 1, "a": 2, "b": 3}
+
+
+def test_files_that_are_not_read_are_counted_once_by_their_ending(tmp_path, caplog):
+    draw(tmp_path / "train", {"a": 5, "b": 5})
+    for i in range(3):
+        (tmp_path / "train" / "a" / f"{i}.heic").write_text("")
+    (tmp_path / "train" / "README").write_text("")
+    (tmp_path / "train" / "raw").mkdir()
+    (tmp_path / "train" / "raw" / "0.heic").write_text("")
+    make_datasets(parse_args([str(tmp_path), "--val-fraction", "0.4"]))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1 and "5 files" in warned[0] and "4 .heic, 1 without ending" in warned[0]
+    assert "No file is read in raw:" in warned[0]
+    draw(tmp_path / "validation", {"a": 1, "b": 1, "raw": 1})
+    with pytest.raises(ValueError, match="class 'raw' has no images in training .1 files in .*raw"):
+        make_datasets(parse_args([str(tmp_path)]))
+
+
+def test_a_folder_of_hidden_images_alone(tmp_path):
+    draw(tmp_path / "train", {".a": 1, ".b": 1})
+    with pytest.raises(ValueError, match="no images but hidden ones"):
+        read(tmp_path)
