@@ -148,7 +148,24 @@ def memory_lines(
                 f"{facts.counts[smallest]} image{'s' * int(facts.counts[smallest] != 1)}. "
                 + _more_rows(kind, facts.counts, loss, steps)
             )
+        lines += _tiny_class(kind, facts, loss, steps)
     return lines
+
+
+def _tiny_class(kind: str, facts: DataFacts, loss: Any, steps: int) -> list[str]:
+    """A line where one class, far rarer than the next, decides how much enters under ``norm max``."""
+    order = np.argsort(facts.counts, kind="stable")
+    if loss.norm != "max" or len(order) < 3:
+        return []
+    rarest, following = facts.counts[order[:2]]
+    now, without = (_rows(kind, counts, loss.beta, "max", steps) for counts in (facts.counts, facts.counts[order[1:]]))
+    if following < 4 * rarest or without < 2 * now:
+        return []
+    return [
+        f"The rarest class, {facts.name(int(order[0]))}, has {rarest} image{'s' * int(rarest != 1)}, the next "
+        f"{following}: by --mbj-norm max it alone decides that {_number(now)} rows an epoch enter the {kind} memory, "
+        f"without it {_number(without)} would. Is it a class? Else take it away, or give a smaller --mbj-beta."
+    ]
 
 
 def _rows(kind: str, counts: np.ndarray, beta: float, norm: str, steps: int) -> float:

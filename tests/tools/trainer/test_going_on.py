@@ -4,15 +4,19 @@ import csv
 import errno
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_train import assert_same, fails, folder_flags, load, run
 
 from mbj_plugin.tools.trainer import train as trainer
+from mbj_plugin.tools.trainer.dataset_summary import DataFacts, memory_lines
 
 # A run on the default digits that takes a moment.
 SHORT = ["--no-progress", "--warmup-epochs", "0", "--no-mbj-diagnostics", "--imbalance-ratio", "10"]
@@ -231,6 +235,24 @@ def test_a_memory_that_stays_nearly_empty_is_said_once_with_the_way_out(tmp_path
     line = "The feature memory will hold about 9 of its 500 slots at the end of epoch 1"
     assert said().count(line) == 1 and "'class2' with 6 images" in said()
     assert "--mbj-norm max lets in 13" in said() and "--mbj-beta 1 lets in" in said() and "--mbj-size" in said()
+
+
+@pytest.mark.parametrize(
+    ("counts", "norm", "beta", "warned"),
+    [
+        ([40, 1, 20, 10], "max", 1.5, "1.7 rows.* without it 22 "),  # the sum of N^-.5, without the 1 by 10^1.5
+        ([40, 3, 20, 10], "max", 1.5, None),
+        ([40, 1, 20, 10], "sum", 1.5, None),
+        ([40, 1, 20, 10], "max", 0.0, None),
+        ([40, 1, 20, 1], "max", 1.5, None),
+    ],
+)
+def test_one_tiny_class_that_decides_the_memory_is_said(counts, norm, beta, warned):
+    memory = SimpleNamespace(bank=SimpleNamespace(labels=range(4)), beta=beta, norm=norm)
+    facts = DataFacts(np.array(counts), list("abcd"), 10)
+    text = "\n".join(memory_lines({"feature": memory}, facts, 0, 5, 3))
+    assert ("--mbj-norm max it alone" in text) == (warned is not None)
+    assert warned is None or re.search(f"'b', has 1 image, the next 10.*{warned}", text)
 
 
 def test_a_run_that_ends_before_the_memory_starts_is_said(tmp_path, said):
