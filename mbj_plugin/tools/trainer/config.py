@@ -23,12 +23,12 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"the config {path} is its own _BASE_")
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the config {path}: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the config {path} must be a mapping of flag names, got {type(values).__name__}")
     base = values.pop("_BASE_", None)
-    return (load_config(str(path.parent / base), (*leaves, path.resolve())) if base else {}) | values
+    return (load_config(str(path.parent / str(base)), (*leaves, path.resolve())) if base else {}) | values
 
 
 def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) -> None:
@@ -39,10 +39,16 @@ def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) ->
     actions = {action.dest: action for action in parser._actions}
     for key, value in values.items():
         if key not in actions:
-            raise ValueError(f"{source}: unknown key {key!r}{did_you_mean(key, actions)}")
+            raise ValueError(f"{source}: unknown key {key!r}{did_you_mean(str(key), actions)}")
         action = actions[key]
         kind: Any = bool if action.nargs == 0 else action.type or str
-        if value is None or key.endswith("_kwargs"):
+        if key.endswith("_kwargs"):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: {key} must be a mapping of arguments, got {value!r}")
+            continue
+        if value is None:
+            if action.default is not None:
+                raise ValueError(f"{source}: {key} is empty: give it a {kind.__name__}, or leave it out")
             continue
         several = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 1)
         if kind is float:
@@ -66,8 +72,8 @@ def _number(value: Any) -> Any:
 
 
 def _is(value: Any, kind: type) -> bool:
-    if kind in (int, float) and isinstance(value, bool):
+    if kind is not bool and isinstance(value, bool):
         return False
     if kind is float:
         return isinstance(value, int | float)
-    return isinstance(value, kind) if kind in (int, bool) else True
+    return isinstance(value, kind) if kind in (int, bool) else isinstance(value, str | int | float)

@@ -19,7 +19,7 @@ _POSITIVE_PART: Rule = ("above 0 and at most 1", lambda x: 0 < x <= 1)
 
 RANGES: dict[Rule, tuple[str, ...]] = {
     _AT_LEAST_0: (
-        *("workers", "crop_pad", "warmup_epochs", "cooldown_epochs", "patience_epochs", "weight_decay", "warmup_lr"),
+        *("warmup_epochs", "cooldown_epochs", "patience_epochs", "weight_decay", "warmup_lr"),
         *("min_lr", "color_jitter", "mixup", "cutmix", "mixup_off_epoch", "epoch_repeats", "subset_seed", "seed"),
         *("lr_noise_pct", "lr_noise_std", "opt_eps", "decay_milestones", "head_init_scale"),
     ),
@@ -29,7 +29,7 @@ RANGES: dict[Rule, tuple[str, ...]] = {
     ),
     _AT_LEAST_1: (
         *("epochs", "batch_size", "validation_batch_size", "checkpoint_hist", "grad_accum_steps", "seeds", "recount"),
-        *("img_size", "in_chans", "input_size", "num_classes", "lr_base_size", "lr_cycle_limit"),
+        *("in_chans", "num_classes", "lr_base_size", "lr_cycle_limit"),
     ),
     _PART: (
         *("hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob", "bce_target_thresh", "model_ema_decay"),
@@ -37,6 +37,9 @@ RANGES: dict[Rule, tuple[str, ...]] = {
     ),
     _BELOW_1: ("smoothing", "drop", "drop_path", "drop_block", "momentum", "opt_betas"),
     _POSITIVE_PART: ("crop_pct",),
+    # Far above what any run asks for, and below what runs for ever.
+    ("from 0 to 1024", lambda x: 0 <= x <= 1024): ("workers", "crop_pad"),
+    ("from 1 to 8192", lambda x: 1 <= x <= 8192): ("img_size", "input_size"),
     ("between 0 and 1, without them", lambda x: 0 < x < 1): ("val_fraction",),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {

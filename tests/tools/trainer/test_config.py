@@ -96,6 +96,20 @@ def test_bad_configs(tmp_path):
         ("lr: [0.1]", "lr must be float"),
         ("mbj_norm: typo", "mbj_norm must be one of"),
         ("_BASE_: values.yaml", "its own _BASE_"),
+        ("_BASE_: 5", "no config .*5"),
+        ("5: 5", "unknown key 5"),
+        ("epochs: null", "epochs is empty"),
+        ("mbj:", "mbj is empty"),
+        ("model: {a: 1}", "model must be str, got {'a': 1}"),
+        ("model: yes", "model must be str, got True"),
+        ("opt_kwargs: 5", "opt_kwargs must be a mapping"),
+        ("opt_kwargs:", "opt_kwargs must be a mapping"),
+        ("decay_milestones: [1, null]", "decay_milestones must be a list of int"),
+        ("mean: [0.5, a]", "mean must be a list of float"),
+        ("mbj_start: [1]", "mbj_start must be"),
+        ("mbj_start: 2026-01-01", "mbj_start must be str"),
+        ("model: null", "model is empty"),
+        ("a: \x00", "cannot read the config"),
     ):
         (tmp_path / "values.yaml").write_text(values)
         with pytest.raises(ValueError, match=message):
