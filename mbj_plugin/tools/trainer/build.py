@@ -90,7 +90,10 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
         raise ValueError(f"there is no file {args.pretrained_path}, which --pretrained-path names")
     if args.fast_norm:
         set_fast_norm()
+    before = torch.get_rng_state()
     model = _create(args)
+    if args.pretrained and args.pretrained_path:
+        _check_loaded(model, args, before)
     _prepare(model, args)
     if (adapt := getattr(loss_class(args.loss), "adapt_model", None)) is not None:
         model = adapt(model)
@@ -133,6 +136,23 @@ def _create(args: Namespace) -> nn.Module:
                 "all but its classifier"
             )
         raise ValueError(why) from error
+
+
+def _check_loaded(model: nn.Module, args: Namespace, before: torch.Tensor) -> None:
+    """Raise ValueError where --pretrained-path has left each tensor as it was drawn; timm only warns of it.
+
+    Args:
+        model: as made.
+        args: of the run.
+        before: torch's generator before the model was made.
+    """
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    without = {"pretrained": False, "pretrained_path": None, "initial_checkpoint": ""}
+    drawn = _create(Namespace(**vars(args) | without)).state_dict()
+    torch.set_rng_state(after)
+    if all(torch.equal(value, drawn[name]) for name, value in model.state_dict().items()):
+        raise ValueError(f"--pretrained-path {args.pretrained_path}: none of its tensors fits {args.model}")
 
 
 def _prepare(model: Any, args: Namespace) -> None:

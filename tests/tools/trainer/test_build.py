@@ -119,6 +119,25 @@ def test_batch_norm_over_ranks_and_layout(ranks, sync):
     assert weight.device.type == "meta" and weight.is_contiguous(memory_format=torch.channels_last) == sync
 
 
+def test_a_pretrained_file_that_fits_no_tensor(tmp_path):
+    path = tmp_path / "weights.pth"
+    flags = ("--model", "resnet32_cifar", "--model-kwargs", "depth=8", "width=4", "--pretrained")
+    flags += ("--pretrained-path", str(path))
+    torch.manual_seed(0)
+    other = timm.create_model("resnet32_cifar", depth=8, width=4, in_chans=1, num_classes=7).state_dict()
+    torch.save(other, path)
+    torch.manual_seed(1)
+    model, state = build.make_model(arguments(*flags), CPU), torch.get_rng_state()
+    differ = [name for name, value in model.state_dict().items() if not torch.equal(value, other[name])]
+    assert differ == ["fc.weight", "fc.bias"]
+    torch.manual_seed(1)
+    build._create(arguments(*flags))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.save({f"backbone.{name}": value for name, value in other.items()}, path)
+    with pytest.raises(ValueError, match=f"--pretrained-path {path}: none of its tensors fits resnet32_cifar"):
+        build.make_model(arguments(*flags), CPU)
+
+
 def test_a_checkpoint_of_other_classes(tmp_path, monkeypatch):
     path, reason = tmp_path / "weights.pth", "size mismatch"
     path.write_text("")
