@@ -48,7 +48,7 @@ def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) ->
             continue
         if value is None:
             if action.default is not None:
-                raise ValueError(f"{source}: {key} is empty: give it a {kind.__name__}, or leave it out")
+                raise ValueError(f"{source}: {key} is empty: give a value ({kind.__name__}), or leave it out")
             continue
         several = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 1)
         if kind is float:

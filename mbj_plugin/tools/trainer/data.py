@@ -248,7 +248,7 @@ def _leave_out(reader: Any, mapped: bool) -> list[str]:
     left = [(path, c) for path, c in reader.samples if not hidden(path)]
     if len(left) < len(reader.samples):
         example = next(path for path, _ in reader.samples if hidden(path))
-        lines.append(f"{len(reader.samples) - len(left)} hidden images in {root} are left out, such as {example}.")
+        lines.append(f"Hidden images in {root} are left out: {len(reader.samples) - len(left)}, such as {example}.")
         if not left:
             raise ValueError(f"{root} has no images but hidden ones, such as {example}: rename them")
         reader.samples = left
@@ -271,7 +271,7 @@ def _leave_out(reader: Any, mapped: bool) -> list[str]:
         kinds = ", ".join(f"{number} {ending or 'without ending'}" for ending, number in endings.most_common(5))
         none = f" No file is read in {', '.join(empty[:5])}: no class is made of it." if empty else ""
         lines.append(
-            f"{endings.total()} files in {root} are no images by their ending and left out ({kinds}); read are "
+            f"Files in {root} are left out, by their ending no images: {endings.total()} ({kinds}); read are "
             f"{', '.join(get_img_extensions())}.{none}"
         )
     return lines
