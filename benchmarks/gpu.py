@@ -22,13 +22,10 @@ TESTS_S = 120.0
 GROUPS = (
     "paper_cifar10",
     "paper_cifar100",
-    "paper_balanced",
-    "paper_ratios",
-    "paper_shared",
-    "paper_baselines",
-    "paper_table3",
-    "paper_memories",
+    "paper_cifar100_size",
     "paper_strong_autoaugment",
+    "paper_strong_balanced",
+    "paper_balanced",
     "paper_strong_mixup",
 )
 

@@ -88,5 +88,5 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(stand_in, tmp_path):
     first._save(f"{tmp_path}/checkpoint-5")
     second._load_from_checkpoint(f"{tmp_path}/checkpoint-5")
     assert second.train(range(5, 8)) == losses[5:]
-    for key, value in whole.mbj_state().state_dict().items():
-        assert torch.equal(value, second.mbj_state().state_dict()[key]), key
+    for key, value in whole.mbj_loss.state_dict().items():
+        assert torch.equal(value, second.mbj_loss.state_dict()[key]), key

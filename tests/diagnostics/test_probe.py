@@ -26,9 +26,9 @@ def test_a_few_images_of_a_few_classes_of_each_group():
     assert len(indices) <= 18
 
 
-def test_two_classes_have_no_head():
+def test_two_classes_are_a_head_and_a_tail():
     indices, groups = choose_probe([0, 0, 0, 1], [3, 1])
-    assert set(groups) == {"medium", "tail"}
+    assert set(groups) == {"head", "tail"}
     assert len(indices) == len(groups)
 
 
