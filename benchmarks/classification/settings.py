@@ -67,9 +67,9 @@ class Protocol:
 
     def check_goes_with(self, method: Method) -> None:
         """Raises ValueError for a method that cannot be trained so."""
-        soft = {method.loss, method.classifier_loss or method.loss} - {"ce"}
-        if self.mixup and soft:
-            raise ValueError(f"mixup makes soft labels, the loss {min(soft)} takes hard ones: take one on ce")
+        hard = {method.loss, method.classifier_loss or method.loss} - {"ce", "balanced_softmax"}
+        if self.mixup and hard:
+            raise ValueError(f"mixup makes soft labels, the loss {min(hard)} takes hard ones: take another")
         if self.augment and method.loss == "bbn":
             raise ValueError("augment makes one version of an image in each epoch, bbn draws more: leave it")
 
