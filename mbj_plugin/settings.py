@@ -85,7 +85,7 @@ class MBJSettings:
     classifier_loss: str | None = _one_of(
         None,
         LOSSES,
-        "batch loss of a classifier of the memory's own, for hard labels (default: that of the features)",
+        "batch loss of the memory's own classifier (default: the batch loss of the features)",
     )
     eta: float | None = _in_range(
         "eta",
@@ -133,7 +133,7 @@ class MBJSettings:
     )
     scale: float = _in_range("scale", 16.0, "alpha of Eq. 4, the loss on the memory of prototypes")
     margin: float = _in_range("margin", 0.2, "delta of Eq. 4")
-    seed: int | None = _in_range("seed", None, "of what is drawn for the memories (default: the run's own)")
+    seed: int | None = _in_range("seed", None, "seed of the draws for the memories (default: the run's own)")
     class_counts: str | None = _setting(
         None,
         str,
