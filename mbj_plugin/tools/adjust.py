@@ -17,6 +17,7 @@ from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.timm.counts import counts_from_file
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
+from mbj_plugin.tools.trainer.error_table import difference, mean_and_spread
 
 #: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.
 METHODS = ("batch", "adjusted", "mbj", "multiplicative", "tau-norm", "class-mean", "retrained")
@@ -236,20 +237,6 @@ def table(results: list[Results], style: str = "text") -> str:
     return tabulate(
         rows, header, FORMATS[style], disable_numparse=True, colalign=["left"] + ["right"] * (len(header) - 1)
     )
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """As text: a number, or mean and standard deviation."""
-    if not values:
-        return "-"
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
-
-
-def difference(pairs: list[float]) -> str:
-    """As text: the mean of paired differences with its standard error; of fewer than three the differences."""
-    if len(pairs) < 3:
-        return ", ".join(f"{value:+.2f}" for value in pairs)
-    return f"{np.mean(pairs):+.2f} ± {np.std(pairs, ddof=1) / np.sqrt(len(pairs)):.2f}"
 
 
 if __name__ == "__main__":

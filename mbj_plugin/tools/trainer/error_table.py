@@ -24,7 +24,10 @@ def error_table(runs: Errors, style: str = "text", headline: str = "error", note
     """
     columns = ({"classes": "class_error"} if headline == "class_error" else {}) | COLUMNS
     first, seeds = next(iter(runs.values())), max(map(len, runs.values()))
-    rows = [[name, *(_cell(errors, key) for key in columns.values())] for name, errors in runs.items()]
+    rows = [
+        [name, *(mean_and_spread([each[key] for each in errors if key in each]) for key in columns.values())]
+        for name, errors in runs.items()
+    ]
     header = ["error, %", *columns]
     if seeds > 1 and len(runs) > 1:
         header.append("difference")
@@ -42,17 +45,21 @@ def error_table(runs: Errors, style: str = "text", headline: str = "error", note
     return f"% {caption}\n{table}" if style == "latex" else f"{table}\n\n{caption}"
 
 
-def _cell(errors: list[dict[str, float]], key: str) -> str:
-    values = [each[key] for each in errors if key in each]
+def mean_and_spread(values: list[float]) -> str:
+    """As text: a number, or mean and standard deviation."""
     if not values:
         return "-"
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
+def difference(pairs: list[float]) -> str:
+    """As text: the mean of paired differences with its standard error; of fewer than three the differences."""
+    if len(pairs) < 3:
+        return ", ".join(f"{value:+.2f}" for value in pairs)
+    return f"{np.mean(pairs):+.2f} ± {np.std(pairs, ddof=1) / np.sqrt(len(pairs)):.2f}"
+
+
 def _difference(first: list[dict[str, float]], errors: list[dict[str, float]], key: str) -> str:
     if len(first) != len(errors):
         return "-"
-    pairs = np.array([own[key] - other[key] for own, other in zip(errors, first, strict=True)])
-    if len(pairs) < 3:
-        return ", ".join(f"{value:+.2f}" for value in pairs)
-    return f"{pairs.mean():+.2f} ± {pairs.std(ddof=1) / np.sqrt(len(pairs)):.2f}"
+    return difference([own[key] - other[key] for own, other in zip(errors, first, strict=True)])
