@@ -10,7 +10,7 @@ import sys
 from fastreid_today.copies import Finder
 from fastreid_today.packages import INSTALL
 
-# They hold the changes.
+# They hold the changes, which are made in this order.
 MODULES = ["training", "cpu", "evaluation", "samplers", "messages", "images", "checkpoints", "results", "config"]
 MODULES += ["searchable", "checkout"]
 AFTERWARDS: list[str] = []  # modules to import as soon as fast-reid has been repaired
@@ -29,7 +29,7 @@ def repair() -> None:
         importlib.import_module("fastreid")  # comes back here
         for name in MODULES:
             importlib.import_module(f"fastreid_today.{name}")
-        apply_all()
+        apply_all(MODULES)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"fast-reid, or a package that it imports, is missing: {error.name}. fast-reid's own pins cannot be met on "

@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,16 @@ def _registered(function: Callable, file: str, what_for: str, gpu: bool, apply: 
     return function
 
 
-def apply_all() -> None:
-    """Make every change that has not been made yet, in the order of their registration.
+def apply_all(modules: Sequence[str] = ()) -> None:
+    """Make every change that has not been made yet: in the order of these modules, then in that of registration.
+
+    A program may import any module of ours first, as a spawned rank does, which registers its changes first.
 
     Raises:
         UpstreamChangedError: where fast-reid has changed; what came before stays, what comes after is not made.
     """
-    for name, entry in CHANGES.items():
+    order = {f"fastreid_today.{module}": place for place, module in enumerate(modules)}
+    for name, entry in sorted(CHANGES.items(), key=lambda item: order.get(item[1].by, len(order))):
         if STATUS.get(name, "failed").startswith("failed"):
             try:
                 reason = entry.apply()

@@ -1,6 +1,7 @@
 """fast-reid runs on today's stack, because of each change, and each change only where it is needed."""
 
 import collections
+import functools
 import importlib
 import inspect
 import sys
@@ -43,6 +44,18 @@ def test_loud_where_upstream_has_changed(monkeypatch, target):
     with pytest.raises(changes.UpstreamChangedError, match=r"engine/hooks\.py.*what was seen"):
         changes.apply_all()
     assert changes.STATUS["<lambda>"].startswith("failed: ")
+
+
+def test_the_modules_order_holds_whichever_was_imported_first(monkeypatch):
+    monkeypatch.setattr(changes, "CHANGES", {})
+    monkeypatch.setattr(changes, "STATUS", {})
+    made = []
+    for module in ("user", "fastreid_today.cpu", "fastreid_today.training"):
+        changes.CHANGES[module] = changes.Change(
+            module, "", "", "", module, True, functools.partial(made.append, module)
+        )
+    changes.apply_all(["training", "cpu"])
+    assert made == ["fastreid_today.training", "fastreid_today.cpu", "user"]
 
 
 def test_what_is_wrapped_is_wrapped_wherever_it_was_imported():
