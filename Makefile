@@ -2,7 +2,6 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-ENVIRONMENT ?= oldest-core oldest middle fastreid newest
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/train_timm.py --mbj
@@ -27,11 +26,11 @@ mutants: $(VENV)/.installed
 docs-check: $(VENV)/.installed
 	$(BIN)/python tools/check_docs.py
 
-# docs/maintainers/matrix.md anew, one environment after the other: hours, and some GB at a time.
+# docs/maintainers/matrix.md anew, one environment of tox.ini after the other: hours, and some GB at a time.
 matrix:
 	$(PYTHON) -m venv $(VENV)-tox
 	$(VENV)-tox/bin/python -m pip install -q tox
-	failed=0; for name in $(ENVIRONMENT); do $(VENV)-tox/bin/tox -e $$name || failed=1; rm -rf .tox/$$name; done; exit $$failed
+	failed=0; for name in $${ENVIRONMENT:-$$($(VENV)-tox/bin/tox -q list --no-desc)}; do $(VENV)-tox/bin/tox -e $$name || failed=1; rm -rf .tox/$$name; done; exit $$failed
 
 # What is uploaded, in dist/: built, checked, and tested as it is unpacked. `TAG=v1.2.3` must be the version.
 release: $(VENV)/.installed
