@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing as mp
+import yaml
 
 from mbj_plugin.command_line import did_you_mean
 
@@ -171,3 +172,18 @@ def check_known(what: str, name: str, names: Iterable[str]) -> None:
     """
     if name not in (names := sorted(names)):
         raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, names)} There are: {', '.join(names)}")
+
+
+def read_settings(path: Path, parts: set[str]) -> dict[str, Any]:
+    """The content of a YAML file of settings, which has these parts and may have "retired".
+
+    Raises:
+        ValueError: for a file that cannot be read or has other parts.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the settings {path}: {error}") from error
+    if not isinstance(content, dict) or set(content) - {"retired"} != parts:
+        raise ValueError(f"the settings {path} must hold {', '.join(sorted(parts))} (and may hold retired)")
+    return content

@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Job, check_rows, finished_cells
+from benchmarks.cells import check_rows, finished_cells
 from benchmarks.summary import write_summary
-
-
-@dataclasses.dataclass(frozen=True)
-class Harness:
-    """What the command of one task calls.
-
-    Args:
-        name: of the command, before an error.
-        load_settings: from a file, None = the shipped one.
-        chosen_cells: of the arguments and the settings, where no group is named.
-        group: of the name of a group, the arguments and the settings: its cells.
-        job: of the arguments.
-        run_cells: gives the number of cells that are left.
-        write_page: of the results file, the page and the settings.
-        no_data: what is wrong without ``--data``.
-    """
-
-    name: str
-    load_settings: Callable[[str | None], Any]
-    chosen_cells: Callable[[argparse.Namespace, Any], list[Any]]
-    group: Callable[[str, argparse.Namespace, Any], list[Any]]
-    job: Callable[[argparse.Namespace], Job]
-    run_cells: Callable[[list[Any], Any], int]
-    write_page: Callable[[str, str, Any], None]
-    no_data: str
 
 
 def shared_parser(description: str, task: str, state_dir: str) -> tuple[argparse.ArgumentParser, Any, Any]:
@@ -71,31 +45,45 @@ def shared_job(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in given} | {"settings_file": args.settings}
 
 
-def run_command(harness: Harness, args: argparse.Namespace) -> None:
-    """Run cells, list them, or write the page; a mistake is one line."""
+def run_command(name: str, task: str, argv: list[str] | None) -> None:
+    """Run cells, list them, or write the page; a mistake is one line.
+
+    Args:
+        name: of the command, before an error.
+        task: folder of benchmarks/ with the modules command, runner, settings and report.
+        argv: arguments; None = the process's.
+    """
+    command, runner, settings = (
+        importlib.import_module(f"benchmarks.{task}.{module}") for module in ("command", "runner", "settings")
+    )
+    args = command.parser().parse_args(argv)
     try:
-        _run(harness, args)
+        _run(command, runner, settings.load_settings(args.settings), f"benchmarks.{task}.report", args)
     except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{harness.name}: {error}")
+        sys.exit(f"{name}: {error}")
 
 
-def _run(harness: Harness, args: argparse.Namespace) -> None:
-    settings = harness.load_settings(args.settings)
+def _run(command: Any, runner: Any, settings: Any, report: str, args: argparse.Namespace) -> None:
     if args.report:
-        harness.write_page(args.results, args.page, settings)
-        write_summary(Path(args.page).parent)
+        write_page(importlib.import_module(report), args.results, Path(args.page), settings)
         return
-    if args.group:
-        cells = [cell for name in args.group for cell in harness.group(name, args, settings)]
-    else:
-        cells = harness.chosen_cells(args, settings)
-    cells = list(dict.fromkeys(cells))
+    cells = list(dict.fromkeys(command.chosen_cells(args, settings)))
     check_rows(args.results, cells, settings)
     if args.list:
         finished = finished_cells(args.results, type(cells[0])) if cells else set()
         print("\n".join(str(cell) for cell in cells if cell not in finished))
         return
     if not args.data:
-        raise ValueError(harness.no_data)
-    left = harness.run_cells(cells, harness.job(args))
+        raise ValueError(command.NO_DATA)
+    left = runner.run_cells(cells, command.job(args))
     print(f"{len(cells) - left} of {len(cells)} cells have a row in {args.results}")
+
+
+def write_page(report: Any, results: str | Path, page: Path, settings: Any) -> None:
+    """Write the page of a report module, its figures beside it, and the summary above it."""
+    text = report.page_text(results, settings)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for name, draw in report.figures(results, settings).items():
+        draw(page.parent / name)
+    page.write_text(text)
+    write_summary(page.parent)

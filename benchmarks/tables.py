@@ -12,6 +12,8 @@ from benchmarks.cells import cell_of, check_rows, finished_cells, read_rows
 #: A method's rows by seed, and those of methods.
 Runs = dict[int, dict[str, Any]]
 Table = dict[str, Runs]
+#: Name of a number, whether less of it is better, and digits behind the point of its differences.
+Measure = tuple[str, bool, int]
 
 PAIRS = (
     "± after a mean is the standard deviation over seeds; ± after a difference is the standard error of the mean of "
@@ -77,6 +79,50 @@ def pair(table: Table, method: str, other: str, number: str, lower_is_better: bo
     text = paired(column(ours, number), column(theirs, number), lower_is_better, digits)
     one_torch = all(row["versions"]["torch"] == ours[seed]["versions"]["torch"] for seed, row in theirs.items())
     return text if one_torch else f"{text}†"
+
+
+def results_text(
+    table: Table,
+    measure: Measure,
+    numbers: Mapping[str, str],
+    baselines: Sequence[str],
+    more: Mapping[str, Callable[[str], str]],
+    mark: Callable[[str], str] = lambda method: "",
+) -> str:
+    """Of each method mean and standard deviation over seeds, and the paired differences to the baselines; of those with
+    the most seeds the best one is bold.
+
+    Args:
+        table: by method, then seed.
+        measure: what is best, and what is paired.
+        numbers: of the rows, that one first, to the titles of their columns.
+        baselines: methods.
+        more: titles of further columns to what stands there, of a method.
+        mark: behind a method's number of seeds.
+    """
+    name, lower_is_better, _ = measure
+    most = max(map(len, table.values()))
+    means = {
+        method: statistics.mean(column(runs, name).values()) for method, runs in table.items() if len(runs) == most
+    }
+    best = min(means.values()) if lower_is_better else max(means.values())
+    lines = []
+    for method, runs in table.items():
+        values = [spread(list(column(runs, number).values())) for number in numbers]
+        if means.get(method) == best:
+            values[0] = f"**{values[0]}**"
+        pairs = [pair(table, method, other, *measure) for other in baselines]
+        lines.append(
+            [f"`{method}`", f"{len(runs)}{mark(method)}", *values, *pairs, *(of(method) for of in more.values())]
+        )
+    return markdown(["method", "seeds", *numbers.values(), *(f"− `{other}`" for other in baselines), *more], lines)
+
+
+def compared_text(table: Table, measure: Measure, compared: Iterable[tuple[str, str]]) -> str:
+    """Paired differences between two methods, neither one a baseline, where both have rows; "" where none has."""
+    pairs = [(f"`{ours}` − `{theirs}`", pair(table, ours, theirs, *measure)) for ours, theirs in compared]
+    lines = [line for line in pairs if line[1]]
+    return markdown(["methods", measure[0]], lines) if lines else ""
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], lower_is_better: bool, digits: int = 1) -> str:

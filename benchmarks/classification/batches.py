@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.classification.bbn import reversed_draws
 from benchmarks.classification.data import Images
-from benchmarks.classification.recipe import crop_and_flip, epoch_draws, normalize, pad_images, statistics
-from benchmarks.classification.settings import Protocol
+from benchmarks.classification.recipe import class_draws, crop_and_flip, epoch_draws, normalize, pad_images, statistics
+from benchmarks.classification.settings import SAMPLERS, Method, Protocol
 from benchmarks.classification.strong import augmented, mixed, mixed_labels, mixing_weights
+from benchmarks.rivals.bbn import reversed_probs
+from mbj_plugin.longtail import count_classes
 
 
 class Batches:
@@ -19,11 +20,11 @@ class Batches:
 
     Args:
         protocol: how.
+        method: with its sampler. Behind each batch of BBN's comes a second one, of the reversed sampler.
         images: already shrunk.
         num_classes: C.
         seed: of the run.
         device: of all that is returned.
-        reverse: behind each batch comes a second one, of a reversed sampler (:mod:`.bbn`).
 
     Attributes:
         steps: S, of an epoch.
@@ -34,10 +35,10 @@ class Batches:
     """
 
     def __init__(
-        self, protocol: Protocol, images: Images, num_classes: int, seed: int, device: torch.device, reverse: bool
+        self, protocol: Protocol, method: Method, images: Images, num_classes: int, seed: int, device: torch.device
     ) -> None:
-        self.protocol, self.num_classes, self.seed = protocol, num_classes, seed
-        self.device, self.reverse = device, reverse
+        self.protocol, self.method, self.num_classes, self.seed = protocol, method, num_classes, seed
+        self.device, self.counts = device, count_classes(images.train_labels)
         self.steps = len(images.train_labels) // protocol.batch_size
         if not self.steps:
             raise ValueError(f"{len(images.train_labels)} images are less than one batch of {protocol.batch_size}")
@@ -66,9 +67,15 @@ class Batches:
 
     def _draws(self, epoch: int) -> Tensor:
         size, padding = self.protocol.batch_size, self.protocol.padding
-        draws = epoch_draws(len(self.labels), size, padding, self.seed, epoch)
-        if self.reverse:
-            more = reversed_draws(self.labels.cpu().numpy(), self.steps, size, padding, self.seed, epoch)
+        labels = self.labels.cpu().numpy()
+        if self.method.sampler:
+            shares = self.counts.astype(float) ** SAMPLERS[self.method.sampler]
+            draws = class_draws(labels, shares / shares.sum(), self.steps, size, padding, (self.seed, epoch))
+        else:
+            draws = epoch_draws(len(labels), size, padding, self.seed, epoch)
+        if self.method.loss == "bbn":
+            reverse = reversed_probs(self.counts)
+            more = class_draws(labels, reverse, self.steps, size, padding, (self.seed, epoch, 1))
             draws = torch.cat([draws, more], dim=1)
         if self.versions is not None:
             rows = draws.flatten(0, 1).to(self.device)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 
-from benchmarks.classification.runner import Job, run_cells
-from benchmarks.classification.settings import DRAWS, PRECISIONS, Cell, Settings, load_settings
-from benchmarks.command import Harness, run_command, shared_job, shared_parser
+from benchmarks.classification.runner import Job
+from benchmarks.classification.settings import DRAWS, PRECISIONS, Cell, Settings
+from benchmarks.command import run_command, shared_job, shared_parser
+
+NO_DATA = "which images? give --data FOLDER with torchvision's CIFAR folders or <dataset>.npz"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,35 +35,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_cells(args: argparse.Namespace, settings: Settings) -> list[Cell]:
-    """Every combination of the arguments."""
+    """Those of the groups, or every combination of the arguments."""
+    if args.group:
+        return [cell for name in args.group for cell in settings.group(name, args.precision)]
     precision = args.precision or "fp32"
     return settings.cells(args.datasets, args.ratios, args.protocol, args.methods, args.seeds, precision, args.draws)
 
 
-def _job(args: argparse.Namespace) -> Job:
+def job(args: argparse.Namespace) -> Job:
+    """What the runner takes."""
     deadline = time.time() + args.time_limit if args.time_limit else float("inf")
     more = {"device": args.device, "streams": args.streams, "deadline": deadline, "graph": not args.no_graph}
     return Job(**shared_job(args), **more)
 
 
-def _write_page(results: str, page: str, settings: Settings) -> None:
-    from benchmarks.classification.report import write_page  # needs matplotlib
-
-    write_page(results, page, settings)
-
-
-HARNESS = Harness(
-    name="reproduce",
-    load_settings=load_settings,
-    chosen_cells=chosen_cells,
-    group=lambda name, args, settings: settings.group(name, args.precision),
-    job=_job,
-    run_cells=run_cells,
-    write_page=_write_page,
-    no_data="which images? give --data FOLDER with torchvision's CIFAR folders or <dataset>.npz",
-)
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    run_command(HARNESS, parser().parse_args(argv))
+    run_command("reproduce", "classification", argv)

@@ -159,7 +159,7 @@ def make_rows(dataset: str, name: str, flags: tuple[str, ...], test: str, seed: 
     missing -= {row["method"] for row in rows if (row["test"], row["seed"]) == (test, seed)}
     folder = Path(args.state_dir) / f"{dataset}-{test}-{name}-{seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(folder.with_suffix(".lock")) as mine:
+    with claimed(folder.with_name(f"{folder.name}.lock")) as mine:  # with_suffix would cut "lr0.001-0" after its "0"
         if not mine or not missing:
             return
         images = Path(args.state_dir) / dataset

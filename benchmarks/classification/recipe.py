@@ -13,12 +13,12 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from benchmarks.classification.bbn import two_branches
 from benchmarks.classification.settings import SYSTEMS, Method, Protocol
 from benchmarks.rivals import create_loss
 from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
 from benchmarks.rivals.iem import EpisodicLoss, EpisodicMemory
 from benchmarks.rivals.ldam import LDAMLoss
+from mbj_plugin.longtail import count_classes
 from mbj_plugin.settings import MBJSettings
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.models import CifarResNet  # registers resnet32_cifar
@@ -39,7 +39,7 @@ def build_model(protocol: Protocol, method: Method, num_classes: int, seed: int)
         model = timm.create_model("resnet32_cifar", depth=protocol.depth, width=protocol.width, num_classes=num_classes)
         if method.loss in SYSTEMS:
             assert isinstance(model, CifarResNet)
-            model = two_branches(model) if method.loss == "bbn" else EpisodicMemory(model)
+            model = BilateralBranch(model) if method.loss == "bbn" else EpisodicMemory(model)
         elif method.loss == "ldam_drw":
             LDAMLoss.adapt_model(model)
     return model.to(memory_format=torch.channels_last)
@@ -103,12 +103,36 @@ def epoch_draws(num_images: int, batch_size: int, padding: int, seed: int, epoch
     same. The incomplete last batch is left out, as in timm's loader.
     """
     rng = np.random.default_rng((seed, epoch))
-    steps = num_images // batch_size
-    draws = np.empty((steps * batch_size, 4), dtype=np.int64)
-    draws[:, 0] = rng.permutation(num_images)[: len(draws)]
+    rows = rng.permutation(num_images)[: num_images // batch_size * batch_size]
+    return _cropped(rows, batch_size, padding, rng)
+
+
+def class_draws(
+    labels: np.ndarray, probs: np.ndarray, steps: int, batch_size: int, padding: int, key: tuple[int, ...]
+) -> Tensor:
+    """(steps, B, 4) int64 as of :func:`epoch_draws`: a class by its probability, then any image of it.
+
+    Args:
+        labels: (N,) class of each training image.
+        probs: (C,) of the classes.
+        steps: of an epoch.
+        batch_size: B.
+        padding: of the crops.
+        key: of the draws: seed, epoch and what they are for.
+    """
+    counts, rng = count_classes(labels), np.random.default_rng(key)
+    classes = rng.choice(len(counts), steps * batch_size, p=probs)
+    # Images by class, one class after the other: an image of a class is a place behind the class's first.
+    by_class, first = np.argsort(labels, kind="stable"), np.cumsum(counts) - counts
+    return _cropped(by_class[first[classes] + rng.integers(0, counts[classes])], batch_size, padding, rng)
+
+
+def _cropped(rows: np.ndarray, batch_size: int, padding: int, rng: np.random.Generator) -> Tensor:
+    draws = np.empty((len(rows), 4), dtype=np.int64)
+    draws[:, 0] = rows
     draws[:, 1:3] = rng.integers(0, 2 * padding + 1, (len(draws), 2))
     draws[:, 3] = rng.integers(0, 2, len(draws))
-    return torch.from_numpy(draws).view(steps, batch_size, 4)
+    return torch.from_numpy(draws).view(-1, batch_size, 4)
 
 
 def pad_images(images: Tensor, padding: int) -> Tensor:

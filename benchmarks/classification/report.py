@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.classification.settings import Cell, Method, Protocol, Settings
 from benchmarks.tables import (
     PAIRS,
-    Runs,
+    Measure,
     Table,
     by_method,
-    column,
+    compared_text,
     known_rows,
     markdown,
     missing_text,
-    pair,
-    spread,
+    results_text,
     versions_text,
 )
 
@@ -57,7 +57,8 @@ NOTES = {
     "mbj_paper": ": the paper's numbers, on a second classification layer",
     "mbj_shared_paper": ": the paper to the letter, which has one classification layer",
 }
-NUMBERS = ("error", "head", "medium", "tail", "train_accuracy")
+MEASURE: Measure = ("error", True, 1)
+NUMBERS = {name: name for name in ("error", "head", "medium", "tail")} | {"train_accuracy": "train acc."}
 # Every table has the paired differences to these.
 BASELINES = ("ce", "balanced_softmax", "mbj")
 # Of two methods, neither one of them.
@@ -83,25 +84,23 @@ def paper_error(dataset: str, imbalance_ratio: int, name: str, method: Method) -
     return PAPER[dataset][name][RATIOS.index(imbalance_ratio)]
 
 
-def write_page(results: str | Path, page: str | Path, settings: Settings) -> None:
-    """Write the page, and its figures beside it.
+def figures(results: str | Path, settings: Settings) -> dict[str, Callable[[Path], None]]:
+    """Names of the page's figures, and what draws each into a file."""
+    from benchmarks.classification.figures import draw_curves, draw_errors
+
+    found: dict[str, Callable[[Path], None]] = {}
+    for place, table in tables(_rows(results, settings), settings).items():
+        found[f"{_stem(place)}-errors.svg"] = partial(draw_errors, table, _title(place))
+        found[f"{_stem(place)}-curves.svg"] = partial(draw_curves, table, _title(place))
+    return found
+
+
+def page_text(results: str | Path, settings: Settings) -> str:
+    """The whole page.
 
     Raises:
         ValueError: where there are no rows, or one was made with other settings.
     """
-    from benchmarks.classification.figures import draw_curves, draw_errors
-
-    text = page_text(results, settings)
-    page = Path(page)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    for place, table in tables(_rows(results, settings), settings).items():
-        draw_errors(table, _title(place), page.parent / f"{_stem(place)}-errors.svg")
-        draw_curves(table, _title(place), page.parent / f"{_stem(place)}-curves.svg")
-    page.write_text(text)
-
-
-def page_text(results: str | Path, settings: Settings) -> str:
-    """The whole page; see :func:`write_page`."""
     rows = _rows(results, settings)
     parts = ["# Classification", _preface(results), paper_text()]
     for place, table in tables(rows, settings).items():
@@ -109,7 +108,7 @@ def page_text(results: str | Path, settings: Settings) -> str:
         parts += [
             f"## {_title(place)}",
             table_text(table, settings, (dataset, ratio) if protocol == "paper" else None),
-            compared_text(table),
+            compared_text(table, MEASURE, COMPARED),
             f"![errors]({_stem(place)}-errors.svg)",
             f"![curves]({_stem(place)}-curves.svg)",
         ]
@@ -170,42 +169,26 @@ def paper_text() -> str:
 
 
 def table_text(table: Table, settings: Settings, paper: tuple[str, int] | None = None) -> str:
-    """Mean and standard deviation over seeds, and paired differences to the baselines.
+    """The results of a table.
 
     Args:
         table: by method, then seed.
         settings: what the methods are.
         paper: data set and ratio, where the paper's numbers belong beside ours.
     """
-    head = ["method", "seeds", "error", "head", "medium", "tail", "train acc.", *(f"− `{name}`" for name in BASELINES)]
-    head += ["paper"] if paper else []
-    best = min(statistics.mean(column(runs, "error").values()) for runs in table.values())
-    lines = []
-    for method, runs in table.items():
-        numbers = [spread(list(column(runs, name).values())) for name in NUMBERS]
-        if statistics.mean(column(runs, "error").values()) == best:
-            numbers[0] = f"**{numbers[0]}**"
-        seeds = f"{len(runs)}{_mark(settings, method, runs)}"
-        pairs = [pair(table, method, other, "error", True) for other in BASELINES]
-        lines.append([f"`{method}`", seeds, *numbers, *pairs])
-        if paper:
-            number = paper_error(*paper, method, settings.methods[method]) if method in settings.methods else None
-            lines[-1].append(f"{number:.2f}" if number else "")
-    return markdown(head, lines)
 
+    def of_the_paper(name: str) -> str:
+        method = settings.methods.get(name)
+        number = paper_error(*paper, name, method) if paper and method else None
+        return f"{number:.2f}" if number else ""
 
-def _mark(settings: Settings, method: str, runs: Runs) -> str:
-    """‡ where a row is of before what a run goes on from had the batch classifier."""
-    known = settings.methods.get(method)
-    two = known is not None and known.memory == "both" and known.classifier == "own"
-    return "‡" if two and any("resumed" not in row for row in runs.values()) else ""
+    def mark(name: str) -> str:
+        """‡ where a row is of before what a run goes on from had the batch classifier."""
+        method = settings.methods.get(name)
+        two = method is not None and method.memory == "both" and method.classifier == "own"
+        return "‡" if two and any("resumed" not in row for row in table[name].values()) else ""
 
-
-def compared_text(table: Table) -> str:
-    """Paired differences between methods that are no baselines, where both have rows."""
-    pairs = [(f"`{ours}` − `{theirs}`", pair(table, ours, theirs, "error", True)) for ours, theirs in COMPARED]
-    lines = [line for line in pairs if line[1]]
-    return markdown(["methods", "error"], lines) if lines else ""
+    return results_text(table, MEASURE, NUMBERS, BASELINES, {"paper": of_the_paper} if paper else {}, mark)
 
 
 def describe(method: Method) -> str:
@@ -216,7 +199,8 @@ def describe(method: Method) -> str:
     own_loss = method.classifier_loss or method.loss
     own = f"a classifier of its own on the features of `{method.loss}`, trained by `{own_loss}`"
     if method.memory is None:
-        return own if method.classifier_loss else f"`{method.loss}` alone"
+        drawn = f", {method.sampler} draws of the images" if method.sampler else ""
+        return own if method.classifier_loss else f"`{method.loss}` alone{drawn}"
     eta = method.eta if method.eta is not None else "default (15 for features, 1/7 for prototypes)"
     loss = own if method.classifier == "own" and method.memory != "prototype" else f"`{method.loss}`"
     words = [f"{loss} + {method.memory} memory", f"eta {eta}", f"beta {method.beta}", f"norm {method.norm}"]

@@ -173,7 +173,7 @@ def host_cell(cell: Cell, settings: Settings) -> Cell:
     method = settings.methods[cell.method]
     if not method.is_passenger:
         return cell
-    alone = Method(loss=method.loss)
+    alone = Method(loss=method.loss, sampler=method.sampler)
     name = next((name for name, other in settings.methods.items() if other == alone), None)
     if name is None:
         raise ValueError(f"{cell.method} rides on the run of {method.loss}: the settings need a method of it alone")

@@ -8,21 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.cells import Retired, check_known
+from benchmarks.cells import Retired, check_known, read_settings
 from benchmarks.rivals import LOSSES
 from mbj_plugin.settings import CLASSIFIERS
+from mbj_plugin.tools.trainer.data import SAMPLERS
 
 #: "amp" is bf16 up to the features, and fp32 behind them. Rows of "bf16" have bf16 logits, and run no more.
 PRECISIONS = ("fp32", "amp")
-#: Losses that bring a network of their own, each a module of this folder; nothing else goes with them.
+#: Losses that bring a network of their own, see :mod:`benchmarks.rivals`; nothing else goes with them.
 SYSTEMS = ("bbn", "iem")
 AFTER = ("logit_adjustment", "tau_normalization", "nearest_class_mean")
 AUGMENTS = ("autoaugment",)
 DRAWS = ("one", "own")
-#: Settings of a protocol that came after the first rows: a row names them where they are set.
-ADDED = ("augment", "mixup")
+#: Settings that came after the first rows: a row names them where they are set.
+ADDED = ("augment", "mixup", "sampler")
 #: Settings of a method that are gone, with the value that all rows of today's methods name.
 GONE = {"ramp": 0, "prior_correction": False}
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
@@ -70,8 +69,8 @@ class Protocol:
         hard = {method.loss, method.classifier_loss or method.loss} - {"ce", "balanced_softmax"}
         if self.mixup and hard:
             raise ValueError(f"mixup makes soft labels, the loss {min(hard)} takes hard ones: take another")
-        if self.augment and method.loss == "bbn":
-            raise ValueError("augment makes one version of an image in each epoch, bbn draws more: leave it")
+        if self.augment and (method.loss == "bbn" or method.sampler):
+            raise ValueError(f"augment makes one version of an image an epoch, {method.sampler or 'bbn'} draws more")
 
     @property
     def curve_points(self) -> list[int]:
@@ -106,6 +105,8 @@ class Method:
     start: int | str = "decay"
     #: Rows of the memory that are drawn for each step; 0 = all.
     sample: int = 0
+    #: That of train_timm: "class-balanced" or "square-root"; None = each image once an epoch.
+    sampler: str | None = None
 
     def __post_init__(self) -> None:
         check_known("loss", self.loss, (*LOSSES, *SYSTEMS))
@@ -114,6 +115,8 @@ class Method:
             check_known("loss", self.classifier_loss, LOSSES)
         if self.after is not None:
             check_known("after", self.after, AFTER)
+        if self.sampler is not None:
+            check_known("sampler", self.sampler, SAMPLERS)
         if self.loss in SYSTEMS:
             for field in dataclasses.fields(self):
                 if field.name != "loss" and getattr(self, field.name) != field.default:
@@ -221,11 +224,14 @@ class Settings:
     def of(self, cell: Cell) -> dict[str, Any]:
         """Protocol and method of a cell, as plain types: the ``settings`` of its row."""
         protocol, method = self.protocols[cell.protocol], self.methods[cell.method]
-        resolved = dataclasses.asdict(protocol) | {"milestones": list(protocol.milestones)}
-        for name in ADDED:
-            if not resolved[name]:
-                del resolved[name]
-        return {"protocol": resolved, "method": GONE | dataclasses.asdict(method)}
+        parts = {
+            "protocol": dataclasses.asdict(protocol) | {"milestones": list(protocol.milestones)},
+            "method": GONE | dataclasses.asdict(method),
+        }
+        return {
+            part: {name: value for name, value in values.items() if value or name not in ADDED}
+            for part, values in parts.items()
+        }
 
 
 def load_settings(path: str | Path | None = None) -> Settings:
@@ -235,12 +241,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
         ValueError: for a file that cannot be read, an unknown key, a missing one, or a value out of range.
     """
     source = Path(path) if path else Path(__file__).with_name("settings.yaml")
-    try:
-        content = yaml.safe_load(source.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the settings {source}: {error}") from error
-    if not isinstance(content, dict) or set(content) - {"retired"} != {"protocols", "methods", "groups"}:
-        raise ValueError(f"the settings {source} must hold protocols, methods and groups (and may hold retired)")
+    content = read_settings(source, {"protocols", "methods", "groups"})
     settings = Settings(
         {name: _build(Protocol, name, values) for name, values in content["protocols"].items()},
         {name: _build(Method, name, values) for name, values in content["methods"].items()},

@@ -23,7 +23,7 @@ from benchmarks.classification.feature_log import FeatureLog
 from benchmarks.classification.graph import graphed
 from benchmarks.classification.recipe import build_criterion, build_model, build_optimizer, normalize
 from benchmarks.classification.settings import SYSTEMS, Method, Protocol
-from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss
+from benchmarks.rivals.bbn import BilateralLoss
 from mbj_plugin.longtail import class_groups, count_classes
 
 SAVE_EVERY_S = 300.0
@@ -65,8 +65,7 @@ class CellRun:
         self.test_images = torch.from_numpy(images.test).to(self.device)
         self.test_labels = images.test_labels
         self.model = build_model(protocol, method, self.num_classes, seed).to(self.device)
-        branches = isinstance(self.model, BilateralBranch)
-        self.batches = Batches(protocol, images, self.num_classes, seed, self.device, reverse=branches)
+        self.batches = Batches(protocol, method, images, self.num_classes, seed, self.device)
         self.statistics, self.steps = self.batches.statistics, self.batches.steps
         self.criterion = build_criterion(protocol, method, counts.tolist(), self.model, self.steps, seed)
         self.optimizer, self.scheduler = build_optimizer(protocol, self.model, self.steps)

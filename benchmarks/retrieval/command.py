@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 
-from benchmarks.command import Harness, run_command, shared_job, shared_parser
-from benchmarks.retrieval.runner import Job, run_cells
-from benchmarks.retrieval.settings import Cell, Settings, load_settings
+from benchmarks.command import run_command, shared_job, shared_parser
+from benchmarks.retrieval.runner import Job
+from benchmarks.retrieval.settings import Cell, Settings
+
+NO_DATA = "which images? give --data FOLDER, or set FASTREID_DATASETS (tools/write_omniglot.py)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,28 +36,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_cells(args: argparse.Namespace, settings: Settings) -> list[Cell]:
-    """Every combination of the arguments."""
+    """Those of the groups, or every combination of the arguments."""
+    if args.group:
+        return [cell for name in args.group for cell in settings.group(name)]
     return settings.cells(args.dataset, args.num_head, args.methods, args.seeds)
 
 
-def _write_page(results: str, page: str, settings: Settings) -> None:
-    from benchmarks.retrieval.report import write_page  # needs matplotlib
-
-    write_page(results, page, settings)
-
-
-HARNESS = Harness(
-    name="reproduce_retrieval",
-    load_settings=load_settings,
-    chosen_cells=chosen_cells,
-    group=lambda name, args, settings: settings.group(name),
-    job=lambda args: Job(**shared_job(args), options=tuple(args.opts)),
-    run_cells=run_cells,
-    write_page=_write_page,
-    no_data="which images? give --data FOLDER, or set FASTREID_DATASETS (tools/write_omniglot.py)",
-)
+def job(args: argparse.Namespace) -> Job:
+    """What the runner takes."""
+    return Job(**shared_job(args), options=tuple(args.opts))
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    run_command(HARNESS, parser().parse_args(argv))
+    run_command("reproduce_retrieval", "retrieval", argv)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.retrieval.figures import draw_gains
 from benchmarks.retrieval.settings import Cell, Settings
 from benchmarks.tables import (
     PAIRS,
+    Measure,
     Table,
     by_method,
-    column,
+    compared_text,
     known_rows,
     markdown,
     missing_text,
-    pair,
-    spread,
+    results_text,
     versions_text,
 )
 
@@ -51,8 +52,8 @@ PAPER: dict[str, dict[str, dict[int, tuple[float, float]]]] = {
 }
 for _table in PAPER.values():
     _table["mbj_w_paper"] = _table["mbj_w"]  # the paper to the letter, and our choice
-GAIN: tuple[str, bool, int] = ("mAP", False, 2)  # of pairs: more is better
-NUMBERS = ("mAP", "rank1", "mINP", "train_accuracy", "train_loss")
+MEASURE: Measure = ("mAP", False, 2)
+NUMBERS = {"mAP": "mAP", "rank1": "Rank-1", "mINP": "mINP", "train_accuracy": "train acc.", "train_loss": "train loss"}
 # Of two methods, neither the baseline.
 COMPARED = (
     ("mbj_w", "mbj_w_now_val_margin46"),
@@ -68,24 +69,24 @@ COMPARED = (
 Place = tuple[str, tuple[int, int]]
 
 
-def write_page(results: str | Path, page: str | Path, settings: Settings) -> None:
-    """Write the page, and its figures beside it.
+def figures(results: str | Path, settings: Settings) -> dict[str, Callable[[Path], None]]:
+    """Names of the page's figures, and what draws each into a file."""
+    from benchmarks.retrieval.figures import draw_gains
+
+    grouped = tables(_rows(results, settings), settings)
+    return {
+        f"retrieval-{dataset}.svg": partial(draw_gains, panels, TITLES.get(dataset, dataset))
+        for dataset in settings.datasets
+        if (panels := _panels(grouped, dataset))
+    }
+
+
+def page_text(results: str | Path, settings: Settings) -> str:
+    """The whole page.
 
     Raises:
         ValueError: where there are no rows, or one was made with other settings.
     """
-    text = page_text(results, settings)
-    page = Path(page)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    grouped = tables(_rows(results, settings), settings)
-    for dataset in settings.datasets:
-        if panels := _panels(grouped, dataset):
-            draw_gains(panels, TITLES.get(dataset, dataset), page.parent / f"retrieval-{dataset}.svg")
-    page.write_text(text)
-
-
-def page_text(results: str | Path, settings: Settings) -> str:
-    """The whole page; see :func:`write_page`."""
     rows = _rows(results, settings)
     parts = ["# Retrieval", _preface(results), paper_text()]
     grouped = tables(rows, settings)
@@ -95,12 +96,12 @@ def page_text(results: str | Path, settings: Settings) -> str:
                 continue
             whole = all(row["identities"] == num_head for row in _flat(table))
             parts += [f"## {TITLES.get(dataset, dataset)}, " + _edition(num_head, tail_size, whole)]
-            parts += [table_text(table, PAPER.get(dataset, {}), num_head)]
+            parts += [table_text(table, PAPER.get(dataset, {}), num_head), compared_text(table, MEASURE, COMPARED)]
             parts += [facts_text(table)] if any("memory" in row for row in _flat(table)) else []
         if _panels(grouped, dataset):
             parts.append(f"![gains](retrieval-{dataset}.svg)")
     command = "python tools/reproduce_retrieval.py --data datasets --group {}"
-    parts += [compared_text(grouped), methods_text(settings)]
+    parts += [methods_text(settings)]
     parts += [missing_text(settings, results, Cell, command.format), versions_text(rows, _editions(rows))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -143,38 +144,20 @@ def _flat(table: Table) -> list[dict[str, Any]]:
 
 
 def table_text(table: Table, paper: dict[str, dict[int, tuple[float, float]]], num_head: int) -> str:
-    """Mean and standard deviation over seeds, and the paired difference of mAP to the baseline.
+    """The results of a table.
 
     Args:
         table: by method, then seed.
         paper: the paper's (mAP, Rank-1) by method and H, which stand beside ours; empty where it has none.
         num_head: H of the table.
     """
-    head = ["method", "seeds", "mAP", "Rank-1", "mINP", "train acc.", "train loss", "mAP − `baseline`"]
-    head += ["paper: mAP", "Rank-1"] if paper else []
-    most = max(len(runs) for runs in table.values())
-    best = max(statistics.mean(column(runs, "mAP").values()) for runs in table.values() if len(runs) == most)
-    lines = []
-    for method, runs in table.items():
-        numbers = [spread(list(column(runs, name).values())) for name in NUMBERS]
-        if len(runs) == most and statistics.mean(column(runs, "mAP").values()) == best:
-            numbers[0] = f"**{numbers[0]}**"
-        lines.append([f"`{method}`", str(len(runs)), *numbers, pair(table, method, "baseline", *GAIN)])
-        if paper:
-            lines[-1] += [f"{n:.1f}" for n in paper.get(method, {}).get(num_head, ())] or ["", ""]
-    return markdown(head, lines)
 
+    def of_the_paper(place: int, method: str) -> str:
+        numbers = paper.get(method, {}).get(num_head)
+        return f"{numbers[place]:.1f}" if numbers else ""
 
-def compared_text(grouped: dict[Place, Table]) -> str:
-    """Paired differences of mAP between methods, where both have rows."""
-    lines = [
-        [f"{TITLES.get(dataset, dataset)} {_edition(*edition)}", f"`{method}` − `{other}`", text]
-        for (dataset, edition), table in grouped.items()
-        for method, other in COMPARED
-        if (text := pair(table, method, other, *GAIN))
-    ]
-    head = ["data set", "methods", "mAP"]
-    return "## One method beside another\n\n" + markdown(head, lines) if lines else ""
+    more = {"paper: mAP": partial(of_the_paper, 0), "Rank-1": partial(of_the_paper, 1)} if paper else {}
+    return results_text(table, MEASURE, NUMBERS, ("baseline",), more)
 
 
 def facts_text(table: Table) -> str:

@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
 import benchmarks.retrieval.variants
 import benchmarks.rivals.feature_cloud  # noqa: F401, registers a layer
-from benchmarks.cells import Retired, check_known
+from benchmarks.cells import Retired, check_known, read_settings
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
 from mbj_plugin.tools.fastreid.train import find_config
@@ -156,12 +155,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
         ValueError: for a file that cannot be read, an unknown key or method, or a value out of range.
     """
     source = Path(path) if path else Path(__file__).with_name("settings.yaml")
-    try:
-        content = yaml.safe_load(source.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the settings {source}: {error}") from error
-    if not isinstance(content, dict) or set(content) - {"retired"} != {"datasets", "methods", "groups"}:
-        raise ValueError(f"the settings {source} must hold datasets, methods and groups (and may hold retired)")
+    content = read_settings(source, {"datasets", "methods", "groups"})
     try:
         datasets = {name: Dataset(**values) for name, values in content["datasets"].items()}
         methods = {

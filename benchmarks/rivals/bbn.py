@@ -13,16 +13,13 @@ normalisation sees each batch alone. T_max is the run's number of epochs, as the
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-#: Where timm's models, and torchvision's ResNets, hold their blocks.
-BLOCKS = ("layer4", "layer3", "stages", "layers", "blocks")
+from mbj_plugin.timm.models import BasicBlock, CifarResNet
 
 
 def cumulative_alpha(epoch: int, epochs: int) -> float:
@@ -60,51 +57,33 @@ def reversed_probs(counts: ArrayLike) -> np.ndarray:
 
 
 class BilateralBranch(nn.Module):
-    """A model whose last block there is twice, with one classifier on the features of both.
+    """A CIFAR ResNet whose last block there is twice, with one classifier on the features of both.
+
+    New weights come from the global generator; those of the ResNet stay.
 
     Args:
-        model: of timm's interface (``get_classifier``, ``reset_classifier``), with one linear classifier. It is taken
-            apart: it becomes what is shared and the conventional branch.
-        twin: of the same architecture; its last block becomes that of the re-balancing branch.
+        model: is taken apart: it becomes what is shared, its last block the conventional branch.
 
     Attributes:
         alpha: 0-dim, weight of the conventional branch in training; set it before each epoch.
-
-    Raises:
-        ValueError: for a model whose last block cannot be found, or without one linear classifier.
     """
 
     alpha: Tensor
 
-    def __init__(self, model: Any, twin: Any) -> None:
+    def __init__(self, model: CifarResNet) -> None:
         super().__init__()
-        classifier = model.get_classifier()
-        if not isinstance(classifier, nn.Linear):
-            raise ValueError(
-                f"BBN needs a model with one linear classifier, {type(model).__name__} has "
-                f"{type(classifier).__name__}: take another model or another loss"
-            )
-        self._place = _last_block(model)
-        parent, _, name = self._place.rpartition(".")
-        both = _Branches(net.get_submodule(self._place) for net in (model, twin))
-        setattr(model.get_submodule(parent), name, both)
-        self.num_classes, self.num_features = classifier.out_features, classifier.in_features
-        self.pretrained_cfg = getattr(model, "pretrained_cfg", {})
+        assert isinstance(model.layer3, nn.Sequential)
+        last = model.layer3[-1]
+        assert isinstance(last, BasicBlock)
+        new = BasicBlock(last.conv1.in_channels, last.conv1.out_channels, last.stride)
+        self.fc = nn.Linear(2 * model.num_features, model.num_classes)
+        for module in (*new.modules(), self.fc):
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+        model.layer3 = model.layer3[:-1]
         model.reset_classifier(0)
-        self.model = model  # (B, D) features
-        self.fc = nn.Linear(2 * self.num_features, self.num_classes)
+        self.model, self.branches = model, nn.ModuleList([last, new])
         self.register_buffer("alpha", torch.ones(()), persistent=False)  # of the epoch
-
-    @property
-    def branches(self) -> _Branches:
-        """The last blocks of the conventional and of the re-balancing branch, an ``nn.ModuleList``."""
-        both = self.model.get_submodule(self._place)
-        assert isinstance(both, _Branches)
-        return both
-
-    def get_classifier(self) -> nn.Module:
-        """The linear layer on (B, 2D) features of both branches."""
-        return self.fc
 
     def mixed(self, images: Tensor, reversed_images: Tensor, alpha: float | Tensor) -> Tensor:
         """(B, C) logits 2 W [alpha f_c; (1 - alpha) f_r] + b.
@@ -125,42 +104,11 @@ class BilateralBranch(nn.Module):
         if self.training:
             images, reversed_images = images.chunk(2)
             return self.mixed(images, reversed_images, self.alpha)
-        # Two calls, though they share all but a block: a stage around it may know the size of its batch (PVT).
         return self.mixed(images, images, 0.5)
 
     def _features(self, images: Tensor, branch: int) -> Tensor:
-        self.branches.active = branch
-        return self.model(images)
-
-
-class _Branches(nn.ModuleList):
-    """In the place of the last block: that of the branch that is asked."""
-
-    active: int
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self[self.active](*args, **kwargs)
-
-
-def _last_block(model: Any) -> str:
-    """Name of the last block of a model."""
-    place = next((name for name in BLOCKS if _is_list(getattr(model, name, None))), None)
-    if place is None:
-        raise ValueError(
-            f"BBN doubles a model's last block, but {type(model).__name__} has none of {', '.join(BLOCKS)} that holds "
-            "its blocks: take another model or another loss"
-        )
-    while True:
-        name, last = list(model.get_submodule(place).named_children())[-1]
-        place = f"{place}.{name}"
-        if _is_list(getattr(last, "blocks", None)):
-            place = f"{place}.blocks"
-        elif not _is_list(last):
-            return place
-
-
-def _is_list(module: Any) -> bool:
-    return isinstance(module, nn.Sequential | nn.ModuleList)
+        shared = self.model.forward_features(images)
+        return self.model.forward_head(self.branches[branch](shared), pre_logits=True)
 
 
 class BilateralLoss(nn.Module):

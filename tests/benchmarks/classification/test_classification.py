@@ -197,7 +197,7 @@ def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch)
         ("ce: {}", "ce: {loss: typo}", "unknown loss 'typo'"),
         ("ce: {}", "ce: {start: early}", "start must be 'decay'.*'early'"),
         ("epochs: 2, ", "", "missing.*epochs"),
-        ("groups:", "gruops:", "protocols, methods and groups"),
+        ("groups:", "gruops:", "groups, methods, protocols"),
     ],
 )
 def test_mistakes_in_the_settings(settings_file, old, new, message):

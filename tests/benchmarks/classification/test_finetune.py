@@ -56,6 +56,7 @@ def trained(tmp_path, monkeypatch):
 def test_tau_is_chosen_on_held_out_images_and_one_run_gives_four_rows(trained):
     rows = trained.command("--choose")
     assert rows["held_out", "lr0.001", 0]["tau"] == 1.4
+    assert len(list(trained.state.glob("*.lock"))) == len(finetune.LEARNING_RATES)  # each run has its own
     assert {call.val_split for call in trained.calls} == {"held_out"}
     assert {call.train_split for call in trained.calls} == {"fit"}
     assert [call.lr for call in trained.calls] == list(finetune.LEARNING_RATES)

@@ -84,7 +84,7 @@ def test_autoaugment_is_the_policy_for_cifar():
 
 def test_augmented_images_are_cropped_and_flipped_first():
     images = drawn()
-    batches = Batches(AUGMENT, images, 10, 0, torch.device("cpu"), reverse=False)
+    batches = Batches(AUGMENT, Method(), images, 10, 0, torch.device("cpu"))
     draws = epoch_draws(len(images.train), 8, 2, 0, 0)
     plain = torch.cat([plain_batch(images, draw, 2)[0] for draw in draws])
     mean, std = (torch.tensor(s)[:, None, None] for s in STATISTICS[10])
@@ -126,11 +126,13 @@ def test_a_passenger_is_the_run_by_itself(tmp_path, protocol, graph, monkeypatch
 
 
 def test_rows_of_today_keep_their_settings_and_new_ones_name_theirs():
-    settings = Settings({"a": PLAIN, "b": MIXUP}, {"ce": Method()}, {})
-    a, b = (settings.of(Cell("cifar10_lt", 100, name, "ce", 0))["protocol"] for name in "ab")
-    assert "mixup" not in a and "augment" not in a
-    assert b == {**a, "mixup": 1.0}
-    json.dumps(b)
+    settings = Settings({"a": PLAIN, "b": MIXUP}, {"ce": Method(), "drawn": Method(sampler="square-root")}, {})
+    cells = (("a", "ce"), ("b", "ce"), ("a", "drawn"))
+    a, b, c = (settings.of(Cell("cifar10_lt", 100, protocol, method, 0)) for protocol, method in cells)
+    assert "mixup" not in a["protocol"] and "augment" not in a["protocol"] and "sampler" not in a["method"]
+    assert b == {**a, "protocol": {**a["protocol"], "mixup": 1.0}}
+    assert c == {**a, "method": {**a["method"], "sampler": "square-root"}}
+    json.dumps(c)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,7 @@ def test_rows_of_today_keep_their_settings_and_new_ones_name_theirs():
     [
         ("bbn", "paper_mixup", "bbn takes hard ones"),
         ("bbn", "paper_autoaugment", "bbn draws more"),
+        ("ce_square_root", "paper_autoaugment", "square-root draws more"),
     ],
 )
 def test_what_does_not_go_together_is_said(method, protocol, message):

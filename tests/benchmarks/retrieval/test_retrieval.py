@@ -203,16 +203,6 @@ def test_a_row_that_two_calls_have_written_is_no_second_measurement(call, tmp_pa
             call("--dataset", "market1501", *arguments)
 
 
-def test_methods_are_compared_with_one_another_where_both_have_rows():
-    compared_text = pytest.importorskip("benchmarks.retrieval.report").compared_text
-    made = lambda score: {"mAP": score, "device": "cpu, 1 thread(s)", "versions": {"torch": "2.0"}}  # noqa: E731
-    runs = lambda *scores: {seed: made(s) for seed, s in enumerate(scores)}  # noqa: E731
-    table = {"mbj_w": runs(60.0, 61.0), "mbj_star": runs(60.5, 62.5, 70.0), "baseline": runs(50.0)}
-    text = compared_text({("omniglot", (20, 5)): table})
-    assert text.splitlines()[4:] == ["| Omniglot <H20,S5> | `mbj_star` − `mbj_w` | +0.50, +1.50 (2/2) |"]
-    assert compared_text({("omniglot", (20, 5)): {"mbj_w": runs(60.0)}}) == ""
-
-
 def test_rows_of_data_sets_that_the_settings_do_not_have_are_left_out(call, tmp_path):
     (row,) = call("--dataset", "market1501", "--methods", "baseline")
     with open(tmp_path / "rows.jsonl", "a") as file:
