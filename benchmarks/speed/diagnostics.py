@@ -1,14 +1,12 @@
 """What the diagnostics cost: ``python benchmarks/speed/diagnostics.py [--epochs 6] [train_timm's own flags]``.
 
-Trains one job, by default ResNet-32 on 32 x 32 noise at batch 128 with MBJ. Two answers: the seconds spent inside the
-diagnostics as a share of the whole training, and, for what such a clock cannot see, the median step with the per-step
-part on and off, which take turns within the run. On a CPU the seconds are the process's own, so that other processes
-of a shared machine do not count.
+Trains one job, by default ResNet-32 on 32 x 32 noise at batch 128 with MBJ, and gives the seconds spent inside the
+diagnostics as a share of the whole training. On a CPU the seconds are the process's own, so that other processes of a
+shared machine do not count.
 """
 
 import argparse
 import logging
-import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +21,6 @@ import timm
 import torch
 from PIL import Image
 
-from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.longtail import exponential_counts
 from mbj_plugin.timm import diagnostics as monitors
 from mbj_plugin.tools.trainer import run as preparation
@@ -77,36 +74,15 @@ def now() -> float:
     return time.process_time()
 
 
-def take_turns(steps: dict[str, list[float]]) -> None:
-    """Every other step is without the per-step meter; the seconds of each step go into ``steps``."""
-    step = trainer._step
-
-    def timed_step(run: Any, *args: Any) -> Any:
-        criterion, count = run.task.criterion, sum(map(len, steps.values()))
-        meter = criterion.meter
-        criterion.meter = None if count % 2 else meter
-        begin = now()
-        result = step(run, *args)
-        steps["without" if count % 2 else "with"].append(now() - begin)
-        criterion.meter = meter
-        return result
-
-    trainer._step = timed_step  # type: ignore[assignment]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=6)
     args, job = parser.parse_known_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     clock = Clock()
-    steps: dict[str, list[float]] = {"with": [], "without": []}
-    clock.wrap(StepMeter, "see", "in each step")
-    clock.wrap(StepMeter, "add", "in each step")
     clock.wrap(monitors.EpochDiagnostics, "report", "at the end of each epoch")
     clock.wrap(preparation, "make_monitor", "once, probe images")
     clock.wrap(monitors.EpochDiagnostics, "__init__", "once, TensorBoard")
-    take_turns(steps)
     with tempfile.TemporaryDirectory() as folder:
         job = job or default_job(Path(folder) / "images")
         argv = [*job, "--mbj", "--epochs", str(args.epochs), "--output", folder, "--no-progress"]
@@ -116,10 +92,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, timm {timm.__version__}, {device}; {total:.1f} s, {args.epochs} epochs")
     for label, seconds in clock.seconds.items():
-        seconds *= 2 if label == "in each step" else 1  # it was on in every other step
         print(f"{label:<26} {seconds:8.3f} s  {100 * seconds / total:6.3f} %")
-    count, (on, off) = len(steps["with"]), (1e3 * statistics.median(times) for times in steps.values())
-    print(f"median of {count} steps each: {on:.2f} ms with, {off:.2f} ms without ({100 * (on / off - 1):+.2f} %)")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def fastreid_step(folder: Path, device: str, head: str, size: tuple[int, int], b
     (folder / head).mkdir()
     trainer = DefaultTrainer(cfg)
     inner = trainer._trainer
-    add_hook(trainer, 10**9, 10**9)  # the diagnostics, as trainer.train() adds them
+    add_hook(trainer, 10**9)  # the diagnostics, as trainer.train() adds them
     first = next(inner._data_loader_iter)
     inner._data_loader_iter = (copy.deepcopy(first) for _ in itertools.count())  # fast-reid writes into its input
     storage = EventStorage(0)

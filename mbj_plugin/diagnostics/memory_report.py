@@ -10,11 +10,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.diagnostics.jitter import class_angular_variance
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.memory import MemoryBank
-
-GROUPS = ("head", "medium", "tail")
 
 
 @torch.no_grad()
@@ -36,7 +35,7 @@ def memory_report(bank: MemoryBank, class_counts: ArrayLike) -> dict[str, float]
     labels = bank.labels.cpu()
     filled, num_classes = labels >= 0, len(np.asarray(class_counts))
     labels = labels[filled]
-    jitter = class_angular_variance(bank.rows.cpu()[filled], labels, num_classes).numpy()
+    jitter = class_angular_variance(bank.rows.cpu()[filled], labels, num_classes)
     entries = np.bincount(labels, minlength=num_classes)
     age = np.bincount(labels, bank.ages.cpu()[filled], minlength=num_classes)
     scalars = {"fill": len(labels) / bank.size, "coverage": float((entries > 0).mean())}
@@ -45,7 +44,7 @@ def memory_report(bank: MemoryBank, class_counts: ArrayLike) -> dict[str, float]
         count = int(entries[classes].sum())
         scalars[f"entries_{name}"] = float(count)
         scalars[f"age_{name}"] = float(age[classes].sum()) / count if count else math.nan
-        scalars[f"jitter_{name}"] = nanmean(jitter[classes])
+        scalars[f"jitter_{name}"] = jitter[classes].nanmean().item()
     return scalars
 
 
@@ -60,12 +59,5 @@ def memories_report(heads: Sequence[Mapping[str, nn.Module]], class_counts: Arra
     for kind in heads[0] if heads else ():
         reports = [memory_report(head[kind].bank, class_counts) for head in heads]  # type: ignore[arg-type]
         for name in reports[0]:
-            scalars[f"mbj/{kind}/{name}"] = nanmean([report[name] for report in reports])
+            scalars[f"mbj/{kind}/{name}"] = torch.tensor([report[name] for report in reports]).nanmean().item()
     return scalars
-
-
-def nanmean(values: ArrayLike) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, where there is none."""
-    values = np.asarray(values, dtype=np.float64)
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan

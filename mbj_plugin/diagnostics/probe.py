@@ -1,4 +1,4 @@
-"""Probe images: a few fixed training images whose features are recorded now and then, to see how far they jitter.
+"""Probe images: a few fixed training images whose features are recorded after each epoch, to see how far they jitter.
 
 The paper's jitter (Section 3.1, Fig. 2) is of one instance over training, which rows in a memory do not show: those
 are of many instances. Recording changes nothing that the run depends on.
@@ -7,10 +7,9 @@ are of many instances. Recording changes nothing that the run depends on.
 from __future__ import annotations
 
 import logging
-import math
-import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.diagnostics.jitter import angular_variance
-from mbj_plugin.diagnostics.memory_report import GROUPS, nanmean
 from mbj_plugin.longtail import class_groups
 
 
@@ -30,50 +29,33 @@ class Probe:
         features: gives the (P, D) features of the P probe images by the model as it is.
         groups: P names, the class group of each image.
         history: records that are kept, K.
-        period: steps between two records at least, so that the cost stays below one forward pass in 50 steps.
     """
 
-    def __init__(
-        self, features: Callable[[], Tensor], groups: Sequence[str], history: int = 10, period: int = 50
-    ) -> None:
-        self.features, self.groups, self.history = features, list(groups), history
-        self.period: float = period
-        self.last_step = -period
-        self._set([])
+    def __init__(self, features: Callable[[], Tensor], groups: Sequence[str], history: int = 10) -> None:
+        self.features, self.groups = features, np.array(groups)
+        self.records: deque[Tensor] = deque(maxlen=history)
 
-    def _set(self, records: list[Tensor]) -> None:
-        self.records = records[-self.history :]
-        jitter, owner = np.full(len(self.groups), np.nan), np.array(self.groups)
+    def scalars(self) -> dict[str, float]:
+        """Record the features as they are now.
+
+        Returns:
+            ``mbj/probe_jitter_GROUP`` in rad^2, the mean over the group's images; NaN before the second record.
+        """
+        self.records.append(self.features().detach().float().cpu())
+        jitter = torch.full((len(self.groups),), torch.nan)
         if len(self.records) > 1:
-            jitter = angular_variance(torch.stack(self.records, dim=1)).numpy()
-        means = {name: nanmean(jitter[owner == name]) for name in GROUPS}
-        self._scalars = {f"mbj/probe_jitter_{name}": mean for name, mean in means.items()}
-
-    def record(self, step: int, last: bool = False) -> None:
-        """Record the features, if ``period`` steps have passed since the last time, or the run has ended."""
-        if step - self.last_step >= self.period or (last and math.isfinite(self.period)):  # infinite: it has stopped
-            self._set([*self.records, self.features().detach().float().cpu()])
-            self.last_step = step
-
-    def stop(self) -> None:
-        """Record no more: the scalars stay NaN."""
-        self.period = math.inf
-        self._set([])
-
-    def scalars(self, step: int) -> dict[str, float]:
-        """``mbj/probe_jitter_GROUP`` in rad^2, the mean over the group's images; NaN before the second record, and
-        where the last one is not of this step."""
-        return self._scalars if step == self.last_step else dict.fromkeys(self._scalars, math.nan)
+            jitter = angular_variance(torch.stack(list(self.records), dim=1))
+        return {f"mbj/probe_jitter_{name}": jitter[self.groups == name].nanmean().item() for name in GROUPS}
 
     def state_dict(self) -> dict[str, Any]:
         """The records, for an exact resume."""
-        return {"last_step": self.last_step, "records": self.records}
+        return {"records": list(self.records)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved records; those of other probe images are of another number and are left out."""
-        if all(len(record) == len(self.groups) for record in state["records"]):
-            self.last_step = state["last_step"]
-            self._set(state["records"])
+        records = state.get("records", [])
+        if all(len(record) == len(self.groups) for record in records):
+            self.records.extend(records)
 
 
 def probe_or_none(make: Callable[[], Probe], logger: logging.Logger) -> Probe | None:
@@ -118,36 +100,19 @@ def choose_probe(
 
 
 @contextmanager
-def preserved_random_state(torch_only: bool = False) -> Iterator[None]:
-    """All generators of the process as they were before, whatever is drawn inside.
-
-    Args:
-        torch_only: leave those of Python and NumPy alone, where another thread draws from them meanwhile.
-    """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        if not torch_only:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-@contextmanager
-def evaluating(model: nn.Module, torch_only: bool = False) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it was in, each generator as it was.
-
-    Args:
-        model: evaluated inside.
-        torch_only: as for :func:`preserved_random_state`.
-    """
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode it was in, torch's generators as they
+    were. Those of Python and NumPy are left alone: a thread of the loader may draw from them meanwhile."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), preserved_random_state(torch_only):
+        with torch.no_grad(), torch_random_state():
             yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+def torch_random_state() -> AbstractContextManager[None]:
+    """torch's generators, of the CPU and of this process's device, are afterwards as they were."""
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else [])

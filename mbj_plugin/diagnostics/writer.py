@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mbj_plugin.files import drop_epochs
 
@@ -30,7 +31,14 @@ class DiagnosticsWriter:
     def __init__(self, folder: Path | str, first_epoch: int, first_step: int, tensorboard: bool = True) -> None:
         self.path = Path(folder) / FILE
         drop_epochs(self.path, first_epoch)
-        self._events = _event_writer(folder, first_step) if tensorboard else None
+        self.events: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.events = SummaryWriter(str(folder), purge_step=first_step + 1)
+            except Exception as error:  # it is not installed, or the disk is full: neither must end the run
+                _logger.warning("No TensorBoard events, only %s (pip install tensorboard): %r", FILE, error)
 
     def write(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         """Add a time point; scalars that are not finite are left out.
@@ -43,42 +51,12 @@ class DiagnosticsWriter:
         known = {name: value for name, value in scalars.items() if math.isfinite(value)}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "epoch": epoch, **known}) + "\n")
-        if self._events is not None:
-            self._events.add(step, known)
+        if self.events is not None:
+            for name, value in known.items():
+                self.events.add_scalar(name, value, step)
+            self.events.flush()
 
     def close(self) -> None:
         """End the event file."""
-        if self._events is not None:
-            self._events.close()
-
-
-class _Events:
-    """TensorBoard events, all scalars of a time point in one: a sixth of the time that one event each takes."""
-
-    def __init__(self, folder: Path | str, first_step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from torch.utils.tensorboard import FileWriter
-
-        self._summary = summary_pb2.Summary
-        self._file = FileWriter(str(folder))
-        # As SummaryWriter's purge_step: TensorBoard drops what an earlier start of the run wrote from here on.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._file.add_event(event_pb2.Event(session_log=start), first_step + 1)
-
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._file.add_summary(self._summary(value=values), step)
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _event_writer(folder: Path | str, first_step: int) -> _Events | None:
-    try:
-        return _Events(folder, first_step)
-    except ImportError:
-        _logger.info("No TensorBoard events, only %s: pip install tensorboard for them.", FILE)
-    except Exception as error:  # whatever TensorBoard or a full disk raises: it must not end the run
-        _logger.warning("No TensorBoard events, only %s: %r", FILE, error)
-    return None
+        if self.events is not None:
+            self.events.close()

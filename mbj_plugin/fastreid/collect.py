@@ -7,7 +7,6 @@ the same for Baseline, MGN with its eight heads, MoCo and Distiller, and inside 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from fastreid.config import CfgNode
@@ -62,11 +61,7 @@ def _collect(model: nn.Module, inputs: tuple, outputs: object) -> object:
             f"{type(model).__name__} returns no batch loss, so the memory loss would train alone: name one in "
             'MODEL.LOSSES.NAME, such as ("CrossEntropyLoss",)'
         )
-    memory_loss = torch.stack(losses).mean()
-    for head in heads:
-        if head.meter is not None:
-            head.meter.close_step(memory_loss, _total(outputs))
-    outputs["loss_mbj"] = memory_loss
+    outputs["loss_mbj"] = torch.stack(losses).mean()
     return outputs
 
 
@@ -80,11 +75,6 @@ def write_losses(write: Callable, self: SimpleTrainer, losses: dict[str, Tensor]
     if len(losses) == 1 and comm.is_main_process():
         storage = get_event_storage()
         storage.put_scalar(*losses, storage.history("total_loss").latest())
-
-
-def _total(losses: dict[str, Any]) -> Tensor:
-    """Sum of the losses, whatever the shape of each."""
-    return torch.stack([loss.detach().float().sum() for loss in losses.values()]).sum()
 
 
 def build_collecting(build: Callable, cfg: CfgNode) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,30 +17,27 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mbj_plugin.diagnostics.monitor import Monitor
-from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state, probe_or_none
-from mbj_plugin.diagnostics.step_meter import StepMeter
+from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, probe_or_none, torch_random_state
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
 from mbj_plugin.fastreid.counts import class_counts, labels_of
 from mbj_plugin.fastreid.head import MBJHead
 
 logger = logging.getLogger("fastreid.mbj_plugin")
-LOSSES = ("mbj/loss_memory", "mbj/loss_batch")  # fast-reid itself shows them, of each iteration
 
 
 class DiagnosticsHook(HookBase):
     """At the end of each epoch, on the main process: scalars to the EventStorage and to OUTPUT_DIR/diagnostics.jsonl.
 
-    What was not measured anew is left out; at the end of the run everything is measured.
+    The losses are fast-reid's own scalars.
 
     Args:
         monitor: what is reported.
         folder: OUTPUT_DIR; None writes no file.
         iters_per_epoch: iterations of one epoch.
-        last_step: iterations of the whole run.
     """
 
-    def __init__(self, monitor: Monitor, folder: str | None, iters_per_epoch: int, last_step: int) -> None:
-        self.monitor, self.folder, self.iters_per_epoch, self.last_step = monitor, folder, iters_per_epoch, last_step
+    def __init__(self, monitor: Monitor, folder: str | None, iters_per_epoch: int) -> None:
+        self.monitor, self.folder, self.iters_per_epoch = monitor, folder, iters_per_epoch
         self.writer: DiagnosticsWriter | None = None
 
     def before_train(self) -> None:
@@ -53,9 +51,9 @@ class DiagnosticsHook(HookBase):
         done = self.trainer.iter + 1
         if done % self.iters_per_epoch:
             return
-        scalars = self.monitor.scalars(done, last=done == self.last_step)
+        scalars = self.monitor.scalars()
         for name, value in scalars.items():
-            if value == value and name not in LOSSES:  # not NaN
+            if math.isfinite(value):
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         if self.writer is not None:
             self.writer.write(done, self.trainer.epoch, scalars)
@@ -64,11 +62,11 @@ class DiagnosticsHook(HookBase):
 def train_watched(train: Callable, self: TrainerBase, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> Any:
     """TrainerBase.train, with the hook where the model has an MBJHead and MODEL.MBJ.DIAGNOSTICS is on."""
     if comm.is_main_process():
-        add_hook(self, iters_per_epoch, max_epoch * iters_per_epoch)
+        add_hook(self, iters_per_epoch)
     return train(self, start_epoch, max_epoch, iters_per_epoch)
 
 
-def add_hook(trainer: TrainerBase, iters_per_epoch: int, last_step: int) -> None:
+def add_hook(trainer: TrainerBase, iters_per_epoch: int) -> None:
     """Add the hook to a trainer, before the writers, which write what is there; a second call changes nothing."""
     inner = getattr(trainer, "_trainer", trainer)  # DefaultTrainer holds a SimpleTrainer
     model: Any = getattr(inner, "model", None)
@@ -80,20 +78,17 @@ def add_hook(trainer: TrainerBase, iters_per_epoch: int, last_step: int) -> None
     cfg = getattr(trainer, "cfg", None)
     monitor = _make_monitor(model, heads, getattr(getattr(inner, "data_loader", None), "dataset", None), cfg)
     folder = getattr(cfg, "OUTPUT_DIR", None)
-    trainer.register_hooks([DiagnosticsHook(monitor, folder, iters_per_epoch, last_step)])
+    trainer.register_hooks([DiagnosticsHook(monitor, folder, iters_per_epoch)])
     first_writer = [isinstance(hook, PeriodicWriter) for hook in hooks[:-1]] + [True]
     hooks.insert(first_writer.index(True), hooks.pop())
 
 
 def _make_monitor(model: nn.Module, heads: list[MBJHead], dataset: Any, cfg: Any) -> Monitor:
-    # None where ETA is 0, or where nobody has told the heads the class counts, which they complain of themselves.
-    watched: list[Any] = [head for head in heads if any(m.probs is not None for m in head.memories.values())]
     probe = _make_probe(model, len(heads[0].weight), dataset, cfg)
-    if not watched:
-        return Monitor([1], probe=probe)
-    counts = next(iter(watched[0].memories.values())).class_counts
-    watched[0].meter = StepMeter(len(counts))
-    return Monitor(counts.cpu(), [head.memories for head in watched], watched[0].meter, probe)
+    # None where ETA is 0, or where nobody has told the heads the class counts, which they complain of themselves.
+    memories: list[Any] = [head.memories for head in heads if any(m.probs is not None for m in head.memories.values())]
+    counts = next(iter(memories[0].values())).class_counts.cpu() if memories else [1]
+    return Monitor(counts, memories, probe)
 
 
 def _make_probe(model: nn.Module, num_classes: int, dataset: Any, cfg: Any) -> Probe | None:
@@ -112,7 +107,7 @@ def _load_images(dataset: Any, indices: list[int], transform: Any) -> Tensor:
     prepared = copy.copy(dataset)  # fast-reid's loader may be reading from the data set in a thread
     prepared.transform = transform
     # On CUDA that thread draws from NumPy's and Python's generators; preparing for a test draws from neither.
-    with preserved_random_state(torch_only=True):
+    with torch_random_state():
         return torch.stack([prepared[index]["images"] for index in indices])
 
 
@@ -120,7 +115,7 @@ def _features(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """Gives the (P, D) features that ``model`` would search with."""
 
     def features() -> Tensor:
-        with evaluating(model, torch_only=True):
+        with evaluating(model):
             # A copy: fast-reid normalises its input in place.
             return model({"images": images.to(next(model.parameters()).device, copy=True)})
 

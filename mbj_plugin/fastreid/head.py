@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from torch import Tensor, nn
 
-from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.fastreid.config import read_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
@@ -46,7 +45,6 @@ class MBJHead(EmbeddingHead):
         self.start = 0
         self.pending: list[Tensor] = []
         self.collecting = False
-        self.meter: StepMeter | None = None  # counts over the steps where diagnostics are on
         self._neck: Tensor | None = None
         if self.memories:
             self.bottleneck.register_forward_hook(self._keep_neck)
@@ -117,8 +115,6 @@ class MBJHead(EmbeddingHead):
                 "MBJHead does not know the class counts of the training set: train with fastreid's SimpleTrainer or "
                 "AMPTrainer, or call mbj_plugin.fastreid.prepare(model, data_loader) before your own loop."
             )
-        if self.meter is not None:
-            self.meter.count_positives(targets, self.memories.banks)
         inputs = {"prototype": lambda: (neck, self.weight), "feature": lambda: self._classifier(neck)}
         self.pending.append(self.memories(targets, inputs))
 

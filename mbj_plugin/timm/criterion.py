@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mbj_plugin.batch_losses import CrossEntropy
 from mbj_plugin.checks import BELOW_1, Counts, Range, check_target, counts_tensor
-from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.memories import Memories
 from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
 from mbj_plugin.timm.clip import ClipParameters, clip_parameters
@@ -90,8 +89,6 @@ class MBJLoss(nn.Module):
         self._checked = False
         self._versions: list[tuple[int, int]] | None = []
         self._parts: dict[str, Tensor] = {}
-        #: Counts over the steps where diagnostics are on; see :mod:`mbj_plugin.timm.diagnostics`.
-        self.meter: StepMeter | None = None
         self.register_state_dict_post_hook(_save_batch_classifier)
         self.register_load_state_dict_pre_hook(_load_batch_classifier)
 
@@ -144,7 +141,7 @@ class MBJLoss(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy does not know the model's copy: it must be bound to it.
-        return {**self.__dict__, "heads": None, "_parts": {}, "meter": None}
+        return {**self.__dict__, "heads": None, "_parts": {}}
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits and a target, see :func:`mbj_plugin.checks.check_target`.
@@ -164,8 +161,6 @@ class MBJLoss(nn.Module):
             batch_loss = beside(parts["loss_classifier"], batch_loss, True)
         parts["loss_memory"] = memory_loss = self._memory_loss(features, target)
         self._parts = parts
-        if self.meter is not None:
-            self.meter.close_step(memory_loss.detach(), parts["loss_batch"].detach())
         return batch_loss if self._waits() else batch_loss + memory_loss
 
     @property
@@ -181,8 +176,6 @@ class MBJLoss(nn.Module):
     def _memory_loss(self, features: Tensor, target: Tensor) -> Tensor:
         if target.ndim == 2 and self.smoothing:
             target = (target - self.smoothing / target.shape[1]) / (1 - self.smoothing)
-        if self.meter is not None:
-            self.meter.count_positives(target, self.memories.banks)
         heads = self._bound()
         return self.memories(
             target,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from mbj_plugin.diagnostics.monitor import Monitor
-from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, preserved_random_state, probe_or_none
-from mbj_plugin.diagnostics.step_meter import StepMeter
+from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, probe_or_none, torch_random_state
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
 from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import dataset_labels
@@ -38,11 +38,8 @@ def make_monitor(
         train_loader: its data set holds the probe images.
         evaluation_loader: how images are prepared for evaluation; None leaves the probe out.
     """
-    probe = _make_probe(model, class_counts, train_loader, evaluation_loader)
-    if not isinstance(criterion, MBJLoss):
-        return Monitor(class_counts, probe=probe)
-    criterion.meter = StepMeter(len(criterion.class_counts))
-    return Monitor(class_counts, [criterion.memories], criterion.meter, probe)  # type: ignore[list-item]
+    heads: Any = [criterion.memories] if isinstance(criterion, MBJLoss) else []
+    return Monitor(class_counts, heads, _make_probe(model, class_counts, train_loader, evaluation_loader))
 
 
 class EpochDiagnostics:
@@ -53,21 +50,22 @@ class EpochDiagnostics:
         folder: the run's, which exists.
         first_epoch: epoch (from 0) that the run begins or goes on with; what is written of it and later is dropped.
         iterations: of one epoch.
-        epochs: of the whole run, after which everything is measured; None where they are not known.
     """
 
-    def __init__(
-        self, monitor: Monitor, folder: Path | str, first_epoch: int, iterations: int, epochs: int | None = None
-    ) -> None:
-        self.monitor, self.iterations, self.epochs = monitor, iterations, epochs
+    def __init__(self, monitor: Monitor, folder: Path | str, first_epoch: int, iterations: int) -> None:
+        self.monitor, self.iterations = monitor, iterations
         self.writer = DiagnosticsWriter(folder, first_epoch, first_epoch * iterations)
 
-    def report(self, epoch: int) -> dict[str, float]:
-        """Write the scalars; returns them by the names that timm's summary.csv has them under, after ``train_``."""
-        step = (epoch + 1) * self.iterations
-        scalars = self.monitor.scalars(step, last=epoch + 1 == self.epochs)
-        self.writer.write(step, epoch, scalars)
-        return {name.replace("mbj/loss_", "loss_"): value for name, value in scalars.items()}
+    def report(self, epoch: int, losses: dict[str, float]) -> dict[str, float]:
+        """Write the scalars, and the epoch's mean losses by their names beside them.
+
+        Returns:
+            The scalars by the names that timm's summary.csv has them under, after ``train_``.
+        """
+        scalars = self.monitor.scalars()
+        named = {f"mbj/{name}": value for name, value in losses.items()}
+        self.writer.write((epoch + 1) * self.iterations, epoch, scalars | named)
+        return scalars
 
     def close(self) -> None:
         """End the event file."""
@@ -112,10 +110,13 @@ def _load_images(train_loader: Any, evaluation_loader: Any, indices: np.ndarray)
         prefetch.loader = loader
         loader = prefetch
     training, dataset.transform = dataset.transform, evaluation_loader.dataset.transform
+    python, numpy = random.getstate(), np.random.get_state()  # a data set of the user's may draw from them
     try:
-        with preserved_random_state():
+        with torch_random_state():
             return next(iter(loader))[0]
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
         dataset.transform = training
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from timm.task import ClassificationTask
-from torch import nn
+from torch import Tensor, nn
 
 from mbj_plugin.command_line import one_line
 from mbj_plugin.diagnostics.monitor import Monitor
@@ -63,7 +63,13 @@ class EnabledTask(MBJTask):
             )
         super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
         if settings.diagnostics and rank_and_world()[0] == 0:
-            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader), len(rates))
+            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader))
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        result = super().forward(input, target)
+        if _SUMMARY.monitor is not None:
+            _SUMMARY.losses.append(self.criterion.parts)
+        return result
 
 
 class _Summary:
@@ -71,10 +77,11 @@ class _Summary:
 
     def __init__(self, update_summary: Callable[..., None]) -> None:
         self.update_summary = update_summary
-        self.watch(None, 0, 0)
+        self.watch(None, 0)
 
-    def watch(self, monitor: Monitor | None, iterations: int, epochs: int) -> None:
-        self.monitor, self.iterations, self.epochs = monitor, iterations, epochs
+    def watch(self, monitor: Monitor | None, iterations: int) -> None:
+        self.monitor, self.iterations = monitor, iterations
+        self.losses: list[dict[str, Tensor]] = []  # of the epoch's steps
         self.diagnostics: EpochDiagnostics | None = None
 
     def __call__(
@@ -91,9 +98,11 @@ class _Summary:
         if self.monitor is not None:
             if self.diagnostics is None:
                 folder = os.path.dirname(filename)
-                self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations, self.epochs)
+                self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations)
+            steps, self.losses = self.losses, []
+            losses = {name: torch.stack([step[name] for step in steps]).double().mean().item() for name in steps[0]}
             # A new dict: train.py prints its own at the end, as JSON.
-            train_metrics = {**train_metrics, **self.diagnostics.report(epoch)}
+            train_metrics = {**train_metrics, **losses, **self.diagnostics.report(epoch, losses)}
         if not write_header:
             train_metrics = fit_columns(train_metrics, filename)
         self.update_summary(epoch, train_metrics, eval_metrics, filename, lr, write_header, log_wandb)

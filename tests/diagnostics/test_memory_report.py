@@ -8,7 +8,6 @@ from torch import nn
 
 from mbj_plugin.diagnostics.jitter import angular_variance
 from mbj_plugin.diagnostics.memory_report import memories_report, memory_report
-from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.memory import MemoryBank
 
@@ -63,23 +62,3 @@ def test_several_heads_report_their_mean():
     # The first head has no head-class rows yet.
     assert math.isnan(one["age_head"]) and both["mbj/prototype/age_head"] == two["age_head"]
     assert memories_report([], COUNTS) == {}
-
-
-def test_a_monitor_reports_the_memories_once_a_period_and_goes_on_after_a_resume():
-    def monitor(kind="prototype"):
-        return Monitor(COUNTS, [{kind: holder}], period=50)
-
-    holder = nn.Module()
-    holder.bank = filled_bank(1)
-    first = monitor()
-    before = first.scalars(9)
-    holder.bank = filled_bank(4)
-    between = first.scalars(58)
-    assert between.keys() == before.keys() and all(math.isnan(value) for value in between.values())
-    resumed, other = monitor(), monitor("feature")
-    resumed.load_state_dict(first.state_dict())
-    other.load_state_dict(first.state_dict())  # of another memory: left out
-    assert resumed.scalars(58) == pytest.approx(between, nan_ok=True)
-    assert resumed.scalars(59)["mbj/prototype/fill"] > before["mbj/prototype/fill"]
-    assert resumed.scalars(60, last=True)["mbj/prototype/fill"] > before["mbj/prototype/fill"]
-    assert other.scalars(58)["mbj/feature/fill"] > before["mbj/prototype/fill"]

@@ -5,7 +5,6 @@ import torch
 from fastreid.config import get_cfg
 from test_device import COUNTS, PLANTED, FakeTensorMode, backward, on_fake_gpu
 
-from mbj_plugin.diagnostics.step_meter import StepMeter
 from mbj_plugin.fastreid.head import MBJHead
 from mbj_plugin.memories import Memories
 
@@ -17,7 +16,7 @@ def step_on_fake_gpu(layer="Linear", memory="both", *options) -> None:
     head = MBJHead(cfg)
     head.describe_training_set(torch.tensor(COUNTS), iters_per_epoch=1)
     head.cls_layer.forward = lambda logits, targets: logits  # fast-reid's margins have shapes from data
-    head.meter, head.collecting = StepMeter(3), True
+    head.collecting = True
     with FakeTensorMode():
         on_fake_gpu(head)
         x = torch.empty(6, 4, 1, 1, device="cuda", requires_grad=True)

@@ -1,7 +1,5 @@
 """MBJHead and the model that collects its losses, by value, on heads of five classes that nothing else surrounds."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from fastreid.config import get_cfg
@@ -165,20 +163,6 @@ def test_the_start_of_every_memory(start, iteration):
 
 def test_a_new_head_starts_at_once():
     assert build_heads(make_cfg()).start == 0
-
-
-def test_the_meter_sees_the_targets_before_the_step_remembers_them():
-    head, seen = make_head(), []
-    head.meter = SimpleNamespace(
-        count_positives=lambda labels, banks: seen.append((labels, [bank.filled for bank in banks]))
-    )
-    head.collecting = True
-    for step in range(2):
-        head(*batch(step))
-    (first, empty), (second, filled) = seen
-    assert torch.equal(first, batch(0)[1]) and torch.equal(second, batch(1)[1])
-    assert empty == [0, 0] and all(filled)
-    assert make_head().meter is None
 
 
 def test_a_memory_that_is_too_large(monkeypatch):

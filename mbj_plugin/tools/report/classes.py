@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from mbj_plugin.diagnostics.groups import answers_by_group, confusion_matrix
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.tools.report.page import Section, Table
 from mbj_plugin.tools.report.run import RunRecord, Scores, side_by_side
@@ -118,10 +117,26 @@ def confusion_section(runs: list[RunRecord]) -> Section:
         counts = np.asarray(run.class_counts)
         if len(counts) <= MATRIX_CLASSES:
             order = np.argsort(-counts, kind="stable")
-            matrix = confusion_matrix(run.truth, scores.answers, len(counts))  # type: ignore[arg-type]
+            matrix = confusion_matrix(run.truth, scores.answers, labels=np.arange(len(counts)))
             draw_matrix(section, f"confusion-{index}", name, matrix[np.ix_(order, order)], _labels(run, order))
             section.tables.append(_worst_pairs(name, run, matrix))
     return section
+
+
+def answers_by_group(truth: np.ndarray, answers: np.ndarray, class_counts: np.ndarray) -> dict[str, dict[str, float]]:
+    """For each group with test images where its (N,) answers go, in percent: "right", and for wrong ones the group of
+    the class that is named."""
+    group_of = np.empty(len(class_counts), dtype=np.int64)
+    for number, name in enumerate(GROUPS):
+        group_of[class_groups(class_counts)[name]] = number
+    named = np.where(answers == truth, len(GROUPS), group_of[answers])
+    table = confusion_matrix(group_of[truth], named, labels=range(len(GROUPS) + 1))[:-1]
+    kinds = (*GROUPS, "right")
+    return {
+        name: dict(zip(kinds, 100 * row / row.sum(), strict=True))
+        for name, row in zip(GROUPS, table, strict=True)
+        if row.sum()
+    }
 
 
 def draw_answers(axis: Any, answers: dict[str, dict[str, dict[str, float]]]) -> None:

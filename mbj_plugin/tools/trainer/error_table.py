@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 from tabulate import tabulate
 
-from mbj_plugin.diagnostics.groups import GROUPS
+from mbj_plugin.diagnostics.groups import GROUPS, SHOTS
 
 TABLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 Errors = dict[str, list[dict[str, float]]]
-COLUMNS = {"all": "error", **{key.replace("_", "-"): key for keys in GROUPS.values() for key in keys}}
+COLUMNS = {"all": "error", **{key.replace("_", "-"): key for key in (*GROUPS, *SHOTS)}}
+SPLITS = (
+    "head / medium / tail (20 / 20 / 60 % of the classes by rank); "
+    "many / medium / few shot (> 100, 20 to 100, < 20 images)"
+)
 
 
 def error_table(runs: Errors, style: str = "text", headline: str = "error", note: str = "") -> str:
@@ -33,7 +37,7 @@ def error_table(runs: Errors, style: str = "text", headline: str = "error", note
         header.append("difference")
         for row, errors in zip(rows, runs.values(), strict=True):
             row.append("" if errors is first else _difference(first, errors, headline))
-    caption = f"Test error in percent; {'; '.join(GROUPS)}."
+    caption = f"Test error in percent; {SPLITS}."
     if seeds > 1:
         caption += f" Mean ± standard deviation of {seeds} seeds; difference: to the first line, ± its standard error."
     if headline == "class_error":

@@ -177,13 +177,11 @@ def log_epoch(
         f"{key.replace('_', ' ')} %: {said}  head / medium / tail {groups}  {run.progress.left(epoch + 1)}"
     )
     summary = folder / "summary.csv"
-    # The trainer's own numbers come first, and stand where the diagnostics have the same ones.
-    numbers = train_metrics | columns | train_metrics
     evaluated = {name: own[name] for name in ("loss", "top1", "top5", "class_error")}
     evaluated |= {f"{k}_error": v for k, v in own_errors.items() if not k.endswith("error")}
     utils.update_summary(
         epoch,
-        fit_columns(numbers, summary),
+        fit_columns(train_metrics | columns, summary),
         evaluated | {f"{name}_error": each["error"] for name, each in errors.items()},
         filename=str(summary),
         lr=lr,

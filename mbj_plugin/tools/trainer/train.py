@@ -90,7 +90,7 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
     args = run.args
     diagnostics = None
     if folder is not None and run.task.monitor is not None:
-        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train), run.num_epochs)
+        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train))
     saver = make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
@@ -114,7 +114,8 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
             run.task.remember_rng()
             if folder is not None and saver is not None:
                 with writing(folder):
-                    columns = diagnostics.report(epoch) if diagnostics else {}
+                    losses = {"loss_batch" if name == "loss" else name: v for name, v in train_metrics.items()}
+                    columns = diagnostics.report(epoch, losses) if diagnostics else {}
                     log_epoch(run, epoch, train_metrics, columns, metrics, folder, log_wandb)
                     best = saver.save_checkpoint(epoch, metric=metrics[run.choice][args.eval_metric])
             if run.scheduler is not None:

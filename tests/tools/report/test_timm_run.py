@@ -12,7 +12,8 @@ import yaml
 
 pytest.importorskip("matplotlib")
 
-from mbj_plugin.diagnostics.groups import confusion_matrix
+from sklearn.metrics import confusion_matrix
+
 from mbj_plugin.tools.report import main
 from mbj_plugin.tools.report.embedding import shown_classes
 from mbj_plugin.tools.report.run import RunRecord
@@ -31,7 +32,7 @@ def test_a_whole_run_is_read_whole(digit_runs):
     results = json.loads((digit_runs / "mbj" / "results.json").read_text())
     assert [line for line in run.missing if "diagnostics.jsonl" not in line] == []
     # The model, run again, makes the errors that training reported.
-    matrix = confusion_matrix(run.truth, run.classifiers[run.chosen].answers, 10)
+    matrix = confusion_matrix(run.truth, run.classifiers[run.chosen].answers)
     wrong = 100 * (1 - np.diag(matrix) / matrix.sum(1))
     np.testing.assert_allclose(wrong, results["per_class_error"], atol=1e-6)
     np.testing.assert_allclose(run.classifiers["memory"].by_class, results["per_class_error"], atol=1e-6)

@@ -77,10 +77,10 @@ def test_what_an_epoch_does_and_in_which_order(epochs, tmp_path, caplog):
 
     def epoch(number):
         log = ("log", number, {"loss": 2.0}, {"fill": 1.0}, metrics, tmp_path, "to wandb")
-        saved = [("report", number), log, ("save", number, 60.0)]
+        saved = [("report", number, {"loss_batch": 2.0}), log, ("save", number, 60.0)]
         return [("train", number), ("evaluate",), ("remember",), *saved, ("schedule", number + 1, 60.0)]
 
-    start = [("diagnostics", "monitor", tmp_path, 1, 2, 3), ("wandb",)]
+    start = [("diagnostics", "monitor", tmp_path, 1, 2), ("wandb",)]
     assert happened == [*start, *epoch(1), *epoch(2), ("close",)]
     assert results["result"][:3] == [str(metrics), "{}", "(60.0, 2)"]
     assert json.loads((tmp_path / "results.json").read_text()) == results
