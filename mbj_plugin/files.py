@@ -15,6 +15,13 @@ from typing import Any
 import mbj_plugin
 from mbj_plugin.command_line import reason
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_HELD: dict[Path, int] = {}  # folders that this process trains into, and what holds their locks
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -95,6 +102,30 @@ def _writing(path: Path) -> Iterator[None]:
         else:
             raise
         raise ValueError(f"cannot write {path} ({why}): make room, or name another place") from error
+
+
+def lock(folder: Path) -> bool:
+    """Hold a run's folder for this process, until :func:`unlock` or its end, killed too; False where another has it.
+
+    Where the system has no such locks, as on Windows, nothing is held.
+    """
+    if fcntl is None or folder.resolve() in _HELD:
+        return True
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        return not isinstance(error, BlockingIOError)  # others: a file system without locks
+    _HELD[folder.resolve()] = handle
+    return True
+
+
+def unlock(folder: Path) -> None:
+    """The run is over: another process may go on with it."""
+    handle = _HELD.pop(folder.resolve(), None)
+    if handle is not None:
+        os.close(handle)
 
 
 def read_jsonl(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:

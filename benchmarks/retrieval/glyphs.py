@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.retrieval.characters import PARTS, Glyphs
 from benchmarks.retrieval.market_layout import write_images
-from mbj_plugin.fastreid.characters import PARTS, Glyphs
 
 SIDE = 35  # pixels, as Omniglot's
 OVERSAMPLED = 3 * SIDE  # drawn at, then averaged in blocks

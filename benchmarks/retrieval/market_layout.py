@@ -1,4 +1,4 @@
-"""The folder layout of Market-1501, which `mbj_plugin.fastreid.characters.Omniglot` and its kind read."""
+"""The folder layout of Market-1501, which `benchmarks.retrieval.characters.Omniglot` and its kind read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mbj_plugin.fastreid.characters import PARTS, Omniglot
+from benchmarks.retrieval.characters import PARTS, Omniglot
 
 
 def write_images(root: str | Path, kind: type[Omniglot], images: Iterable[tuple[str, str, np.ndarray]]) -> Path:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from benchmarks.retrieval.characters import PARTS, Omniglot, OmniglotVal
 from benchmarks.retrieval.market_layout import write_images
-from mbj_plugin.fastreid.characters import PARTS, Omniglot, OmniglotVal
 
 SIDE, ALPHABETS, DRAWERS = 105, 30, 20
 # Alphabets for training, and for test.

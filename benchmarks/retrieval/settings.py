@@ -11,9 +11,9 @@ from typing import Any
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
-import benchmarks.retrieval.variants
-import benchmarks.rivals.feature_cloud  # noqa: F401, registers a layer
 from benchmarks.cells import Retired, check_known, read_settings
+from benchmarks.retrieval import backbone, characters, variants  # noqa: F401, they register what the settings name
+from benchmarks.rivals import feature_cloud  # noqa: F401, as well
 from mbj_plugin.fastreid.config import checked
 from mbj_plugin.fastreid.datasets import TAIL_SIZE, register_edition
 from mbj_plugin.tools.fastreid.train import find_config
@@ -113,7 +113,8 @@ class Settings:
             )
         dataset, method = self.datasets[cell.dataset], self.methods[cell.method]
         cfg = get_cfg()
-        cfg.merge_from_file(find_config(dataset.config))
+        own = Path(__file__).with_name("configs") / dataset.config
+        cfg.merge_from_file(str(own) if own.is_file() else find_config(dataset.config))
         try:
             base = DATASET_REGISTRY.get(dataset.name)
         except KeyError as error:

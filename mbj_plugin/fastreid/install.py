@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from fastreid_today.changes import apply_all, change, replaces
 from mbj_plugin.fastreid import (
-    backbone,  # noqa: F401  (registers the small one)
     checkpoint,
     checks,
     collect,
@@ -44,11 +43,10 @@ CHANGES: tuple[tuple[str, Callable, str], ...] = (
 )
 
 
-@change("config/defaults.py, data/datasets", "MODEL.MBJ and the editions <H, S>")
+@change("config/defaults.py", "MODEL.MBJ")
 def mbj_entries() -> None:
-    """They are registered with fast-reid, as MBJHead and timm's backbones are."""
+    """Its keys are among fast-reid's defaults."""
     config.add_defaults()
-    datasets.register_datasets()
 
 
 for target, function, what_for in CHANGES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,10 @@ from typing import Any
 from fastreid.utils import comm
 
 from fastreid_today.config import check_output_dir
-from mbj_plugin.files import write
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from mbj_plugin.files import lock, write
 
 logger = logging.getLogger("fastreid.mbj_plugin")
 CLASSES = "classes.json"
-_LOCKED: dict[Path, int] = {}  # folders that this process trains into, and what holds their locks
 
 
 def setup_checked(setup: Callable, cfg: Any, args: Any) -> Any:
@@ -45,19 +38,10 @@ def claim(folder: Path, resumes: bool) -> None:
         raise ValueError(
             f"OUTPUT_DIR {folder} holds a run already: go on with it by --resume, or give this one another OUTPUT_DIR"
         )
-    if fcntl is None or not comm.is_main_process() or folder.resolve() in _LOCKED:
-        return
-    check_output_dir(folder)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it with the process, killed too
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"another process trains into OUTPUT_DIR {folder}: give another, or wait") from None
-    except OSError:  # a file system without locks
-        os.close(handle)
-    else:
-        _LOCKED[folder.resolve()] = handle
+    if comm.is_main_process():
+        check_output_dir(folder)
+        if not lock(folder):
+            raise ValueError(f"another process trains into OUTPUT_DIR {folder}: give another, or wait")
 
 
 def begin(trainer: Any, start_epoch: int) -> None:

@@ -3,10 +3,7 @@
 import collections
 import hashlib
 import os
-import pickle
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +11,6 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from mbj_plugin.fastreid.characters import Omniglot
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts, labels_of
 from mbj_plugin.fastreid.datasets import register_edition
@@ -146,20 +142,15 @@ def test_any_edition_goes_by_its_name(make_trainer, data_root):
     )
     edition = DATASET_REGISTRY.get("Market1501_LT_H3_S2")
     assert edition is DATASET_REGISTRY.get("Market1501_LT_H3_S2")
-    there = "import pickle, sys, mbj_plugin.fastreid; print(pickle.loads(sys.stdin.buffer.read()).num_head)"
-    spawned = subprocess.run(
-        [sys.executable, "-c", there], input=pickle.dumps(edition), capture_output=True, check=True
-    )
-    assert spawned.stdout.split()[-1] == b"3"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Market1501_LT_H20S2", "no 'Market1501_LT_H20S2' in .* did you mean Market1501_LT_H20_S5"),
+        ("Market1501_LT_H20S2", "no 'Market1501_LT_H20S2' in .* did you mean Market1501"),
         ("Market1501_LT_H20_S0", "whole numbers H >= 0 and S >= 1, got <20, 0>"),
         ("Market_LT_H20_S2", "there is no 'Market' in fast-reid's registry DATASET"),
-        ("MSMT17_LT_H20_S2", "MSMT17 has no editions <H, S>; those that have are Market1501, "),
+        ("MSMT17_LT_H20_S2", "MSMT17 has no editions <H, S>, .*as Market1501"),
     ],
 )
 def test_names_of_no_edition(name, message):
@@ -171,17 +162,3 @@ def test_names_of_no_edition(name, message):
 def test_a_missing_folder_says_what_to_do(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="FASTREID_DATASETS"):
         DATASET_REGISTRY.get(name)(root=str(tmp_path / "nowhere"))
-
-
-def test_a_missing_omniglot_says_what_to_do(tmp_path):
-    for name in ("Omniglot", "OmniglotVal_LT_H50_S5"):
-        with pytest.raises(FileNotFoundError, match=r"write_omniglot\.py.*FASTREID_DATASETS"):
-            DATASET_REGISTRY.get(name)(root=str(tmp_path))
-
-
-def test_a_foreign_image_in_omniglot_is_a_clear_error(tmp_path):
-    for part in ("bounding_box_train", "query", "bounding_box_test"):
-        (tmp_path / "omniglot" / part).mkdir(parents=True)
-    (tmp_path / "omniglot" / "query" / "photo.png").touch()
-    with pytest.raises(ValueError, match=r"photo\.png is not called IDENTITY_cCAMERA"):
-        len(Omniglot(root=str(tmp_path)).query)  # read when it is asked for

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from fastreid.config import get_cfg
-from fastreid.modeling.meta_arch import build_model
 
 from mbj_plugin.tools.fastreid import train
 
@@ -63,13 +61,6 @@ def test_own_training_command(command, arguments, tmp_path):
     weights = ["MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth", "MODEL.HEADS.NUM_CLASSES", 24]
     result = command(*own, "--eval-only", *arguments, *weights, cwd=tmp_path)
     assert "mAP" in result.stdout
-
-
-def test_the_demos_model():
-    cfg = get_cfg()
-    cfg.merge_from_file(train.find_config("Demo-MBJ.yml"))
-    cfg.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 3, "MODEL.DEVICE", "cpu"])
-    assert build_model(cfg).eval()({"images": torch.zeros(1, 3, 64, 32)}).shape == (1, cfg.MODEL.BACKBONE.FEAT_DIM)
 
 
 def test_own_training_command_lists_its_configs(capsys):

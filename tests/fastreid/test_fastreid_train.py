@@ -191,10 +191,10 @@ def test_another_class_count(make_trainer, steps):
 def test_the_table_pairs_the_seeds():
     """Counted by hand: differences 1, 2 and 3, so 2.0 with a standard error of 1 / sqrt(3)."""
     runs = {"baseline": [{"mAP": v} for v in (10.0, 20.0, 30.0)], "MBJ": [{"mAP": v} for v in (11.0, 22.0, 33.0)]}
-    assert " ".join(train.table(runs).splitlines()[2].split()) == "mAP 20.0 ± 10.0 22.0 ± 11.0 +2.0 ± 0.6"
+    assert " ".join(train.table(runs).splitlines()[2].split()) == "mAP 20.00 ± 10.00 22.00 ± 11.00 +2.00 ± 0.58"
     two = train.table({name: scores[:2] for name, scores in runs.items()}).splitlines()
-    assert " ".join(two[2].split()) == "mAP 15.0 ± 7.1 16.5 ± 7.8 +1.0, +2.0" and two[-1] == "2 seeds"
-    assert train.table({"MBJ": runs["MBJ"][:1]}).splitlines()[2].split() == ["mAP", "11.0"]
+    assert " ".join(two[2].split()) == "mAP 15.00 ± 7.07 16.50 ± 7.78 +1.00, +2.00" and two[-1] == "2 seeds"
+    assert train.table({"MBJ": runs["MBJ"][:1]}).splitlines()[2].split() == ["mAP", "11.00"]
 
 
 def test_a_series_is_paired_and_gone_on_with(make_cfg, tmp_path, capsys, monkeypatch):

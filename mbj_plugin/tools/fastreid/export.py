@@ -1,4 +1,4 @@
-"""`python -m mbj_plugin.tools.fastreid.export RUN`: a run's config and weights for fast-reid without the plugin.
+"""`mbj export RUN`: a run's config and weights for fast-reid without the plugin.
 
 What MBJ adds is for training: the config loses MODEL.MBJ and names EmbeddingHead, the checkpoint loses the memories.
 The features are the same. A backbone of timm's comes with the file that registers it, which needs no plugin.
@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 import yaml
-from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
 from fastreid_today.checkpoints import load_checkpoint
 from mbj_plugin.fastreid import timm_backbone
@@ -40,18 +38,10 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
         heads["NAME"] = "EmbeddingHead"
     names = losses.get("NAME", ())
     losses["NAME"] = [name for name in ([names] if isinstance(names, str) else names) if name != "MBJLoss"]
-    return {**config, "MODEL": {**model, "HEADS": heads, "LOSSES": losses}}
-
-
-def lacking(config: dict[str, Any]) -> list[str]:
-    """What a config names that only the plugin has, and that plain fast-reid needs to run the model or to test it."""
-    backbone = None if needs_timm(config) else config["MODEL"].get("BACKBONE", {}).get("NAME")
-    named = [(BACKBONE_REGISTRY, backbone), *((DATASET_REGISTRY, name) for name in config["DATASETS"]["TESTS"])]
-    return [
-        name
-        for known, name in named
-        if EDITION.fullmatch(str(name)) or getattr(known._obj_map.get(name), "__module__", "").startswith("mbj_plugin.")
-    ]
+    data = dict(config.get("DATASETS", {}))
+    # Query and gallery of an edition <H, S> are those of its data set.
+    data["TESTS"] = [EDITION.sub(r"\1", name) for name in data.get("TESTS", ())]
+    return {**config, "MODEL": {**model, "HEADS": heads, "LOSSES": losses}, "DATASETS": data}
 
 
 def export(run: Path, output: Path, weights: str = "model_final.pth") -> dict[str, Any]:
@@ -95,9 +85,7 @@ def needs_timm(config: dict[str, Any]) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mbj_plugin.tools.fastreid.export", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="mbj export", description=__doc__.partition(": ")[2].split("\n")[0])
     parser.add_argument("run", type=Path, help="OUTPUT_DIR of a run, which holds config.yaml")
     parser.add_argument("--output", type=Path, help="folder for the two files (default: RUN/plain)")
     parser.add_argument("--weights", default="model_final.pth", help="checkpoint of the run (default: %(default)s)")
@@ -108,8 +96,6 @@ def main(argv: list[str] | None = None) -> None:
     if needs_timm(config):
         file = output / Path(timm_backbone.__file__).name
         print(f"{file} registers the backbone with timm and fast-reid alone: import it before the model is built")
-    for name in lacking(config):
-        print(f"except for {name}, which plain fast-reid lacks: register your own, or import mbj_plugin.fastreid there")
 
 
 if __name__ == "__main__":

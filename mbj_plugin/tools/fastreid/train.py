@@ -12,7 +12,6 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
@@ -24,6 +23,7 @@ from tabulate import tabulate
 from mbj_plugin import files
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.tools.report.fastreid_run import dotted
+from mbj_plugin.tools.trainer.error_table import difference, mean_and_spread
 
 SCORES = ("mAP", "mINP", "Rank-1")
 
@@ -129,21 +129,15 @@ def last_scores(folder: Path) -> dict[str, float]:
 
 
 def table(scores: dict[str, list[dict[str, float]]]) -> str:
-    """Mean and standard deviation of each score over the seeds, and of two methods their paired difference with its
-    standard error; of fewer than three pairs the differences themselves."""
+    """Each score over the seeds, and of two methods their paired difference."""
     rows = []
     for key in next(iter(scores.values()))[0]:
-        values = [np.array([run[key] for run in runs]) for runs in scores.values()]
-        cells = [f"{v.mean():.1f}" + (f" ± {v.std(ddof=1):.1f}" if len(v) > 1 else "") for v in values]
-        if len(values) == 2:
-            pairs = values[1] - values[0]
-            error = pairs.std(ddof=1) / len(pairs) ** 0.5 if len(pairs) > 2 else None
-            each = ", ".join(f"{pair:+.1f}" for pair in pairs)
-            cells.append(each if error is None else f"{pairs.mean():+.1f} ± {error:.1f}")
-        rows.append([key, *cells])
-    names = [*scores, *["difference"] * (len(scores) == 2)]
+        values = [[run[key] for run in runs] for runs in scores.values()]
+        pairs = [[b - a for a, b in zip(*values, strict=True)]] if len(values) == 2 else []
+        rows.append([key, *map(mean_and_spread, values), *map(difference, pairs)])
+    header = ["%", *scores, *["difference"] * (len(scores) == 2)]
     seeds = len(next(iter(scores.values())))
-    return f"{tabulate(rows, ['%', *names], disable_numparse=True)}\n{seeds} seed{'s' * (seeds > 1)}"
+    return f"{tabulate(rows, header, disable_numparse=True)}\n{seeds} seed{'s' * (seeds > 1)}"
 
 
 def main(argv: list[str] | None = None) -> None:

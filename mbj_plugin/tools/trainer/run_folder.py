@@ -25,18 +25,13 @@ from timm.models import safe_model_name
 
 from mbj_plugin import __version__
 from mbj_plugin.command_line import reason
-from mbj_plugin.files import drop_epochs, write
+from mbj_plugin.files import drop_epochs, lock, write
 from mbj_plugin.timm.compat import go_on_saving
 from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import from_args
 from mbj_plugin.tools.trainer.data import LongTailSubset
 from mbj_plugin.tools.trainer.evaluate import Metrics, headline
 from mbj_plugin.tools.trainer.evaluate import errors as class_errors
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
 
 _logger = logging.getLogger("mbj_plugin")
 # What tells that a folder holds a run; half a first checkpoint, of a run that was killed, does not.
@@ -46,8 +41,6 @@ HALF = ("tmp.pth.tar", "recovery_tmp.pth.tar")
 DECREASING = ("loss", "class_error")
 # Classifiers in the line of an epoch.
 NAMES = {"batch": "batch", "batch_adjusted": "adjusted", "memory": "MBJ"}
-# Folders that this process trains into, and what holds their locks.
-_LOCKED: dict[Path, int] = {}
 
 
 def experiment(args: Namespace) -> str:
@@ -90,7 +83,8 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
             pass
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}): give a writable folder by --output") from error
-    _lock(folder)
+    if not lock(folder):
+        raise ValueError(f"another process is training into {folder}: give another --experiment, or wait")
     held_by(args)
     for name in HALF:
         (folder / name).unlink(missing_ok=True)
@@ -99,31 +93,6 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
         write(folder / "manifest.json", json.dumps(train_set.manifest()))
     drop_epochs(folder / "summary.csv", first_epoch)
     return folder
-
-
-def _lock(folder: Path) -> None:
-    """Raise ValueError where another process writes to the folder. The system frees it with the process, killed too."""
-    if fcntl is None:  # Windows
-        return
-    if folder.resolve() in _LOCKED:
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"another process is training into {folder}: give another --experiment, or wait") from None
-    except OSError:  # a file system without locks
-        os.close(handle)
-    else:
-        _LOCKED[folder.resolve()] = handle
-
-
-def unlock(folder: Path) -> None:
-    """The run is over: another may go on with it."""
-    handle = _LOCKED.pop(folder.resolve(), None)
-    if handle is not None:
-        os.close(handle)
 
 
 @contextlib.contextmanager

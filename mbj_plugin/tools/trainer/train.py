@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbj_plugin.command_line import one_line
-from mbj_plugin.files import write
+from mbj_plugin.files import unlock, write
 from mbj_plugin.timm.diagnostics import EpochDiagnostics
 from mbj_plugin.tools.trainer import series
 from mbj_plugin.tools.trainer.args import parse_args
@@ -35,7 +35,6 @@ from mbj_plugin.tools.trainer.run_folder import (
     make_saver,
     open_folder,
     result,
-    unlock,
     wandb_run,
     writing,
 )

@@ -8,8 +8,8 @@ import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
+from benchmarks.retrieval.characters import Omniglot, OmniglotVal
 from benchmarks.retrieval.omniglot import SIDE, read_drawings, write_dataset
-from mbj_plugin.fastreid.characters import Omniglot, OmniglotVal
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +141,17 @@ def test_a_set_is_written_whole_or_not_at_all(npz, root, tmp_path, monkeypatch):
     assert not (tmp_path / "omniglot").exists()
     monkeypatch.undo()
     assert len(list(write_dataset(npz, tmp_path).glob("*/*.png"))) == 60 * 20
+
+
+def test_a_set_that_is_missing_says_how_to_write_it(tmp_path):
+    for name in ("Omniglot", "OmniglotVal_LT_H50_S5"):
+        with pytest.raises(FileNotFoundError, match=r"write_omniglot\.py.*FASTREID_DATASETS"):
+            DATASET_REGISTRY.get(name)(root=str(tmp_path))
+
+
+def test_a_foreign_image_is_named(tmp_path):
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "omniglot" / part).mkdir(parents=True)
+    (tmp_path / "omniglot" / "query" / "photo.png").touch()
+    with pytest.raises(ValueError, match=r"photo\.png is not called IDENTITY_cCAMERA"):
+        len(Omniglot(root=str(tmp_path)).query)  # read when it is asked for

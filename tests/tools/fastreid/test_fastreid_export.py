@@ -69,16 +69,6 @@ def test_the_same_features_without_the_plugin(run, command, tmp_path, capsys):
     assert plain.MODEL.HEADS.NAME == "EmbeddingHead" and plain.MODEL.LOSSES.NAME == ("CrossEntropyLoss",)
 
 
-def test_what_plain_fastreid_lacks_is_said(run, capsys):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["MODEL"]["BACKBONE"]["NAME"] = "build_demo_backbone"
-    config["DATASETS"]["TESTS"] = ["Market1501", "Omniglot"]
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    export.main([str(run), "--output", str(run / "elsewhere")])
-    said = capsys.readouterr().out
-    assert "except for build_demo_backbone," in said and "except for Omniglot," in said and "Market1501" not in said
-
-
 def test_a_timm_backbone_comes_with_its_file(command, tiny_opts, tmp_path, capsys):
     pytest.importorskip("timm", reason="timm is not installed")
     cfg = get_cfg()
@@ -126,6 +116,9 @@ def test_the_run_stays_as_it_is(run):
     assert {path.name for path in (run / "plain").iterdir()} == {"config.yaml", "model_final.pth"}
 
 
-def test_a_loss_by_its_name_alone():
-    config = yaml.safe_load("MODEL: {HEADS: {NAME: MBJHead}, LOSSES: {NAME: CrossEntropyLoss}}")
-    assert export.plain_config(config)["MODEL"]["LOSSES"]["NAME"] == ["CrossEntropyLoss"]
+def test_a_loss_by_its_name_alone_and_an_edition():
+    text = (
+        "MODEL: {HEADS: {NAME: MBJHead}, LOSSES: {NAME: CrossEntropyLoss}}\nDATASETS: {TESTS: [Market1501_LT_H20_S5]}"
+    )
+    config = export.plain_config(yaml.safe_load(text))
+    assert config["MODEL"]["LOSSES"]["NAME"] == ["CrossEntropyLoss"] and config["DATASETS"]["TESTS"] == ["Market1501"]

@@ -94,7 +94,7 @@ def test_a_run_is_read_whole_and_broken(run_folder, tiny_plan, tmp_path, monkeyp
 def test_a_checkpoint_of_another_model_is_a_line(run_folder):
     folder, _ = run_folder
     config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(config.replace("build_tiny_backbone", "build_demo_backbone"))
+    (folder / "config.yaml").write_text(config.replace("build_tiny_backbone", "build_resnet_backbone"))
     run = read(folder)
     assert any(line.startswith("retrieval and embedding: ") for line in run.missing), run.missing
     assert run.memories and not run.searches

@@ -1,4 +1,4 @@
-"""A small network for fast-reid, which a CPU trains in minutes."""
+"""The small network of the committed rows, which a CPU trains in minutes."""
 
 from __future__ import annotations
 
