@@ -73,77 +73,77 @@ class MBJSettings:
     memory: str = _one_of(
         "feature",
         MEMORIES,
-        "what is remembered: past features (MBJ-F, trains the classifier), past prototypes (MBJ-W, trains the "
-        "embedding) or both (MBJ-WF)",
+        "what is stored: past features (MBJ-F, trains the classifier), prototypes, which are past classifier weights "
+        "(MBJ-W, trains the embedding), or both (MBJ-WF)",
     )
     classifier: str = _one_of(
         "own",
         CLASSIFIERS,
-        "what the memory of features trains: 'own', a classifier of its own, while the features are those of a run "
-        "without MBJ; or 'shared', the one that trains the features, which learn to undo it",
+        "which classifier the memory of features trains: 'own', a second one, so that the features are the same as "
+        "without MBJ; or 'shared', the one that also trains the features, which raised the error on CIFAR-10-LT",
     )
     classifier_loss: str | None = _one_of(
         None,
         LOSSES,
-        "batch loss of the memory's own classifier (default: the batch loss of the features)",
+        "batch loss of the second classifier (default: the batch loss of the features)",
     )
     eta: float | None = _in_range(
         "eta",
         None,
-        "weight of each memory's loss (Eq. 2); higher = lower tail error and higher head error, 0 = off (default: 15 "
-        "for features, 1/7 for prototypes, as in the paper)",
+        "weight of the memory's loss (Eq. 2): a higher value lowers the tail error and raises the head error, and 0 "
+        "turns the loss off (default: 15 for features and 1/7 for prototypes, as in the paper; in fast-reid 3)",
     )
     size: int | None = _in_range(
         "size",
         None,
-        "slots of each memory; more = older rows, and a tail class keeps more of them (default: 500 features, 3500 "
-        "prototypes)",
+        "number of entries in each memory: a larger memory holds older entries, and more of each tail class (default: "
+        "500 features, 3500 prototypes; in fast-reid 3500)",
     )
     sample: int = _in_range(
         "sample",
         0,
-        "rows of the memory of features that are drawn anew for each step, for large memories: the same loss on "
-        "average, at a fraction of the cost; 0 = all",
+        "for a large memory of features: how many entries, chosen at random, each step uses; the loss is the same on "
+        "average and takes less time; 0 uses all",
     )
     beta: float = _in_range(
         "beta",
         1.5,
-        "re-balancing (Eq. 1 and 5): the memory's class mix is N^(1-beta), so 1 is uniform and above 1 favours the "
-        "tail at the cost of the head",
+        "strength of the re-balancing (Eq. 1 and 5): the entries of a class with N images are in proportion to "
+        "N^(1-beta), so with 1 all classes have equally many, and with more the tail has more",
     )
     norm: str = _one_of(
         "max",
         NORMS,
-        "'max' lets every row of the rarest class in and keeps the memory young; 'sum' is the paper's Eq. 1 and 5, "
-        "which lets in far fewer rows of all classes",
+        "'max' divides the probabilities of Eq. 1 and 5 by the largest one, so everything of the rarest class is "
+        "stored; 'sum' is the paper's own, which stores far less, so the entries are older",
     )
     start: Start = _setting(  # noqa: RUF009
         "auto",
         str,
         WANTED.format(unit="epochs or iterations"),
         as_start,
-        "when the memory loss starts: 'auto' (the first decay of the learning rate), a fraction of the run below 1, or "
-        "epochs (timm) or iterations (fast-reid); too early and the head drowns",
+        "when the memory's loss starts: 'auto' (the first decay of the learning rate), a fraction of the run below 1, "
+        "or a number of epochs (timm) or iterations (fast-reid); if it starts too early, the error rises",
     )
     momentum: float = _in_range(
         "momentum",
         0.0,
-        "remember a moving average of the prototypes (MBJ*); smooths the jitter away, which the paper found to cost "
-        "the tail",
+        "store a moving average of the prototypes, with this momentum (MBJ*): this removes the jitter, and in the "
+        "paper it lowers the mAP",
     )
     scale: float = _in_range("scale", 16.0, "alpha of Eq. 4, the loss on the memory of prototypes")
     margin: float = _in_range("margin", 0.2, "delta of Eq. 4")
-    seed: int | None = _in_range("seed", None, "seed of the draws for the memories (default: the run's own)")
+    seed: int | None = _in_range("seed", None, "seed of the memories' random choices (default: the run's)")
     class_counts: str | None = _setting(
         None,
         str,
         "the name of a file",
         lambda value: value if isinstance(value, str) else None,
-        "JSON list of training images per class, for data sets that cannot be counted",
+        "JSON list of the number of training images of each class, for data sets that cannot be counted",
     )
     diagnostics: bool = _switch(
         True,
-        "write what the memory holds and how features jitter, also without MBJ; it changes nothing of the run",
+        "write what the memory holds and how features jitter, also without MBJ; this does not change the run",
     )
 
     def __post_init__(self) -> None:
@@ -189,8 +189,8 @@ class MBJSettings:
 OF_ONE_MEMORY = {name: "prototype" for name in ("momentum", "scale", "margin")} | {"sample": "feature"}
 RULES: dict[str, Rule] = {field.name: field.metadata["rule"] for field in dataclasses.fields(MBJSettings)}
 
-# Values that go together, over the class's own. "paper" reads to the letter what the paper leaves open: Eq. 1 and 5 as
-# printed, and a loss that counts from the first step on.
+# Values that go together, over the class's own. "paper" has the paper's Eq. 1 and 5, and the loss starts in the first
+# step, because the paper names no other. In classification it still trains a second classifier.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "classification": {
         "default": {},

@@ -23,7 +23,7 @@ def make_criterion(
         settings: of MBJ.
         class_counts: (C,) training images per class.
         base: the batch loss.
-        start: calls before the memory loss counts.
+        start: calls before the memory loss starts.
         seed: of the run.
         smoothing: that of timm's Mixup.
     """
@@ -61,15 +61,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The flags ``--mbj`` and ``--mbj-...``."""
     group = parser.add_argument_group("Memory-based Jitter")
     group.add_argument(
-        "--mbj", action="store_true", help="train with Memory-based Jitter: lowers tail error, may raise head error"
+        "--mbj", action="store_true", help="train with Memory-based Jitter: lowers the tail error, may raise the head's"
     )
     group.add_argument(
         "--mbj-recipe",
         choices=tuple(RECIPES),
         default="default",
-        help="'balanced' is --mbj-classifier-loss balanced_softmax --mbj-eta 1, the least error of a memory here; "
-        "'paper' reads the paper to the letter, --mbj-norm sum --mbj-start 0; flags given beside it still count "
-        "(default: %(default)s)",
+        help="settings that go together: 'balanced' is --mbj-classifier-loss balanced_softmax --mbj-eta 1; 'paper' has "
+        "the paper's equations, --mbj-norm sum --mbj-start 0, with a second classifier (add --mbj-classifier shared to "
+        "train exactly as in the paper); other flags override the recipe (default: %(default)s)",
     )
     for name, rule in RULES.items():
         more: dict[str, Any] = {"action": BooleanOptionalAction}
