@@ -1,6 +1,6 @@
 """Mutation testing: change the source in one place at a time, and see whether the tests notice.
 
-What came out: docs/maintainers/mutation.md.
+What came out: docs/results/mutants.md.
 
     python tools/mutants.py                               every module that pyproject.toml lists
     python tools/mutants.py mbj_plugin/sampling.py ...    these ones

@@ -14,7 +14,7 @@ from mbj_plugin.command_line import OneLineParser, one_line
 
 if __name__ == "__main__":
     parser = OneLineParser(description="Render Latin, Greek and Cyrillic in many fonts as a re-ID data set.")
-    parser.add_argument("fonts", help="folder of .ttf and .otf files (docs/fastreid-data.md says which were measured)")
+    parser.add_argument("fonts", help="folder of .ttf and .otf files (CONTRIBUTING.md says which were measured)")
     parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
     args = parser.parse_args()
     with one_line("write_glyphs", also="benchmarks"):

@@ -14,7 +14,7 @@ from mbj_plugin.command_line import OneLineParser, one_line
 
 if __name__ == "__main__":
     parser = OneLineParser(description="Write Omniglot's background set as two re-ID data sets.")
-    parser.add_argument("archive", help="the authors' images_background.zip, or an .npz of it (docs/fastreid-data.md)")
+    parser.add_argument("archive", help="the authors' images_background.zip, or an .npz of it (CONTRIBUTING.md)")
     parser.add_argument("folder", help="where to; then name it in FASTREID_DATASETS")
     args = parser.parse_args()
     with one_line("write_omniglot", also="benchmarks"):
