@@ -10,7 +10,7 @@ nbformat = pytest.importorskip("nbformat")
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Pictures of each cell that draws any.
-PICTURES = {"timm": [4, 2, 2, 1], "fastreid": [1, 2, 3, 2]}
+PICTURES = {"timm": [4, 2, 2], "fastreid": [2, 3]}
 
 
 def pictures(notebook):

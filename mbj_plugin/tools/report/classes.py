@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
+from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.tools.report.page import Section, Table
 from mbj_plugin.tools.report.run import RunRecord, Scores, side_by_side
@@ -14,9 +15,9 @@ from mbj_plugin.tools.report.style import (
     COLOURS,
     GREYS,
     GROUP_HATCHES,
-    GROUPS,
     HATCHES,
     MARKERS,
+    class_labels,
     draw_bars,
     log_axis,
     picture,
@@ -55,46 +56,38 @@ def class_section(runs: list[RunRecord]) -> Section:
         axis.set_xlabel("training images of the class")
     for index, (name, run, scores) in enumerate(compared[1:], 1):
         if np.array_equal(np.asarray(run.class_counts), counts):
-            draw_change(section, index, name, compared[0][0], run, scores.by_class - compared[0][2].by_class)
+            _draw_change(section, index, name, compared[0][0], run, scores.by_class - compared[0][2].by_class)
     section.tables.append(_class_table(compared))
     return section
 
 
-def draw_change(section: Section, index: int, name: str, first: str, run: RunRecord, change: np.ndarray) -> None:
+def _draw_change(section: Section, index: int, name: str, first: str, run: RunRecord, change: np.ndarray) -> None:
     """Bars of the (C,) change of each class's error, in points; classes from the largest to the smallest."""
-    counts = np.asarray(run.class_counts)
-    order = np.argsort(-counts, kind="stable")
+    order = np.argsort(-np.asarray(run.class_counts), kind="stable")
     ranks, values = np.arange(1, len(order) + 1), change[order]
-    caption = f"From {first} to {name}: {int((change < 0).sum())} classes are better (bars down), "
-    caption += f"{int((change > 0).sum())} are worse (up). Look at the right end, where the smallest classes are."
-    with plot(
-        section, f"change-{index}", f"{shown(name)} − {shown(first)}", "change of error, points", caption
-    ) as axis:
+    caption = f"From {first} to {name}: of {len(order)} classes better (bars down): {int((change < 0).sum())}, worse "
+    caption += f"(up): {int((change > 0).sum())}. Look at the right end, where the smallest classes are."
+    title = f"{shown(name)} − {shown(first)}"
+    with plot(section, f"change-{index}", title, "change of error, points", caption) as axis:
         if len(order) <= 60:
             axis.bar(ranks, values, color=COLOURS[index], hatch=HATCHES[index], edgecolor="white")
         else:  # white edges would hide bars this thin
             axis.vlines(ranks, 0, values, color=COLOURS[index], lw=max(0.3, 200 / len(order)))
         axis.axhline(0, color="black", lw=0.8)
         axis.grid(False, axis="x")
-        rank_axis(axis, _labels(run, order), counts[order])
-
-
-def _labels(run: RunRecord, classes: np.ndarray) -> list[str]:
-    return [shown(run.class_name(int(c)), f"class {c}") for c in classes]
+        rank_axis(axis, run, order)
 
 
 def _class_table(compared: list[tuple[str, RunRecord, Scores]]) -> Table:
     """A line for each class, the largest first; the number is what figures show where a name has other letters."""
     run = compared[0][1]
     counts = np.asarray(run.class_counts)
-    images = np.full(len(counts), -1) if run.truth is None else np.bincount(run.truth, minlength=len(counts))
+    images = ["–"] * len(counts) if run.truth is None else np.bincount(run.truth, minlength=len(counts)).tolist()
     rows = []
     for c in np.argsort(-counts, kind="stable"):
         errors = [scores.by_class[c] if c < len(scores.by_class) else np.nan for _, _, scores in compared]
         cells = [f"{error:.1f}" if np.isfinite(error) else "–" for error in errors]
-        rows.append(
-            [run.class_name(int(c)), str(c), f"{counts[c]:,}", f"{images[c]:,}" if images[c] >= 0 else "–", *cells]
-        )
+        rows.append([run.class_name(int(c)), str(c), f"{counts[c]:,}", str(images[c]), *cells])
     header = ["class", "number", "training images", "test images", *(f"{name}, %" for name, _, _ in compared)]
     return Table(header, rows, "Error of each class", folded=True)
 
@@ -106,20 +99,14 @@ def confusion_section(runs: list[RunRecord]) -> Section:
     if not compared:
         return section
     answers = {name: answers_by_group(r.truth, s.answers, r.class_counts) for name, r, s in compared}  # type: ignore[arg-type]
-    said = [f"{name} {of['tail']['head']:.1f} %" for name, of in answers.items() if "tail" in of]
-    caption = (
-        f"Of the tail's test images are taken for a head class: {'; '.join(said)}. White is right; look how much of "
-    )
-    caption += "the tail's bars is cross-hatched."
+    said = "; ".join(f"{name} {of['tail']['head']:.1f} %" for name, of in answers.items() if "tail" in of)
+    caption = f"Of the tail's test images are taken for a head class: {said}. White is right; look how much of the "
+    caption += "tail's bars is cross-hatched."
     with plot(section, "confusion-groups", "Answers by true group", "", caption) as axis:
-        draw_answers(axis, answers)
+        _draw_answers(axis, answers)
     for index, (name, run, scores) in enumerate(compared):
-        counts = np.asarray(run.class_counts)
-        if len(counts) <= MATRIX_CLASSES:
-            order = np.argsort(-counts, kind="stable")
-            matrix = confusion_matrix(run.truth, scores.answers, labels=np.arange(len(counts)))
-            draw_matrix(section, f"confusion-{index}", name, matrix[np.ix_(order, order)], _labels(run, order))
-            section.tables.append(_worst_pairs(name, run, matrix))
+        if len(run.class_counts) <= MATRIX_CLASSES:  # type: ignore[arg-type]
+            _draw_matrix(section, f"confusion-{index}", name, run, scores.answers)
     return section
 
 
@@ -139,7 +126,7 @@ def answers_by_group(truth: np.ndarray, answers: np.ndarray, class_counts: np.nd
     }
 
 
-def draw_answers(axis: Any, answers: dict[str, dict[str, dict[str, float]]]) -> None:
+def _draw_answers(axis: Any, answers: dict[str, dict[str, dict[str, float]]]) -> None:
     """Stacked bars: for each true group and classifier, right, and wrong by the group of the answer; in percent."""
     stacked = [(g, name, of[g]) for g in GROUPS for name, of in answers.items() if g in of]
     places = [index + 0.5 * GROUPS.index(group) for index, (group, _, _) in enumerate(stacked)]
@@ -157,34 +144,22 @@ def draw_answers(axis: Any, answers: dict[str, dict[str, dict[str, float]]]) -> 
     axis.grid(False, axis="y")
 
 
-def draw_matrix(section: Section, file: str, name: str, matrix: np.ndarray, labels: list[str]) -> None:
+def _draw_matrix(section: Section, file: str, name: str, run: RunRecord, answers: Any) -> None:
     """The confusion matrix in percent of each row, classes by size; numbers where they can be read.
 
     A class without test images has an empty row.
     """
-    images = matrix.sum(1, keepdims=True)
-    share = np.where(images > 0, 100 * matrix / np.maximum(images, 1), np.nan)
-    few = len(labels) <= 12
+    order = np.argsort(-np.asarray(run.class_counts), kind="stable")
+    matrix = confusion_matrix(run.truth, answers, labels=order)
+    with np.errstate(invalid="ignore"):
+        share = 100 * matrix / matrix.sum(1, keepdims=True)
+    few = len(order) <= 12
     caption = f"{name}: each row is a true class, the largest on top, and sums to 100 %. Below the diagonal are small "
     caption += "classes that are taken for larger ones."
     with picture(section, file, f"Confusion matrix of {name}", caption, 4.8, 4.6) as figure:
         axis = figure.subplots()
-        display = ConfusionMatrixDisplay(np.round(share), display_labels=labels if few else None)
+        display = ConfusionMatrixDisplay(np.round(share), display_labels=class_labels(run, order) if few else None)
         display.plot(ax=axis, cmap="Greys", include_values=few, colorbar=not few, values_format=".0f",
                      xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 100}, text_kw={"fontsize": 8})  # fmt: skip
         axis.grid(False)
         axis.set(title=f"{shown(name)}: % of the true class", xlabel="answer", ylabel="true class")
-
-
-def _worst_pairs(name: str, run: RunRecord, matrix: np.ndarray, most: int = 5) -> Table:
-    """The most frequent confusions, in images."""
-    counts: Any = np.asarray(run.class_counts)
-    images, wrong = matrix.sum(1), matrix - np.diag(np.diag(matrix))
-    rows = []
-    for flat in np.argsort(-wrong, axis=None, kind="stable")[:most]:
-        true, answer = (int(i) for i in np.unravel_index(flat, wrong.shape))
-        if wrong[true, answer]:
-            pair = f"{run.class_name(true)} taken for {run.class_name(answer)}"
-            rows.append([pair, f"{wrong[true, answer]} of {images[true]}", f"{counts[true]:,}", f"{counts[answer]:,}"])
-    header = ["confusion", "test images", "training images of the true class", "of the answer"]
-    return Table(header, rows, f"The most frequent confusions of {name}", folded=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mbj_plugin.command_line import OneLineParser, one_line
-from mbj_plugin.tools.report.run import RunRecord, short_names
+from mbj_plugin.tools.report.run import RunRecord
 
-INSTALL = "pip install 'mbj_plugin[report]'"
 # Files that tell whose run it is, without importing the host.
 FILES = {
     "timm": ("args.yaml", "summary.csv", "results.json", "last.pth.tar", "model_best.pth.tar"),
     "fastreid": ("config.yaml", "metrics.json", "model_final.pth", "model_best.pth", "last_checkpoint"),
 }
+INSTALL = "pip install 'mbj_plugin[report]', beside what trained the run"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="mbj report",
         description="One HTML page, which opens offline, on one or more run folders of train_timm or fast-reid: of one "
         "run its classifiers side by side, of several the runs; error by class size, confusion, retrieval, curves, "
-        "memory, jitter, embedding. Runs that differ in their seed alone are shown as mean and spread.",
+        "memory, jitter. Runs that differ in their seed alone are shown as mean and spread.",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of run folders")
     p.add_argument(
@@ -44,10 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         help="that registers a data set of yours",
     )
     p.add_argument("--device", default="cpu", help="where the models run (default: %(default)s)")
-    p.add_argument(
-        "--no-model", action="store_true", help="do not run the models: no confusion, embedding or retrieval"
-    )
-    p.add_argument("--images-per-class", type=int, default=40, help="in the embedding (default: %(default)s)")
+    p.add_argument("--no-model", action="store_true", help="do not run the models: no confusion, no search")
     args = p.parse_args(argv)
     logging.getLogger("timm").setLevel(logging.WARNING)
     with one_line("mbj report", INSTALL):
@@ -58,63 +55,45 @@ def report(args: argparse.Namespace) -> Path:
     """Read the runs and write the page.
 
     Raises:
-        ValueError: for a folder that is not there or cannot be written, or too many runs.
+        ValueError: for a folder that holds no run or cannot be written, or too many runs.
     """
-    from mbj_plugin.tools.report.sections import check_number, write_report
+    from mbj_plugin.tools.report.sections import write_report
+    from mbj_plugin.tools.report.style import COLOURS
 
-    if args.images_per_class < 1:
-        raise ValueError(f"--images-per-class must be 1 or more, got {args.images_per_class}")
     sys.path.insert(0, os.getcwd())  # as python does for a script of the user's
     for module in args.modules:
         importlib.import_module(module)
     found = [run for folder in args.runs for run in run_folders(Path(folder))]
     folders = list({folder.resolve(): folder for folder in found}.values())  # one given twice is shown once
-    check_number(len(folders))
-    names = short_names(folders)
-    runs = []
-    for folder, name in zip(folders, names, strict=True):
+    if len(folders) > len(COLOURS):
+        raise ValueError(f"a page compares 1 to {len(COLOURS)} runs, got {len(folders)}: give fewer")
+    root, runs = os.path.commonpath([folder.resolve().parent for folder in folders]), []
+    for folder in folders:
+        name = folder.resolve().relative_to(root).as_posix()
         print(f"Reading {name} ...", flush=True)
-        runs.append(read(folder, name, args))
-    return write_report(runs, Path(args.output) if args.output else _beside(Path(args.runs[0]), folders))
-
-
-def _beside(given: Path, folders: list[Path]) -> Path:
-    """report/ in the folder that was given, which must hold a run: no page goes into a data set."""
-    if not any(kind_of(folder) for folder in folders):
-        expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
-        raise ValueError(f"{given} holds no file of a run (expected one of {expected})")
-    return given / "report"
+        runs.append(RunRecord(name))
+        host: Any = importlib.import_module(f"mbj_plugin.tools.report.{kind_of(folder)}_run")
+        host.read_run(runs[-1], folder, args)
+    return write_report(runs, Path(args.output or Path(args.runs[0], "report")))
 
 
 def run_folders(folder: Path) -> list[Path]:
     """The folder itself, or the runs in it, as ``--compare`` and ``--seeds`` leave them.
 
     Raises:
-        ValueError: where there is no such folder.
+        ValueError: where there is no run.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: give the folder that a run wrote, with its checkpoint in it")
     if kind_of(folder):
         return [folder]
     inside = sorted({file.parent for names in FILES.values() for name in names for file in folder.glob(f"*/**/{name}")})
-    return inside or [folder]
+    if not inside:
+        expected = "; ".join(f"{host}: {', '.join(names)}" for host, names in FILES.items())
+        raise ValueError(f"{folder} holds no file of a run (expected one of {expected})")
+    return inside
 
 
 def kind_of(folder: Path) -> str | None:
     """The host that wrote the folder, by its files."""
     return next((host for host, names in FILES.items() if any((folder / name).exists() for name in names)), None)
-
-
-def read(folder: Path, name: str, args: argparse.Namespace) -> RunRecord:
-    """One run, by ``read_run`` of its host's reader, ``timm_run`` or ``fastreid_run``."""
-    run, host = RunRecord(name), kind_of(folder)
-    if host is None:
-        run.missing.append(f"no file of a run in {folder.name}")
-        return run
-    try:
-        module: Any = importlib.import_module(f"mbj_plugin.tools.report.{host}_run")
-    except ModuleNotFoundError as error:
-        run.missing.append(f"this is a run of {host}, and {error.name} is not installed")
-    else:
-        module.read_run(run, folder, args)
-    return run

@@ -1,58 +1,55 @@
-"""Over time: losses, errors and learning rate; the jitter of Fig. 2."""
+"""Over time: losses, errors and learning rate; what the memory held, and the jitter of Fig. 2."""
 
 from __future__ import annotations
 
-import re
-
+from mbj_plugin.diagnostics.groups import GROUPS
 from mbj_plugin.tools.report.page import Section
 from mbj_plugin.tools.report.run import RunRecord, colour_of, series
-from mbj_plugin.tools.report.style import GROUPS, Curve, draw_lines, plot, shown
+from mbj_plugin.tools.report.style import draw_lines, plot, shown
 
-UNITS = {"error": "error, %", "batch loss": "loss", "memory loss": "eta × loss"}
-PROBES = "mbj/probe_jitter"
-# Losses and errors first.
-LAST = ("learning rate", "error")
+UNITS = {"error": "error, %", "tail error": "error, %", "batch loss": "loss", "memory loss": "eta × loss"}
+#: What is recorded of the probe images and of each memory: a figure's title, and its axis.
+RECORDED = {"mbj/probe_jitter": ("jitter of fixed images", "angular variance, rad²")}
+for kind in ("feature", "prototype"):
+    RECORDED[f"mbj/{kind}/entries"] = (f"{kind} memory, rows", "rows")
+    RECORDED[f"mbj/{kind}/age"] = (f"{kind} memory, age", "mean age, iterations")
+    RECORDED[f"mbj/{kind}/jitter"] = (f"{kind} memory, jitter of the rows", "angular variance, rad²")
 
 
 def curve_section(runs: list[RunRecord]) -> Section:
     """Losses, errors and learning rate while the runs trained, one figure for each, all runs in it."""
     section = Section("Training curves")
     names = {name for run in runs for name in run.curves}
-    for name in sorted(names, key=lambda name: (*map(name.count, LAST), name)):
+    for name in sorted(names, key=lambda name: (name == "learning rate", "error" in name, name)):
         # A run without this curve keeps its place, so that each run has its colour in every figure.
-        lines = {run.name: run.curves.get(name, ([], [])) for run in runs}
+        lines = {run.name: run.curves.get(name, {}).get("", ([], [])) for run in runs}
+        first = colour_of(runs, 0)
+        if len(runs) == 1 and len(own := {key: line for key, line in runs[0].curves[name].items() if key}):
+            lines, first = own, 0
         unit = next(run.curve_unit for run in runs if name in run.curves)
-        last = "; ".join(f"{run} {values[-1]:.4g}" for run, (_, values) in lines.items() if values)
+        last = "; ".join(f"{line} {values[-1]:.4g}" for line, (_, values) in lines.items() if values)
         caption = f"{name[0].upper()}{name[1:]} by {unit}; at the end {last}."
-        file = "curve-" + re.sub(r"[^\w-]+", "-", name)
-        with plot(section, file, name, UNITS.get(name.partition(",")[0], name), caption) as axis:
-            drawn = {shown(run): line for run, line in lines.items()}
-            draw_lines(axis, drawn, unit, log=name == "learning rate", first=colour_of(runs, 0))
+        with plot(section, f"curve-{name}", name, UNITS.get(name, name), caption) as axis:
+            drawn = {shown(line): points for line, points in lines.items()}
+            draw_lines(axis, drawn, unit, log=name == "learning rate", first=first)
     return section
 
 
-def jitter_section(runs: list[RunRecord]) -> Section:
-    """Fig. 2 as the run itself recorded it: the jitter of fixed probe images, and of the rows in memory."""
+def recorded_section(runs: list[RunRecord]) -> Section:
+    """What the run itself recorded of its memories and its probe images, a figure for each with a line a group."""
     section = Section(
-        "Jitter over iterations (Fig. 2)",
-        "How far the features of one image spread over the recorded editions of the model: the mean squared angle to "
-        "their mean direction. The paper's finding is that the tail's jitter is the smaller one, and falls with the "
-        "learning rate.",
+        "Memory and jitter over iterations (Fig. 2)",
+        "Jitter is how far the features of one image spread over the recorded editions of the model: the mean squared "
+        "angle to their mean direction. The paper's finding is that the tail's jitter is the smaller one, and falls "
+        "with the learning rate. The rows of a class in a memory of features differ by their images as well.",
     )
     for number, run in enumerate(runs):
-        kinds = {PROBES: "fixed images"}
-        kinds |= {f"mbj/{kind}/jitter": f"rows in the {kind} memory" for kind in ("feature", "prototype")}
-        for key, what in kinds.items():
-            lines = group_lines(run, key)
-            if any(xs for xs, _ in lines.values()):
-                last = ", ".join(f"{group} {ys[-1]:.2g}" for group, (_, ys) in lines.items() if ys)
-                file = f"jitter-{number}-{key.replace('mbj/', '').replace('/', '-')}"
-                caption = f"{run.name}, {what}: at the end {last} rad²."
-                with plot(section, file, f"{shown(run.name)}: {what}", "angular variance, rad²", caption) as axis:
-                    draw_lines(axis, lines, "iteration", log=True)
-    return section if section.figures else Section(section.title)
-
-
-def group_lines(run: RunRecord, key: str) -> dict[str, Curve]:
-    """What was recorded as ``key`` of each group over iterations, such as "mbj/feature/age"."""
-    return {group: series(run.diagnostics, "step", f"{key}_{group}") for group in GROUPS}
+        for key, (what, unit) in RECORDED.items():
+            lines = {group: series(run.diagnostics, "step", f"{key}_{group}") for group in GROUPS}
+            last = ", ".join(f"{group} {ys[-1]:,.4g}" for group, (_, ys) in lines.items() if ys)
+            if last:
+                caption = f"{run.name}, {what}: at the end {last}."
+                file = f"recorded-{number}-{key.removeprefix('mbj/')}"
+                with plot(section, file, f"{shown(run.name)}: {what}", unit, caption) as axis:
+                    draw_lines(axis, lines, "iteration", log="rad" in unit)
+    return section

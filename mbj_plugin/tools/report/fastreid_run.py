@@ -23,9 +23,8 @@ from torch.utils.data import DataLoader
 
 from fastreid_today.checkpoints import load_checkpoint
 from mbj_plugin.fastreid.run_folder import read_classes
-from mbj_plugin.longtail import class_groups
-from mbj_plugin.tools.report.run import Features, RunRecord, first_of_each, read_lines, read_memories, series
-from mbj_plugin.tools.report.search import SearchImages, groups_by_matches, search
+from mbj_plugin.tools.report.run import RunRecord, read_bank, series
+from mbj_plugin.tools.report.search import SearchImages, scores, search
 
 CHECKPOINTS = ("model_final.pth", "model_best.pth")
 CURVES = {
@@ -35,7 +34,6 @@ CURVES = {
     "cls_accuracy": "batch accuracy",
 }
 SCORES = ("mAP", "mINP", "Rank-1")
-TRAIN_QUERIES = 3000  # more add time and no precision
 BANK = re.compile(r"(?:(?P<head>.*)\.)?memories\.(?P<kind>\w+)\.bank\.(?P<entry>\w+)")
 
 
@@ -52,13 +50,14 @@ def read_run(run: RunRecord, folder: Path, args: Namespace) -> None:
     if sizes := read_classes(folder):
         run.class_counts = np.array(list(sizes.values()))
         run.class_names = [name.rpartition("_")[2] for name in sizes]
-    checkpoint = read_memories(run, folder, lambda: _checkpoint(run, folder), _banks)
-    with run.part("class sizes and images"):
-        cfg = _config(folder, args.device, args.data)
-        train = _training_set(run, cfg)
-        if checkpoint and not args.no_model:
-            with run.part("retrieval and embedding"):
-                _run_model(run, cfg, checkpoint, train, args.images_per_class)
+        run.facts["training images"] = f"{run.class_counts.sum():,} of {len(sizes):,} identities"
+    run.read_diagnostics(folder)
+    with run.part("checkpoint"):
+        state = _checkpoint(run, folder)
+        run.memories = {kind: read_bank(bank) for kind, bank in _banks(state).items()}
+        if not args.no_model:
+            with run.part("retrieval"):
+                _search(run, folder, state, args)
 
 
 def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -72,24 +71,22 @@ def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_metrics(run: RunRecord, folder: Path) -> None:
-    rows = read_lines(run, folder / "metrics.json", "iteration")
+    rows = run.read_lines(folder / "metrics.json", "iteration")
     for key in dict.fromkeys(key for row in rows for key in row):
         name = CURVES.get(key, key.removeprefix("loss_") + " loss" if key.startswith("loss_") else None)
         points = series(rows, "iteration", key)
         if key.rpartition("/")[2] in SCORES and points[0]:
             name, run.retrieval[key] = key, points[1][-1]
         if name and points[0]:
-            run.curves[name] = points
+            run.curves[name] = {"": points}
 
 
 def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:
+    """The model's state in the last checkpoint that can be read."""
     pointer = folder / "last_checkpoint"
     last = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
     names = dict.fromkeys((CHECKPOINTS[0], Path(last).name, *CHECKPOINTS[1:]))
-    found = [folder / name for name in names if name and (folder / name).is_file()]
-    if not found:
-        raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)}, so no memory, no retrieval and no embedding")
-    for path in found:
+    for path in (folder / name for name in names if name and (folder / name).is_file()):
         try:
             state = dict(load_checkpoint(path)["model"])
         except (OSError, ValueError) as error:
@@ -97,7 +94,7 @@ def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:
             continue
         run.facts["checkpoint"] = path.name
         return state
-    return {}
+    raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)} that can be read, so no memory and no retrieval")
 
 
 def _banks(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -111,92 +108,39 @@ def _banks(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return banks
 
 
-def _config(folder: Path, device: str, data: str | None) -> Any:
+def _search(run: RunRecord, folder: Path, state: dict[str, Any], args: Namespace) -> None:
+    """Run the model on its test sets."""
     cfg = get_cfg()
     cfg.merge_from_file(str(folder / "config.yaml"))
-    cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.BACKBONE.PRETRAIN", False])
-    if data:
-        data_build._root = data
-    return cfg
-
-
-def _dataset(name: str, **options: Any) -> Any:
-    try:
-        return DATASET_REGISTRY.get(name)(root=data_build._root, **options)
-    except (RuntimeError, OSError, KeyError) as error:
-        raise ValueError(
-            f"cannot read {name} in {data_build._root}: set FASTREID_DATASETS, or give --data ({error})"
-        ) from error
-
-
-def _training_set(run: RunRecord, cfg: Any) -> CommDataset:
-    """The training images with evaluation's transforms; tells the run its classes."""
-    combine = {"combineall": True} if cfg.DATASETS.COMBINEALL else {}  # query and gallery are trained on as well
-    items = [item for name in cfg.DATASETS.NAMES for item in _dataset(name, **combine).train]
-    if not items:
-        raise ValueError(f"there are no training images of {', '.join(cfg.DATASETS.NAMES)} in {data_build._root}")
-    train = CommDataset(items, build_transforms(cfg, is_train=False), relabel=True)
-    labels = np.array([train.pid_dict[item[1]] for item in items])
-    run.class_counts = np.bincount(labels, minlength=train.num_classes)
-    run.class_names = [str(pid).rpartition("_")[2] for pid in train.pids]
-    run.facts["training images"] = f"{len(items):,} of {train.num_classes} identities"
-    return train
-
-
-def _run_model(run: RunRecord, cfg: Any, state: dict[str, Any], train: CommDataset, images_per_class: int) -> None:
-    cfg.MODEL.HEADS.NUM_CLASSES = cfg.MODEL.HEADS.NUM_CLASSES or train.num_classes
-    cfg.freeze()
+    cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.BACKBONE.PRETRAIN", False])
+    if run.class_counts is not None:
+        cfg.MODEL.HEADS.NUM_CLASSES = len(run.class_counts)
+    root = args.data or data_build._root
     model = build_model(cfg)
     absent, _ = model.load_state_dict(state, strict=False)
     if absent := [key for key in absent if ".memories." not in key]:
         raise ValueError(f"the checkpoint does not hold {absent[0]} of the model that config.yaml describes")
-    cosine = cfg.TEST.METRIC == "cosine"
-    for name in cfg.DATASETS.TESTS:
-        with run.part(f"retrieval on {name}"):
-            _search_test(run, cfg, model, name, cosine)
-    images, neck = _extract(model, train, cfg)
-    assert run.class_counts is not None
-    with run.part("retrieval on training images"):
-        every = max(len(images.rows) // TRAIN_QUERIES, 1)
-        queries = images.part(np.arange(0, len(images.rows), every))
-        found = search(queries, images, "among training images", cosine)
-        masks = {n.replace("_", " "): np.isin(found.identity, c) for n, c in class_groups(run.class_counts).items()}
-        found.groups = {name: mask for name, mask in masks.items() if mask.any()}
-        run.searches.append(found)
-    with run.part("features for the embedding"):
-        if neck is None:
-            raise ValueError("the model has no single bottleneck before its classifier")
-        labels = images.identities
-        chosen = first_of_each(labels, np.unique(labels), images_per_class)
-        run.train_features = Features(neck[chosen], labels[chosen])
-
-
-def _search_test(run: RunRecord, cfg: Any, model: nn.Module, name: str, cosine: bool) -> None:
-    dataset = _dataset(name)
-    queries = sorted(dataset.query)
-    items = queries + sorted(dataset.gallery)
-    images, _ = _extract(model, CommDataset(items, build_transforms(cfg, is_train=False), relabel=False), cfg)
-    first, rest = np.arange(len(queries)), np.arange(len(queries), len(items))
-    found = search(images.part(first), images.part(rest), f"{name}, test", cosine)
-    found.groups = groups_by_matches(found.matches)
-    if len(found.groups) < 2:
-        found.note = f"every query of {name} has {next(iter(found.groups))}, so there are no groups"
     tricks = [key for key in ("FLIP", "AQE", "RERANK") if cfg.TEST[key].ENABLED]
     if tricks:
-        found.note += f"{'; ' * bool(found.note)}scores here are without {' and '.join(tricks)}, which the run used"
-    run.searches.append(found)
-    precision, rank_1 = found.scores()
-    run.facts[f"{name}, {len(queries):,} queries"] = f"mAP {precision:.1f} %, Rank-1 {rank_1:.1f} %"
+        run.missing.append(f"scores of the model as it is now are without {' and '.join(tricks)}, which the run used")
+    for name in cfg.DATASETS.TESTS:
+        with run.part(f"retrieval on {name}"):
+            try:
+                dataset = DATASET_REGISTRY.get(name)(root=root)
+            except (RuntimeError, OSError, KeyError) as error:
+                raise ValueError(
+                    f"cannot read {name} in {root}: set FASTREID_DATASETS, or give --data ({error})"
+                ) from error
+            queries, gallery = (_extract(model, sorted(part), cfg) for part in (dataset.query, dataset.gallery))
+            found = search(queries, gallery, cosine=cfg.TEST.METRIC == "cosine")
+            run.searches[name] = found
+            run.facts[f"{name}, {len(found):,} queries"] = "mAP {:.1f} %, Rank-1 {:.1f} %".format(*scores(found))
 
 
 @torch.no_grad()
-def _extract(model: nn.Module, dataset: CommDataset, cfg: Any) -> tuple[SearchImages, np.ndarray | None]:
-    """Features as fast-reid compares them, and (N, D) inputs of the classifier, None where there is no one layer."""
-    neck: list[np.ndarray] = []
-    bottleneck = getattr(getattr(model, "heads", None), "bottleneck", None)
-    hook = None
-    if bottleneck is not None:
-        hook = bottleneck.register_forward_hook(lambda _, x, y: neck.append(y[..., 0, 0].float().cpu().numpy()))
+def _extract(model: nn.Module, items: list[Any], cfg: Any) -> SearchImages:
+    """Features as fast-reid compares them."""
+    dataset = CommDataset(items, build_transforms(cfg, is_train=False), relabel=False)
     loader = DataLoader(
         dataset, cfg.TEST.IMS_PER_BATCH, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=fast_batch_collator
     )
@@ -207,7 +151,4 @@ def _extract(model: nn.Module, dataset: CommDataset, cfg: Any) -> tuple[SearchIm
         identities.append(np.asarray(batch["targets"]))
         cameras.append(np.asarray(batch["camids"]))
         paths += batch["img_paths"]
-    if hook is not None:
-        hook.remove()
-    images = SearchImages(np.concatenate(rows), np.concatenate(identities), np.concatenate(cameras), paths)
-    return images, np.concatenate(neck) if neck else None
+    return SearchImages(np.concatenate(rows), np.concatenate(identities), np.concatenate(cameras), paths)

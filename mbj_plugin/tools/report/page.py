@@ -41,7 +41,7 @@ class Section:
     large: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.tables or self.figures or self.gaps)
+        return bool(any(table.rows for table in self.tables) or self.figures or self.gaps)
 
 
 def render(title: str, verdict: list[str], sections: list[Section]) -> str:
@@ -51,11 +51,3 @@ def render(title: str, verdict: list[str], sections: list[Section]) -> str:
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=printable)
     pages.filters["b64encode"] = lambda data: base64.b64encode(data).decode()
     return pages.get_template("page.html").render(title=title, verdict=verdict, sections=sections)
-
-
-def merged(lines: list[tuple[str, str]]) -> list[str]:
-    """Lines on what is not there, of (run, line) pairs; runs of which the same is to be said share one."""
-    who: dict[str, list[str]] = {}
-    for run, line in lines:
-        who.setdefault(line, []).append(run)
-    return [f"{', '.join(dict.fromkeys(runs))}: {line}" for line, runs in who.items()]

@@ -1,50 +1,27 @@
-"""Retrieval: average precision and Rank-1 of each query, by group, and what the worst queries found."""
+"""Retrieval by Market-1501's rule: average precision and rank of each query, and what it found."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 CHUNK = 256
-FOUND = ("query", "top", "right", "precision", "first", "matches", "nearest", "rank")
 
 
 @dataclass
-class Search:
-    """Queries against a gallery by Market-1501's rule: images of the query's identity from its camera do not count.
+class Query:
+    """A query with at least one right image in the gallery.
 
-    Q queries, those with at least one right image in the gallery; K best matches.
-
-    ``query`` (Q,) and ``top`` (Q, K) are indices into ``query_paths`` and ``gallery_paths`` (-1 = none), ``right``
-    (Q, K) says which match, ``precision`` (Q,) is the average precision and ``first`` (Q,) whether the best match is
-    right, ``matches`` (Q,) the number of right images, ``identity`` (Q,) whom it shows, ``nearest`` (Q,) the best right
-    image and ``rank`` (Q,) its place, from 1. ``groups`` maps a name to (Q,)
-    bool.
+    ``precision`` is its average precision, ``rank`` the place of the best right image, from 1, and ``nearest`` its
+    path. ``best`` are the first images that were found: path, and whether it is right.
     """
 
-    title: str
-    query: np.ndarray
-    top: np.ndarray
-    right: np.ndarray
-    precision: np.ndarray
-    first: np.ndarray
-    matches: np.ndarray
-    nearest: np.ndarray
-    rank: np.ndarray
-    identity: np.ndarray
-    query_paths: list[str]
-    gallery_paths: list[str]
-    groups: dict[str, np.ndarray]
-    note: str = ""
-
-    def scores(self, chosen: np.ndarray | None = None) -> tuple[float, float]:
-        """mAP and Rank-1 in percent, of the (Q,) chosen queries; NaN where there are none."""
-        chosen = np.ones(len(self.query), dtype=bool) if chosen is None else chosen
-        if not chosen.any():
-            return float("nan"), float("nan")
-        return 100 * float(self.precision[chosen].mean()), 100 * float(self.first[chosen].mean())
+    path: str
+    precision: float
+    rank: int
+    nearest: str
+    best: list[tuple[str, bool]]
 
 
 @dataclass
@@ -56,67 +33,43 @@ class SearchImages:
     cameras: np.ndarray
     paths: list[str]
 
-    def part(self, chosen: np.ndarray) -> SearchImages:
-        """Some of them, by index."""
-        paths = [self.paths[i] for i in chosen]
-        return SearchImages(self.rows[chosen], self.identities[chosen], self.cameras[chosen], paths)
 
-
-def search(queries: SearchImages, gallery: SearchImages, title: str, cosine: bool = True, best: int = 6) -> Search:
-    """Rank the gallery for each query.
+def search(queries: SearchImages, gallery: SearchImages, cosine: bool = True, best: int = 6) -> list[Query]:
+    """Rank the gallery for each query; images of the query's identity from its own camera do not count.
 
     Args:
         queries: what is searched for.
         gallery: where.
-        title: of the search.
         cosine: compare directions; else Euclidean distances.
-        best: K, how many matches are kept.
+        best: how many of the first images are kept.
 
     Raises:
         ValueError: where no query has a right image in the gallery.
     """
     ours, theirs = (_unit(i.rows) if cosine else np.asarray(i.rows, dtype=np.float32) for i in (queries, gallery))
-    lengths = (theirs**2).sum(1)
-    found: dict[str, list] = {name: [] for name in FOUND}
+    lengths, found = (theirs**2).sum(1), []
     for begin in range(0, len(ours), CHUNK):
         distances = lengths - 2 * ours[begin : begin + CHUNK] @ theirs.T
-        for offset, order in enumerate(np.argsort(distances, axis=1, kind="stable")):
-            index = begin + offset
-            same = gallery.identities[order] == queries.identities[index]
-            keep = ~(same & (gallery.cameras[order] == queries.cameras[index]))
-            order, same = order[keep], same[keep]
-            if not same.any():
+        for index, order in enumerate(np.argsort(distances, axis=1, kind="stable"), begin):
+            right = gallery.identities[order] == queries.identities[index]
+            keep = ~(right & (gallery.cameras[order] == queries.cameras[index]))
+            order, right = order[keep], right[keep]
+            places = np.flatnonzero(right)
+            if not len(places):
                 continue
-            ranks = np.flatnonzero(same)
-            top = np.full(best, -1)
-            top[: len(order[:best])] = order[:best]
-            right = np.zeros(best, dtype=bool)
-            right[: len(order[:best])] = same[:best]
-            precision = np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1))
-            row = (index, top, right, precision, same[0], len(ranks), order[ranks[0]], ranks[0] + 1)
-            for values, value in zip(found.values(), row, strict=True):
-                values.append(value)
-    if not found["query"]:
+            precision = float(np.mean(np.arange(1, len(places) + 1) / (places + 1)))
+            first = [(gallery.paths[i], bool(same)) for i, same in zip(order[:best], right[:best], strict=True)]
+            nearest = gallery.paths[order[places[0]]]
+            found.append(Query(queries.paths[index], precision, int(places[0]) + 1, nearest, first))
+    if not found:
         raise ValueError("no query has an image of the same identity, by another camera, in the gallery")
-    arrays: dict[str, Any] = {name: np.array(values) for name, values in found.items()}
-    identity = queries.identities[arrays["query"]]
-    return Search(title, **arrays, identity=identity, query_paths=queries.paths, gallery_paths=gallery.paths, groups={})
+    return found
 
 
-def groups_by_matches(matches: np.ndarray) -> dict[str, np.ndarray]:
-    """Queries with few, some and many right images in the gallery, a third each where the numbers differ enough.
-
-    Args:
-        matches: (Q,) number of right images.
-    """
-    low, high = np.quantile(matches, (1 / 3, 2 / 3))
-    masks = (matches <= low, (matches > low) & (matches <= high), matches > high)
-    groups = {}
-    for mask in masks:
-        if mask.any():
-            first, last = matches[mask].min(), matches[mask].max()
-            groups[f"{first} right images" if first == last else f"{first} to {last} right images"] = mask
-    return groups
+def scores(queries: list[Query]) -> tuple[float, float]:
+    """mAP and Rank-1 in percent."""
+    both = np.mean([(query.precision, query.rank == 1) for query in queries], axis=0)
+    return 100 * float(both[0]), 100 * float(both[1])
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mbj_plugin.tools.report.page import Picture, Section
+from mbj_plugin.tools.report.run import Curve, RunRecord
 
 # Okabe and Ito's palette without its yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
@@ -25,11 +28,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "---")
 LONGEST = 32  # letters of a name in a figure
-GROUPS = ("head", "medium", "tail")
 GREYS = {"right": "#FFFFFF", "head": "#D0D0D0", "medium": "#8C8C8C", "tail": "#2B2B2B"}
 GROUP_HATCHES = {"right": "", "head": "xxx", "medium": "", "tail": "..."}
 
-Curve = tuple[list[float], list[float]]
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -67,7 +68,7 @@ def picture(section: Section, name: str, title: str, caption: str, *size: float)
     png = io.BytesIO()
     with drawing(png, *size) as figure:
         yield figure
-    section.figures.append(Picture(f"{name}.png", title, caption, png.getvalue()))
+    section.figures.append(Picture(re.sub(r"[^\w-]+", "-", name) + ".png", title, caption, png.getvalue()))
 
 
 @contextmanager
@@ -133,10 +134,16 @@ def log_axis(axes: Any, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def rank_axis(axis: Any, names: list[str], sizes: Any) -> None:
-    """An x axis of classes by rank, 1 the largest; the ticks of a few classes are their names."""
-    if len(names) <= 12:
-        axis.set_xticks(range(1, len(names) + 1), names, rotation=45, ha="right", fontsize=8)
+def rank_axis(axis: Any, run: RunRecord, order: np.ndarray) -> None:
+    """An x axis of the run's classes by rank, 1 the largest; the ticks of a few classes are their names."""
+    if len(order) <= 12:
+        axis.set_xticks(range(1, len(order) + 1), class_labels(run, order), rotation=45, ha="right", fontsize=8)
         axis.set_xlabel("classes, the largest first")
     else:
+        sizes = np.asarray(run.class_counts)[order]
         axis.set_xlabel(f"classes by training images, from {sizes[0]:,} to {sizes[-1]:,}")
+
+
+def class_labels(run: RunRecord, classes: np.ndarray) -> list[str]:
+    """Names of classes as figures show them."""
+    return [shown(run.class_name(int(c)), f"class {c}") for c in classes]

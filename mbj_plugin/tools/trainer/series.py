@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mbj_plugin.tools.trainer.build import init_device
-from mbj_plugin.tools.trainer.error_table import Errors, error_table
+from mbj_plugin.tools.trainer.error_table import error_table
 from mbj_plugin.tools.trainer.progress import Progress
 from mbj_plugin.tools.trainer.resume import check_settings
 from mbj_plugin.tools.trainer.run_folder import experiment, folder_of, held_by
@@ -107,7 +107,7 @@ def _finished(args: Namespace) -> Results | None:
 def table(results: dict[str, list[Results]], style: str) -> str:
     """One line for each classifier of the runs: the baseline, its logit adjustment, MBJ."""
     first = next(iter(results.values()))[0]
-    rows: Errors = {}
+    rows: dict[str, list[dict[str, float]]] = {}
     for method, keys in (("baseline", ("batch", "batch_adjusted")), ("mbj", ("memory",))):
         runs = results.get(method) or next(iter(results.values()))
         for key in keys:

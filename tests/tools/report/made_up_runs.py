@@ -1,9 +1,11 @@
 """Runs that no training made, with every part."""
 
 import numpy as np
+import torch
 
 from mbj_plugin.diagnostics.groups import group_errors
-from mbj_plugin.tools.report.run import Features, RunRecord, SavedMemory, Scores
+from mbj_plugin.memory import MemoryBank
+from mbj_plugin.tools.report.run import RunRecord, Scores
 
 COUNTS = np.array([120, 60, 30, 10, 4])
 
@@ -20,15 +22,19 @@ def classifier_run(name, seed=0, with_memory=True):
     """A run with every part; one classifier."""
     rng = np.random.default_rng(seed)
     truth = np.repeat(np.arange(5), 8)
-    run = RunRecord(name, class_counts=COUNTS, truth=truth, test_images=40)
+    run = RunRecord(name, class_counts=COUNTS, truth=truth, test_images=40, settings={"lr": seed})
     answers = np.where(rng.random(40) < 0.7, truth, rng.integers(0, 5, 40))
     run.classifiers = {"batch": scores("cross-entropy", truth, answers)}
-    run.curves = {"error, tail": ([1.0, 2.0], [90.0, 40.0]), "learning rate": ([1.0, 2.0], [0.1, 0.01])}
-    run.train_features = Features(rng.normal(size=(40, 8)) + np.eye(8)[truth], truth)
+    run.curves = {
+        "error": {"": ([1.0, 2.0], [90.0, 40.0]), "cross-entropy": ([1.0, 2.0], [90.0, 40.0])},
+        "learning rate": {"": ([1.0, 2.0, 3.0], [0.1, 0.01, 1e-5])},
+    }
     run.diagnostics = [{"step": s, "mbj/probe_jitter_tail": 1 / s, "mbj/feature/age_tail": s} for s in (1, 2, 3)]
     if with_memory:
-        labels = np.array([2, 3, 3, 4, 4, 4])
-        run.memories = [SavedMemory("feature", 10, rng.normal(size=(6, 8)).astype(np.float32), labels, np.arange(6))]
+        bank = MemoryBank(10, 8)
+        for label in (2, 3, 3, 4, 4, 4):  # of ages 5 to 0
+            bank.enqueue(torch.from_numpy(rng.normal(size=(1, 8))), torch.tensor([label]))
+        run.memories = {"feature": bank}
     return run
 
 

@@ -2,15 +2,13 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.memory import MemoryBank
-from mbj_plugin.tools.report.run import RunRecord, read_bank, read_memories, series, short_names
+from mbj_plugin.tools.report.run import RunRecord, read_bank, series
 
 
 def test_broken_lines_are_counted_and_the_last_row_of_a_step_counts(tmp_path):
@@ -28,29 +26,21 @@ def test_series_leaves_out_what_is_no_number():
 
 
 def test_missing_and_broken_diagnostics_are_lines(tmp_path):
-    def checkpoint():
-        raise ValueError("none")
-
     run = RunRecord("a")
-    assert read_memories(run, tmp_path, checkpoint, dict) is None
-    assert run.diagnostics == [] and "diagnostics.jsonl" in run.missing[0] and run.missing[1] == "checkpoint: none"
+    run.read_diagnostics(tmp_path)
+    assert run.diagnostics == [] and "diagnostics.jsonl" in run.missing[0]
     (tmp_path / "diagnostics.jsonl").write_text('{"step": 1}\nnonsense\n')
-    run = RunRecord("a")
-    read_memories(run, tmp_path, checkpoint, dict)
-    assert run.diagnostics == [{"step": 1}] and "1 broken line " in run.missing[0]
+    run.read_diagnostics(tmp_path)
+    assert run.diagnostics == [{"step": 1}] and "1 broken line " in run.missing[1]
 
 
 def test_the_bank_is_what_it_was_with_its_ages():
     bank = MemoryBank(4, 3)
     bank.enqueue(torch.eye(3)[:1], torch.tensor([7]))
     bank.enqueue(torch.eye(3)[1:], torch.tensor([8, 9]), torch.tensor([True, False]))
-    memory = read_bank("feature", bank.state_dict())
-    assert (memory.size, memory.labels.tolist(), memory.ages.tolist()) == (4, [7, 8], [1, 0])
-    np.testing.assert_array_equal(memory.rows, np.eye(3)[:2])
-    state = bank.state_dict()
-    del state["slot_calls"]
-    with pytest.raises(ValueError, match="slot_calls of the feature memory"):
-        read_bank("feature", state)
+    memory = read_bank(bank.state_dict())
+    for name in ("size", "rows", "labels", "ages"):
+        assert np.array_equal(getattr(memory, name), getattr(bank, name)), name
 
 
 def test_a_part_that_fails_becomes_a_line_and_the_next_is_read():
@@ -60,16 +50,3 @@ def test_a_part_that_fails_becomes_a_line_and_the_next_is_read():
     with run.part("second"):
         run.facts["x"] = "y"
     assert run.missing == ["first: KeyError: 'errors'"] and run.facts == {"x": "y"}
-
-
-@pytest.mark.parametrize(
-    ("folders", "names"),
-    [
-        (["out/baseline/seed1", "out/mbj/seed1"], ["baseline", "mbj"]),
-        (["out/seed1", "out/seed2"], ["seed1", "seed2"]),
-        (["out/a", "out/a/b"], ["a", "a/b"]),
-        (["out/run"], ["run"]),
-    ],
-)
-def test_names_are_what_tells_the_folders_apart(folders, names):
-    assert short_names([Path(folder) for folder in folders]) == names

@@ -15,7 +15,6 @@ pytest.importorskip("matplotlib")
 from sklearn.metrics import confusion_matrix
 
 from mbj_plugin.tools.report import main
-from mbj_plugin.tools.report.embedding import shown_classes
 from mbj_plugin.tools.report.run import RunRecord
 from mbj_plugin.tools.report.timm_run import read_run
 from mbj_plugin.tools.trainer import train
@@ -23,7 +22,7 @@ from mbj_plugin.tools.trainer import train
 
 def read(folder, use_model=True, data=None):
     run = RunRecord("run")
-    read_run(run, folder, Namespace(device="cpu", data=data, images_per_class=5, no_model=not use_model))
+    read_run(run, folder, Namespace(device="cpu", data=data, no_model=not use_model))
     return run
 
 
@@ -40,23 +39,21 @@ def test_a_whole_run_is_read_whole(digit_runs):
     assert run.classifiers["batch"].errors == pytest.approx(baseline["errors"])
     assert list(run.classifiers) == ["batch", "batch_adjusted", "memory"] and run.chosen == "memory"
     saved = torch.load(digit_runs / "mbj" / "last.pth.tar", weights_only=False)["task_state"]["mbj"]
-    (memory,) = run.memories
-    assert memory.kind == "feature" and len(memory.labels) == (saved["feature.bank.slot_labels"] >= 0).sum() > 0
-    assert memory.ages.min() >= 0
-    counts = np.bincount(run.train_features.labels, minlength=10)
-    np.testing.assert_array_equal(counts, np.minimum(results["class_counts"], 5))
-    assert run.train_features.rows.shape[1] == memory.rows.shape[1]
-    assert run.curves["error, all"][1][-1] == pytest.approx(results["errors"]["error"])
-    assert run.curves["error, all"][0] == [0, 1, 2, 3, 4, 5]  # as log, summary.csv and checkpoints count them
+    assert run.memories["feature"].filled == (saved["feature.bank.slot_labels"] >= 0).sum() > 0
+    errors = {run.classifiers[key].name: each["errors"]["error"] for key, each in results["classifiers"].items()}
+    drawn = {name: ys[-1] for name, (_, ys) in run.curves["error"].items()}
+    assert drawn == pytest.approx(errors | {"": results["errors"]["error"]})
+    assert run.curves["error"][""][0] == [0, 1, 2, 3, 4, 5]  # as log, summary.csv and checkpoints count them
+    assert run.curves["tail error"][""][1][-1] == pytest.approx(results["errors"]["tail"])
     assert run.facts["checkpoint"] == "last.pth.tar of epoch 5"
     assert run.class_name(3) == "digit 3"
 
 
 def test_a_baseline_has_no_memory_and_a_page_beside_mbj(digit_runs, tmp_path):
-    assert read(digit_runs / "baseline", use_model=False).memories == []
+    assert read(digit_runs / "baseline", use_model=False).memories == {}
     main([str(digit_runs), "--no-model", "--output", str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
-    assert "Training report: baseline and mbj" in text and "MBJ (memory classifier)" in text
+    assert "Training report: baseline and mbj" in text and "mbj: MBJ" in text
     assert "Confusion" not in text
 
 
@@ -69,7 +66,7 @@ def truncate(path):
     [
         ("results.json", "results.json: ", ("classifiers", "truth", "curves", "memories")),
         ("last.pth.tar", "checkpoint: cannot read", ("classifiers", "curves")),
-        ("args.yaml", "confusion and embedding: ", ("classifiers", "curves", "memories")),
+        ("args.yaml", "confusion: ", ("classifiers", "curves", "memories")),
         ("summary.csv", "curves (summary.csv): ", ("classifiers", "truth", "memories")),
     ],
 )
@@ -144,28 +141,9 @@ def test_a_classifier_of_cosines_is_shown_too(tmp_path, caplog):
     assert "without probe images" not in caplog.text
     assert "probe_jitter_tail" in (tmp_path / "run" / "summary.csv").read_text()
     run = read(tmp_path / "run")
-    assert len(run.truth) == len(run.classifiers["batch"].answers) > 0 and len(run.train_features.rows) > 0
+    assert len(run.truth) == len(run.classifiers["batch"].answers) > 0
     (line,) = run.missing
     assert line.startswith("classifiers: ")  # none that could take its place
-
-
-def test_a_classifier_without_an_input_to_show_costs_the_embedding_alone(mbj_run, monkeypatch):
-    def none(_):
-        raise ValueError("cannot find the classifier")
-
-    monkeypatch.setattr("mbj_plugin.tools.finished_run.input_layers", none)
-    monkeypatch.setattr("mbj_plugin.tools.finished_run.classifier_layers", none)
-    run = read(mbj_run)
-    assert len(run.truth) == len(run.classifiers["memory"].answers) > 0
-    assert run.test_features is None and run.train_features is None
-    assert any(line.startswith("embedding: ") for line in run.missing), run.missing
-
-
-def test_training_images_of_shown_classes_alone_are_run(mbj_run, monkeypatch):
-    monkeypatch.setattr("mbj_plugin.tools.report.embedding.ALL_CLASSES", 9)
-    run = read(mbj_run)
-    shown = shown_classes(run.class_counts, run.memories)
-    assert len(shown) < 10 and set(run.train_features.labels) == set(shown)
 
 
 def test_the_best_checkpoint_stands_in_for_a_broken_last_one(mbj_run):
@@ -179,7 +157,7 @@ def test_the_best_checkpoint_stands_in_for_a_broken_last_one(mbj_run):
     [
         ({"dataset": "torch/cifar10", "dataset_download": True}, "torch/cifar10"),
         ({"model": "hf-hub:nobody/nothing"}, "offline|disk|cache"),
-        ({"dataset": "hfds/nobody/nothing", "dataset_download": True}, "hfds/nobody/nothing"),
+        ({"dataset": "hfds/nobody/nothing", "dataset_download": True}, "hfds/nobody/nothing|datasets"),
     ],
     ids=str,
 )

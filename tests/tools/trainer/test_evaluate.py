@@ -48,7 +48,7 @@ def test_seeds_are_compared_in_pairs():
     assert second.split()[1:4] == ["5.33", "±", "2.08"] and second.endswith("-0.67 ± 0.33")
     two = error_table({name: each[:2] for name, each in SEEDS.items()}).splitlines()[3]
     assert two.endswith("-1.00, -1.00")
-    assert error_table(SEEDS | {"other": SEEDS["plain"][:2]}).splitlines()[4].endswith(" -")
+    assert error_table(SEEDS | {"other": [None, None, {"head": 1.0}]}).splitlines()[4].endswith(" -")
     assert "difference" not in error_table({name: each[:1] for name, each in SEEDS.items()}).splitlines()[0]
 
 
