@@ -1,4 +1,4 @@
-"""The first table of docs/results.md: for each setting the baseline, what costs nothing, MBJ, and the best with MBJ."""
+"""The first table of docs/results.md: for each setting the baseline, the best without a memory, MBJ, and the best with MBJ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Setting:
         rows: file of the rows in docs/results, without its ending.
         where: what its rows hold, field to value; a tuple names several values, of which the first with rows counts.
         baseline: method.
-        free: methods that cost nothing.
+        free: methods without a memory.
         mbj: method.
         with_mbj: methods with MBJ, that one among them.
         number: of a row, an error or a score.
@@ -93,7 +93,7 @@ def with_summary(text: str, folder: Path) -> str:
 
 def summary_text(folder: Path) -> str:
     """The table, of the rows in a folder."""
-    head = ["", "baseline", "costs nothing, the best", "MBJ", "with MBJ, the best"]
+    head = ["", "baseline", "best without a memory", "MBJ", "best with MBJ"]
     return markdown(head, [_line(setting, _table(setting, folder)) for setting in SETTINGS])
 
 
