@@ -47,7 +47,7 @@ RUNS = {
 }
 OF_MBJ = ("ce", "logit_adjusted", "logit_adjusted_chosen", "mbj")
 SIZE = (3, 64, 64)
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 CHOICE_EPOCHS = 3
 TAUS = [round(float(tau), 1) for tau in np.arange(0, 3.01, 0.1)]
 
