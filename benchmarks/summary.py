@@ -1,4 +1,4 @@
-"""The first table of docs/results.md: for each setting the baseline, the best without a memory, MBJ, and the best with MBJ."""
+"""The first table of docs/results.md: for each setting the baseline, MBJ, the best without and the best with MBJ."""
 
 from __future__ import annotations
 

@@ -27,17 +27,17 @@ def result(junit: Path) -> tuple[str, str]:
         return "-", "pytest did not end"
     suite = ET.parse(junit).getroot().find("testsuite")
     assert suite is not None  # pytest writes one
-    rooms = {room(case.get("classname", "")) for case in suite.iter("testcase")}
+    folders = {folder(case.get("classname", "")) for case in suite.iter("testcase")}
     counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
     wrong = counts["failures"] + counts["errors"]
     ended = f"{counts['tests'] - wrong - counts['skipped']} passed, {wrong} failed, {counts['skipped']} skipped"
-    return ", ".join(sorted(rooms)), f"{ended}, {float(suite.get('time', 0)):.0f} s"
+    return ", ".join(sorted(folders)), f"{ended}, {float(suite.get('time', 0)):.0f} s"
 
 
-def room(classname: str) -> str:
+def folder(classname: str) -> str:
     """`tests.timm.trainer.test_args` is a test of timm, `tests.test_memory` of the core, with a class or without."""
-    folder = classname.split(".")[1]
-    return "core" if folder.startswith("test_") else folder
+    name = classname.split(".")[1]
+    return "core" if name.startswith("test_") else name
 
 
 def put(page: str, name: str, row: str) -> str:
@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("junit", type=Path, help="what `pytest --junit-xml` wrote")
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args(argv)
-    rooms, ended = result(args.junit)
+    folders, ended = result(args.junit)
     versions = [platform.python_version(), *map(version, PACKAGES)]
-    row = f"| {' | '.join([args.name, *versions, rooms, ended, str(date.today())])} |"
+    row = f"| {' | '.join([args.name, *versions, folders, ended, str(date.today())])} |"
     args.page.write_text(put(args.page.read_text(encoding="utf-8"), args.name, row), encoding="utf-8")
     print(row)
 
