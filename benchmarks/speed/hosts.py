@@ -1,11 +1,14 @@
-"""Pairs of whole steps in the hosts: with MBJ, its diagnostics on, against the same step without."""
+"""Pairs of whole steps and runs in the hosts: with MBJ, its diagnostics on, against the same without."""
 
+import contextlib
 import copy
 import importlib
+import io
 import itertools
 import logging
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.speed.diagnostics import draw
@@ -41,6 +44,28 @@ def timm_step(folder: str, size: int, *flags: str) -> Call:
     for _ in range(30):  # the memory fills
         step() if "--mbj" in flags else None
     return step
+
+
+#: ResNet-32 on the 296 digits of the default job, at a size where the step counts.
+RUN = ("--model-kwargs", "depth=32", "--input-size", "1", "32", "32", "--epochs", "3", "--decay-milestones", "2")
+
+
+def run_pairs(device: str) -> Iterator[Pair]:
+    """A whole run of train_timm with ``--mbj`` and its table, evaluation and checkpoints included, against one
+    without."""
+    shared = [*RUN, "--warmup-epochs", "0", "--device", device, "--no-progress"]
+    on, off = (partial(whole_run, *shared, *more) for more in (["--mbj"], []))
+    yield "a whole run of train_timm with --mbj and its table / without (resnet32_cifar, digits at 32 x 32)", on, off
+
+
+def whole_run(*flags: str) -> str:
+    """Train, and give what is printed."""
+    from mbj_plugin.tools.trainer.train import main
+
+    logging.getLogger("mbj_plugin").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([*flags, "--output", folder])
+    return printed.getvalue()
 
 
 def fastreid_pairs(device: str, size: tuple[int, int] = (256, 128), batch: int = 16) -> Iterator[Pair]:

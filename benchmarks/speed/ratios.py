@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from benchmarks.speed import core, hosts, ranks
-from benchmarks.speed.timing import Pair, in_turn, versions
+from benchmarks.speed.timing import Pair, Seconds, in_turn, ratio, versions
 
-PARTS = ("enqueue", "start", "sample", "inat", "product", "timm", "fastreid", "ranks")
+PARTS = ("enqueue", "start", "sample", "inat", "product", "timm", "run", "fastreid", "ranks")
 
 
 def pairs(part: str, device: str, dim: int) -> Iterator[Pair]:
@@ -30,6 +30,8 @@ def pairs(part: str, device: str, dim: int) -> Iterator[Pair]:
         return core.inat_pairs(device)
     if part == "timm":
         return hosts.timm_pairs(device)
+    if part == "run":
+        return hosts.run_pairs(device)
     if part == "fastreid":
         return hosts.fastreid_pairs(device)
     return {"start": core.start_pairs, "sample": core.sample_pairs, "product": core.product_pairs}[part](device, dim)
@@ -40,7 +42,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| first / second | ratio | first | second | turns |", "|---|---|---|---|---|"]
     for row in {row["what"]: row for row in rows}.values():
         first, second = (f"{each / 1e3:.3g} ms" for each in row["microseconds"])
-        lines.append(f"| {row['what']} | {row['ratio']:.3f} | {first} | {second} | {row['repeats']} |")
+        error = f" ± {row['error']:.3f}" if "error" in row else ""
+        lines.append(f"| {row['what']} | {row['ratio']:.3f}{error} | {first} | {second} | {row['repeats']} |")
     return "\n".join(lines)
 
 
@@ -65,9 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         for what, seconds in timed(part, args, torch.cuda.synchronize if cuda else lambda: None):
             row = {
                 "what": what,
-                "ratio": round(seconds[0] / seconds[1], 4),
-                "microseconds": [round(1e6 * s, 1) for s in seconds],
-                "repeats": args.repeats,
+                **ratio(seconds),
                 "device": "cpu, 1 thread(s)" if part == "ranks" else device,
                 "versions": versions(),
             }
@@ -77,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
                     file.write(json.dumps(row) + "\n")
 
 
-def timed(part: str, args: argparse.Namespace, wait: Any) -> Iterator[tuple[str, tuple[float, float]]]:
-    """What was compared, and the seconds of either."""
+def timed(part: str, args: argparse.Namespace, wait: Any) -> Iterator[tuple[str, Seconds]]:
+    """What was compared, and the seconds of both."""
     if part == "ranks":
         for row in ranks.rank_rows(args.repeats):
             yield row["what"], row["seconds"]

@@ -16,8 +16,14 @@ def test_calls_take_turns_and_the_first_of_each_is_not_timed(monkeypatch):
         turns.append(name)
         now[0] += 100 if len(turns) <= 2 else seconds
 
-    assert timing.in_turn(lambda: call("a", 3), lambda: call("b", 2), 4) == (3, 2)
+    assert timing.in_turn(lambda: call("a", 3), lambda: call("b", 2), 4) == ([3] * 4, [2] * 4)
     assert turns == ["a", "b"] * 5
+
+
+def test_a_ratio_is_of_medians_and_its_error_of_the_turns_own_ratios():
+    measured = timing.ratio(([3.0, 2.0, 7.0], [2.0, 2.0, 2.0]))
+    assert measured == {"ratio": 1.5, "repeats": 3, "error": 0.7638, "microseconds": [3e6, 2e6]}
+    assert "error" not in timing.ratio(([3.0, 2.0], [2.0, 2.0]))
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def test_ranks_say_what_they_receive():
     (row,) = ranks.rank_rows(1, worlds=(2,))
     # 32 features of 2,048 fp32 numbers and 32 int64 labels of the one other rank.
     assert "2 ranks" in row["what"] and f"{32 * (2048 * 4 + 8) / 1e6:.2f} MB received" in row["what"]
-    assert all(seconds > 0 for seconds in row["seconds"])
+    assert all(seconds > 0 for each in row["seconds"] for seconds in each)
 
 
 def test_a_step_of_timm_trains(tmp_path, caplog):
@@ -57,11 +63,24 @@ def test_a_step_of_timm_trains(tmp_path, caplog):
     assert not torch.equal(weight, run.task.get_trainable_module().get_classifier().weight)
 
 
+def test_a_whole_run_ends_with_its_table(monkeypatch, tmp_path, caplog):
+    caplog.set_level("WARNING", logger="mbj_plugin")
+    monkeypatch.setattr(hosts, "RUN", ("--epochs", "1", "--decay-milestones", "1", "--mbj-start", "0"))
+    ((what, on, off),) = hosts.run_pairs("cpu")
+    assert "a whole run" in what and "\nMBJ " in on()
+    printed = off()
+    assert "cross-entropy" in printed and "\nMBJ " not in printed
+
+
 def test_a_report_takes_the_last_of_each(tmp_path, capsys):
     rows = [{"what": "a / b", "ratio": r, "microseconds": [r * 1e3, 1e3], "repeats": 5} for r in (0.5, 0.25)]
+    rows.append({"what": "c / d", "ratio": 1.0, "error": 0.002, "microseconds": [1e3, 1e3], "repeats": 5})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ratios.main(["--report", str(tmp_path / "rows.jsonl")])
-    assert capsys.readouterr().out.splitlines()[2:] == ["| a / b | 0.250 | 0.25 ms | 1 ms | 5 |"]
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| a / b | 0.250 | 0.25 ms | 1 ms | 5 |",
+        "| c / d | 1.000 ± 0.002 | 1 ms | 1 ms | 5 |",
+    ]
 
 
 def test_the_committed_page_is_made_from_the_committed_rows(request):
