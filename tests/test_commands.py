@@ -3,7 +3,6 @@
 import functools
 import importlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mbj_plugin.command_line import UserError, did_you_mean, one_line
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.functional import sampling_probs
 from mbj_plugin.tools import command
+from tests.in_fork import in_fork
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,11 +25,18 @@ ROOT = Path(__file__).parents[1]
         ("matplotlib", "mbj_plugin.tools.report", ".", "report"),
     ],
 )
-def test_a_missing_package_is_one_line(package, module, argument, extra):
-    code = f"import sys; sys.modules[{package!r}] = None; from {module} import main; main([{argument!r}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert f"error: it needs the package {package}: pip install 'mbj_plugin[{extra}]'" in done.stderr
+def test_a_missing_package_is_one_line(package, module, argument, extra, tmp_path):
+    def call():
+        for name in list(sys.modules):  # as in a new process, but for torch
+            if name.startswith(("timm.", "mbj_plugin.timm", "mbj_plugin.tools", "torchvision.", "matplotlib.")):
+                del sys.modules[name]
+        sys.modules.pop("timm", None)
+        sys.modules[package] = None
+        importlib.import_module(module).main([argument])
+
+    done = in_fork(tmp_path, call)
+    assert done.status == 1 and done.err.count("\n") == 1, done.err
+    assert f"error: it needs the package {package}: pip install 'mbj_plugin[{extra}]'" in done.err
 
 
 def test_modules_that_the_pages_run_are_commands():

@@ -19,7 +19,7 @@ def rank_rows(repeats: int, worlds: tuple[int, ...] = (2, 4)) -> Iterator[dict[s
     """For each number of ranks: the exchange of features and labels against a call of the loss that holds it."""
     for world in worlds:
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(_time, (world, repeats, folder), nprocs=world)
+            mp.start_processes(_time, (world, repeats, folder), nprocs=world, start_method="fork")
             seconds = torch.load(Path(folder) / "seconds.pt")
         received = (world - 1) * ROWS * (4 * DIM + 8)
         yield {

@@ -63,7 +63,7 @@ def _hold(path, ready, done):
 
 
 def test_one_worker_holds_a_lock_and_a_dead_one_none(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     worker = context.Process(target=_hold, args=(tmp_path / "lock", ready, done))
     worker.start()

@@ -5,10 +5,10 @@ import inspect
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from memory_batches import ALWAYS, COUNTS, batch
 
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, losses
+from tests.in_fork import two_ranks
 
 # Of two rows and three classes: a column, one-hot integers, other classes, floats, switches, a label of no class.
 WRONG = [torch.zeros(2, 1).long(), torch.eye(3)[:2].long(), torch.ones(2, 4) / 4, torch.zeros(2, 1), torch.zeros(2)]
@@ -132,7 +132,7 @@ class TestBoth:
             kind(counts, **{"dim": 4, **kwargs})
 
 
-def two_ranks(rank, path, results):
+def on_a_rank(rank, path, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     weight = torch.nn.Parameter(torch.ones(3, 4).cumsum(1))
@@ -158,7 +158,7 @@ def two_ranks(rank, path, results):
 
 
 def test_two_ranks_hold_one_memory_and_share_its_gradient(tmp_path):
-    mp.spawn(two_ranks, (tmp_path / "store", tmp_path), nprocs=2)
+    two_ranks(on_a_rank, tmp_path / "store", tmp_path)
     (state, gradients), (other, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for key, value in state.items():
         assert torch.equal(value, other[key]), key

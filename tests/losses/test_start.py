@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from memory_batches import COUNTS, batch
 
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss, losses, sampling
+from tests.in_fork import two_ranks
 
 KINDS = [FeatureMemoryLoss, PrototypeMemoryLoss]
 
@@ -151,7 +151,7 @@ class Model(torch.nn.Module):
         return features.square().mean() + self.memory(features, y, self.head.weight, self.head.bias)
 
 
-def two_ranks(rank, folder):
+def on_a_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = Model()
@@ -175,7 +175,7 @@ def test_ddp(tmp_path):
     for step in range(2):
         model(*batch(step))
     torch.save(model.state_dict(), tmp_path / "two_steps.pt")
-    mp.spawn(two_ranks, (tmp_path,), nprocs=2)
+    two_ranks(on_a_rank, tmp_path)
     (started, gradients), (other_started, other_gradients) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert started == other_started == [True] * 4
     for step in range(2, 6):

@@ -1,15 +1,19 @@
 """timm's own train.py is in no package, so a script of the same shape stands in for it here."""
 
 import csv
+import importlib
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.task import ClassificationTask, LogitDistillationTask
+
+from mbj_plugin.timm import launch
+from tests.in_fork import in_fork
 
 HOST = """
 import argparse, importlib, sys
@@ -35,8 +39,8 @@ def main():
     model = create_model("resnet18", num_classes=args.num_classes)
     dataset_train = create_dataset("", root=args.data_dir, split="train")
     loader_eval = create_loader(create_dataset("", root=args.data_dir, split="validation"), input_size=(3, 16, 16),
-                                batch_size=8, num_workers=1, use_prefetcher=True, device=torch.device("cpu"))
-    loader_train = create_loader(dataset_train, input_size=(3, 16, 16), batch_size=8, is_training=True, num_workers=1,
+                                batch_size=8, num_workers=0, use_prefetcher=True, device=torch.device("cpu"))
+    loader_train = create_loader(dataset_train, input_size=(3, 16, 16), batch_size=8, is_training=True, num_workers=0,
                                  use_prefetcher=True, device=torch.device("cpu"))
     train_loss_fn = torch.nn.CrossEntropyLoss()
     task = ClassificationTask(model=model, criterion=train_loss_fn, device=torch.device("cpu"), verbose=True)
@@ -67,24 +71,28 @@ def host(tmp_path_factory):
     return path
 
 
-def run(command, settings=""):
-    env = {**os.environ, "MBJ": settings, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=env)
+ENABLE = ["--device-modules", "mbj_plugin.timm.enable"]
+
+
+def enabled(call):
+    importlib.import_module("mbj_plugin.timm.enable")
+    return call()
 
 
 def test_both_doors_train_mbj_and_eta_0_is_stock(host, image_folder, tmp_path):
-    data = ["--data-dir", image_folder]
+    assert "mbj_plugin.timm.enable" not in sys.modules
+    script = lambda: runpy.run_path(str(host), run_name="__main__")  # noqa: E731
     doors = {
-        "stock": ([host], ""),
-        "off": ([host, "--device-modules", "mbj_plugin.timm.enable"], "eta=0"),
-        "on": ([host, "--device-modules", "mbj_plugin.timm.enable"], "eta=2,norm=max"),
-        "launch": (["-m", "mbj_plugin.timm.launch", host], "eta=2,norm=max,diagnostics=0"),
+        "stock": (script, [host], ""),
+        "off": (script, [host, *ENABLE], "eta=0"),
+        "on": (script, [host, *ENABLE], "eta=2,norm=max"),
+        "launch": (launch.main, ["launch", host], "eta=2,norm=max,diagnostics=0"),
     }
     states, summaries, rows = {}, {}, {}
-    for name, (command, settings) in doors.items():
-        done = run([*command, *data, "--out", tmp_path / name], settings)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == ("ClassificationTask" if name == "stock" else "EnabledTask")
+    for name, (call, argv, settings) in doors.items():
+        done = in_fork(tmp_path, call, *argv, "--data-dir", image_folder, "--out", tmp_path / name, MBJ=settings)
+        assert done.status == 0, done.err
+        assert done.out.strip() == ("ClassificationTask" if name == "stock" else "EnabledTask")
         states[name] = torch.load(tmp_path / name)
         summaries[name] = list(csv.DictReader((tmp_path / f"{name}.csv").open()))
         written = tmp_path / "diagnostics.jsonl"
@@ -107,48 +115,46 @@ def test_both_doors_train_mbj_and_eta_0_is_stock(host, image_folder, tmp_path):
 
 
 def test_a_stock_run_that_goes_on_with_mbj_keeps_its_columns(tmp_path):
-    code = (
-        "import sys; from timm import utils; import mbj_plugin.timm.enable;"
-        "utils.update_summary(1, {'loss': 1.0, 'loss_memory': 2.0}, {'top1': 50.0}, filename=sys.argv[1], lr=0.05)"
-    )
+    def go_on():
+        metrics, scores = {"loss": 1.0, "loss_memory": 2.0}, {"top1": 50.0}
+        timm.utils.update_summary(1, metrics, scores, filename=str(tmp_path / "s.csv"), lr=0.05)
+
     stock = "epoch,train_loss,eval_top1,lr\n0,3.0,40.0,0.1\n"
     again = "epoch,train_loss,train_loss_memory,eval_top1,lr\n"  # timm < 1.0.31 writes a second header
     for header, row in ((stock, "1,1.0,50.0,0.05"), (stock + again, "1,1.0,2.0,50.0,0.05")):
         (tmp_path / "s.csv").write_text(header)
-        done = run(["-c", code, tmp_path / "s.csv"])
-        assert done.returncode == 0, done.stderr
+        done = in_fork(tmp_path, lambda: enabled(go_on))
+        assert done.status == 0, done.err
         assert (tmp_path / "s.csv").read_text().splitlines()[-1] == row
 
 
-@pytest.mark.parametrize("door", [["--device-modules", "mbj_plugin.timm.enable"], []])
-def test_a_wrong_setting_is_one_line(door, host, image_folder, tmp_path):
-    command = [host, *door, "--data-dir", image_folder, "--out", tmp_path / "x"]
-    command, text = (command, "etha=3") if door else (["-m", "mbj_plugin.timm.launch", *command], "class_counts=none")
-    done = run(command, text)
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if "Warning" not in line]
-    assert re.fullmatch(r"train.py: error: .*('etha=3'.*did you mean 'eta'|class counts none).*", "\n".join(errors))
+def distil():
+    LogitDistillationTask(timm.create_model("resnet18"), timm.create_model("resnet18"))
 
 
-def test_a_script_of_another_shape_is_told_what_to_do():
-    code = (
-        "import timm, torch, mbj_plugin.timm.enable; from timm.task import ClassificationTask;"
-        "ClassificationTask(timm.create_model('resnet18'), torch.nn.CrossEntropyLoss())"
-    )
-    done = run(["-c", code])
-    assert "build MBJTask(model, MBJLoss(class_counts)) instead" in done.stderr
+def in_another_script():
+    ClassificationTask(timm.create_model("resnet18"), torch.nn.CrossEntropyLoss())
 
 
-def test_distillation_is_refused():
-    code = (
-        "import timm, torch, mbj_plugin.timm.enable; from timm.task import LogitDistillationTask;"
-        "LogitDistillationTask(timm.create_model('resnet18'), timm.create_model('resnet18'))"
-    )
-    assert "leave out --kd-model-name" in run(["-c", code]).stderr
-
-
-def test_launch_without_a_script():
-    done = run(["-m", "mbj_plugin.timm.launch", "nowhere.py"])
-    assert done.returncode != 0
-    assert "usage" in done.stderr
-    assert "nowhere.py" in done.stderr
+def test_mistakes(host, image_folder, tmp_path):
+    one_line = r"train.py: error: .*{}.*\n"
+    for call, argv, settings, said in (
+        (lambda: enabled(None), [host], "etha=3", one_line.format("'etha=3'.*did you mean 'eta'")),
+        (
+            launch.main,
+            ["launch", host, "--data-dir", image_folder],
+            "class_counts=none",
+            one_line.format("counts none"),
+        ),
+        (launch.main, ["launch", "nowhere.py"], "", r"usage: .*nowhere.py.*\n"),
+        (lambda: enabled(distil), [host], "", "(?s).*leave out --kd-model-name.*"),
+        (
+            lambda: enabled(in_another_script),
+            ["own.py"],
+            "",
+            r"(?s).*build MBJTask\(model, MBJLoss\(class_counts\)\).*",
+        ),
+    ):
+        done = in_fork(tmp_path, call, *argv, MBJ=settings)
+        said_by_us = "".join(line for line in done.err.splitlines(keepends=True) if "Warning" not in line)
+        assert done.status == 1 and re.fullmatch(said, said_by_us), done.err

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mbj_plugin import FeatureMemoryLoss
 from mbj_plugin.timm.head import classifier_maps, evaluate_classifiers, full_state
+from tests.in_fork import two_ranks
 from tests.make_mbj_loss import mbj_loss
 
 COUNTS = [30, 10, 5]
@@ -366,7 +366,7 @@ def test_counts_by_class():
         mbj_loss(None)
 
 
-def two_ranks(rank, folder):
+def on_a_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = []
@@ -385,7 +385,7 @@ def two_ranks(rank, folder):
 
 
 def test_two_ranks_with_each_flag_of_ddp(tmp_path):
-    mp.spawn(two_ranks, (tmp_path,), nprocs=2)
+    two_ranks(on_a_rank, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     default = ranks[0][0]
     assert default["fc.weight"].any() and default["fc.batch_classifier.weight"].any()

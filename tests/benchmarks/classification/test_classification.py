@@ -47,27 +47,21 @@ def job(folder, settings_file, **kwargs):
     return runner.Job(str(folder), str(folder / "rows.jsonl"), str(folder / "state"), settings_file, **kwargs)
 
 
-@pytest.mark.parametrize("workers", [{}, {"processes": 2}, {"streams": 2}], ids=["one", "processes", "streams"])
-def test_cells_run_once(npz, settings_file, workers, capfd):
-    cells = load_settings(settings_file).group("all")
-    assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
-    rows = read_rows(npz / "rows.jsonl", Cell)
-    assert len(rows) == 6 and finished_cells(npz / "rows.jsonl", Cell) == set(cells)
-    assert all(set(row) >= KEYS for row in rows)
-    assert capfd.readouterr().out.count(": error ") == 6
-    assert runner.run_cells(cells, job(npz, settings_file, **workers)) == 0
-    assert read_rows(npz / "rows.jsonl", Cell) == rows
-    # A run whose features others have used stays, for passengers to come; any other leaves nothing.
-    assert sorted(path.name.split("-")[3] for path in (npz / "state").glob("*.pt")) == ["ce", "ce"]
-
-
-def test_rows_do_not_depend_on_the_workers(npz, settings_file):
+def test_cells_run_once_and_alike_whoever_runs_them(npz, settings_file, capfd, forked):
     cells, errors = load_settings(settings_file).group("all"), []
-    for name, workers in (("a", {}), ("b", {"streams": 3})):
-        one = dataclasses.replace(job(npz, settings_file, **workers), results=str(npz / name))
-        runner.run_cells(cells, one)
-        errors.append({(row["method"], row["seed"]): row["per_class_error"] for row in read_rows(npz / name, Cell)})
-    assert errors[0] == errors[1]
+    for name, workers in {"one": {}, "processes": {"processes": 2}, "streams": {"streams": 2}}.items():
+        one = dataclasses.replace(job(npz / name, settings_file, **workers), data=str(npz))
+        assert runner.run_cells(cells, one) == 0
+        rows = read_rows(one.results, Cell)
+        assert len(rows) == 6 and finished_cells(one.results, Cell) == set(cells)
+        assert all(set(row) >= KEYS for row in rows)
+        assert capfd.readouterr().out.count(": error ") == 6
+        assert runner.run_cells(cells, one) == 0
+        assert read_rows(one.results, Cell) == rows
+        # A run whose features others have used stays, for passengers to come; any other leaves nothing.
+        assert sorted(path.name.split("-")[3] for path in Path(one.state_dir).glob("*.pt")) == ["ce", "ce"]
+        errors.append({(row["method"], row["seed"]): row["per_class_error"] for row in rows})
+    assert errors[0] == errors[1] == errors[2]
 
 
 def test_out_of_time_leaves_the_cells_and_goes_on_later(npz, settings_file):

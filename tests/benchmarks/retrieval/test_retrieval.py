@@ -4,9 +4,6 @@ import copy
 import dataclasses
 import json
 import math
-import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -177,21 +174,10 @@ def test_a_loss_that_is_not_finite_costs_its_own_cell_only(call, monkeypatch, ca
     assert "baseline seed 0: no row, Loss became infinite" in out and "1 of 2 cells have a row" in out
 
 
-def test_processes_share_the_cells(settings_file, data_root, tmp_path):
-    recipe = tmp_path / "tiny.yml"  # the tests' own backbone is not registered in other processes
-    changed = recipe.read_text().replace("build_tiny_backbone", "build_demo_backbone")
-    recipe.write_text(re.sub("NUM_WORKERS: .*", "NUM_WORKERS: 0", changed))
-    tool = Path(__file__).parents[3] / "tools" / "reproduce_retrieval.py"
-    options = ["--settings", settings_file, "--data", data_root, "--group", "all", "--processes", "2"]
-    done = subprocess.run(
-        [sys.executable, tool, *options, "--results", "rows.jsonl"],
-        cwd=tmp_path,
-        check=True,
-        text=True,
-        capture_output=True,
-    )
-    assert "2 of 2 cells have a row" in done.stdout
-    assert sorted(row["method"] for row in read_rows(tmp_path / "rows.jsonl", Cell)) == ["baseline", "mbj_wf"]
+def test_processes_share_the_cells(call, capsys, forked):
+    rows = call("--group", "all", "--processes", "2")
+    assert "2 of 2 cells have a row" in capsys.readouterr().out
+    assert sorted(row["method"] for row in rows) == ["baseline", "mbj_wf"]
 
 
 def test_a_row_that_two_calls_have_written_is_no_second_measurement(call, tmp_path):
