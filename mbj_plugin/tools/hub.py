@@ -18,8 +18,8 @@ from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.files import new_folder
 from mbj_plugin.tools.finished_run import FinishedRun, saved_results
 from mbj_plugin.tools.trainer.args import make_parser
+from mbj_plugin.tools.trainer.build import channels
 from mbj_plugin.tools.trainer.flags import PLACES
-from mbj_plugin.tools.trainer.ranges import channels
 
 #: Classifiers that a folder can have: their keys in results.json, and what they are.
 CLASSIFIERS = {

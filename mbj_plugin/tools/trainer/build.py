@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,15 +21,15 @@ from timm.models import create_model
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.utils import NativeScaler
 from torch import nn
+from torch.utils.data import WeightedRandomSampler
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from mbj_plugin.batch_losses import create_loss, loss_class
-from mbj_plugin.command_line import reason
+from mbj_plugin.command_line import did_you_mean, reason
 from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
 from mbj_plugin.tools.trainer.data import (
     SAMPLERS,
-    ClassSampler,
     LongTailSubset,
     Part,
     check_same_classes,
@@ -38,7 +37,6 @@ from mbj_plugin.tools.trainer.data import (
     pad_crop,
     split_indices,
 )
-from mbj_plugin.tools.trainer.ranges import channels, image_mode
 
 
 @dataclasses.dataclass
@@ -56,6 +54,16 @@ class Data:
             self.train.mixup_enabled = False
         elif self.mixup_fn is not None:
             self.mixup_fn.mixup_enabled = False
+
+
+def channels(args: Namespace) -> int:
+    """Channels of the model's input."""
+    return args.in_chans or (args.input_size[0] if args.input_size else 3)
+
+
+def image_mode(args: Namespace) -> str:
+    """Pillow's mode of the images."""
+    return args.input_img_mode or ("L" if channels(args) == 1 else "RGB")
 
 
 def init_device(args: Namespace) -> torch.device:
@@ -80,14 +88,10 @@ def init_device(args: Namespace) -> torch.device:
 def make_model(args: Namespace, device: torch.device) -> nn.Module:
     """The model on its device."""
     if not (timm.is_model(args.model.split(".")[0]) or ":" in args.model):
-        near = difflib.get_close_matches(args.model, timm.list_models(), 3)
-        raise ValueError(f"timm has no model {args.model!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
-    if args.torchscript and args.mbj:
-        raise ValueError("--torchscript hides the classifier from MBJ: drop it, --torchcompile works")
-    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
-        raise ValueError(f"there is no file {args.initial_checkpoint}, which --initial-checkpoint names")
-    if args.pretrained_path and not Path(args.pretrained_path).is_file():
-        raise ValueError(f"there is no file {args.pretrained_path}, which --pretrained-path names")
+        raise ValueError(f"timm has no model {args.model!r}{did_you_mean(args.model, timm.list_models())}")
+    for path, named in ((args.initial_checkpoint, "--initial-checkpoint"), (args.pretrained_path, "--pretrained-path")):
+        if path and not Path(path).is_file():
+            raise ValueError(f"there is no file {path}, which {named} names")
     if args.fast_norm:
         set_fast_norm()
     before = torch.get_rng_state()
@@ -103,8 +107,6 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
     if args.world_size > 1 and args.sync_bn:
         args.dist_bn = ""
         model = convert_sync_batchnorm(model)
-    if args.torchscript:
-        model = torch.jit.script(model)
     return model
 
 
@@ -146,11 +148,10 @@ def _check_loaded(model: nn.Module, args: Namespace, before: torch.Tensor) -> No
         args: of the run.
         before: torch's generator before the model was made.
     """
-    after = torch.get_rng_state()
-    torch.set_rng_state(before)
     without = {"pretrained": False, "pretrained_path": None, "initial_checkpoint": ""}
-    drawn = _create(Namespace(**vars(args) | without)).state_dict()
-    torch.set_rng_state(after)
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(before)
+        drawn = _create(Namespace(**vars(args) | without)).state_dict()
     if all(torch.equal(value, drawn[name]) for name, value in model.state_dict().items()):
         raise ValueError(f"--pretrained-path {args.pretrained_path}: none of its tensors fits {args.model}")
 
@@ -248,7 +249,9 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
         batches = loader_inside(train_loader).batch_sampler
         if batches is None:
             raise ValueError(f"--sampler {args.sampler} needs a data set with indices, {args.dataset!r} only streams")
-        batches.sampler = ClassSampler(dataset_labels(datasets[0]), SAMPLERS[args.sampler], len(batches.sampler))
+        # By torch's generator, of which each rank has its own and which a checkpoint holds.
+        weights = np.power(counts, SAMPLERS[args.sampler] - 1.0)[dataset_labels(datasets[0])]
+        batches.sampler = WeightedRandomSampler(weights.tolist(), len(batches.sampler))
     if args.crop_pad is not None:
         datasets[0].transform = pad_crop(
             datasets[0].transform, config["input_size"][-2:], args.crop_pad, args.aa == "cifar10"
@@ -316,10 +319,9 @@ def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Modul
 
 def make_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimizer of that name."""
-    if args.opt.lower().removeprefix("lookahead_") not in list_optimizers():
-        near = difflib.get_close_matches(args.opt.lower(), list_optimizers(), 2)
-        hint = f", did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"timm has no optimizer --opt {args.opt}{hint}")
+    known = [str(name) for name in list_optimizers()]
+    if args.opt.lower().removeprefix("lookahead_") not in known:
+        raise ValueError(f"timm has no optimizer --opt {args.opt}{did_you_mean(args.opt.lower(), known)}")
     try:
         return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     except TypeError as error:

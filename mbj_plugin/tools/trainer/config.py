@@ -23,7 +23,7 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"the config {path} is its own _BASE_")
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the config {path}: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the config {path} must be a mapping of flag names, got {type(values).__name__}")
@@ -31,49 +31,32 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
     return (load_config(str(path.parent / str(base)), (*leaves, path.resolve())) if base else {}) | values
 
 
-def check_values(values: dict[str, Any], parser: ArgumentParser, source: str) -> None:
-    """Raise ValueError for a key that is no flag, with the nearest one, and for a value that the flag does not take.
+def as_argv(values: dict[str, Any], parser: ArgumentParser, source: str) -> list[str]:
+    """The values of a config as the command line that means the same, so that one parser reads both.
 
-    A number that YAML takes for text, such as 1e-3, becomes one.
+    Raises:
+        ValueError: for a key that is no flag, with the nearest one, and for what no command line can say.
     """
-    actions = {action.dest: action for action in parser._actions}
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    argv: list[str] = []
     for key, value in values.items():
         if key not in actions:
             raise ValueError(f"{source}: unknown key {key!r}{did_you_mean(str(key), actions)}")
-        action = actions[key]
-        kind: Any = bool if action.nargs == 0 else action.type or str
-        if key.endswith("_kwargs"):
-            if not isinstance(value, dict):
-                raise ValueError(f"{source}: {key} must be a mapping of arguments, got {value!r}")
+        action, flag = actions[key], next(name for name in actions[key].option_strings if name.startswith("--"))
+        takes: Any = bool if action.nargs == 0 else list if action.nargs in ("+", 3) else str | int | float
+        takes = dict if key.endswith("_kwargs") else takes
+        if value is None and action.default is None:
             continue
-        if value is None:
-            if action.default is not None:
-                raise ValueError(f"{source}: {key} is empty: give a value ({kind.__name__}), or leave it out")
-            continue
-        several = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 1)
-        if kind is float:
-            value = values[key] = [_number(v) for v in value] if isinstance(value, list) else _number(value)
-        items = value if several and isinstance(value, list) else [value]
-        if several != isinstance(value, list) or not all(_is(item, kind) for item in items):
-            wanted = f"a list of {kind.__name__}" if several else kind.__name__
-            raise ValueError(f"{source}: {key} must be {wanted}, got {value!r}")
-        if action.choices and value not in action.choices:
-            raise ValueError(f"{source}: {key} must be one of {list(action.choices)}, got {value!r}")
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1.0e-3 as a number and 1e-3 as text.
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is not bool and isinstance(value, bool):
-        return False
-    if kind is float:
-        return isinstance(value, int | float)
-    return isinstance(value, kind) if kind in (int, bool) else isinstance(value, str | int | float)
+        if not isinstance(value, takes) or (value is False and action.nargs != 0) or value in ([], {}):
+            raise ValueError(f"{source}: {key} cannot be {value!r}: give a value as --help says, or leave it out")
+        if isinstance(value, dict):
+            argv += [flag, *(f"{name}={each!r}" for name, each in value.items())]
+        elif isinstance(value, list):
+            argv += [flag, *map(str, value)]
+        elif value is True:
+            argv.append(flag)
+        elif value is False:
+            argv += [name for name in action.option_strings if name.startswith("--no-")]
+        else:
+            argv.append(f"{flag}={value}")
+    return argv

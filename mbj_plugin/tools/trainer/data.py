@@ -8,7 +8,7 @@ import logging
 import os
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from timm.data import ImageDataset, create_dataset
 from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset
 from torchvision import transforms
 
 from mbj_plugin.longtail import exponential_subset, images_of_classes
 from mbj_plugin.timm.counts import dataset_labels
-from mbj_plugin.tools.trainer.images import ReadableImages, WrappedImages
+from mbj_plugin.tools.trainer.images import ReadableImages
 
 _logger = logging.getLogger("mbj_plugin")
 #: Endings of images that Pillow reads, beside timm's .png, .jpg and .jpeg.
@@ -62,6 +62,7 @@ class Digits(Dataset):
         order = np.sort(np.concatenate(chosen))
         self.images = (images[order].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
         self.targets = labels[order].tolist()
+        self.classes = [f"digit {c}" for c in range(10)]
         self.input_img_mode = input_img_mode
         self.transform: Callable[[Any], Any] | None = None
 
@@ -73,11 +74,11 @@ class Digits(Dataset):
         return (self.transform(image) if self.transform else image), self.targets[index]
 
 
-class Part(WrappedImages):
+class Part(Dataset):
     """Some images of a labelled map-style data set, in this order.
 
     Args:
-        dataset: the whole set; its ``transform`` is this one's.
+        dataset: the whole set; its ``transform`` is this one's, which timm's loaders set.
         indices: into it.
 
     Raises:
@@ -87,6 +88,14 @@ class Part(WrappedImages):
     def __init__(self, dataset: Any, indices: np.ndarray) -> None:
         self.dataset, self.indices = dataset, indices
         self.targets = dataset_labels(dataset)[indices]
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, value: Any) -> None:
+        self.dataset.transform = value
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -134,33 +143,6 @@ def split_indices(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
         held_out.append(rng.permutation(images)[: max(number, 0)])
     out = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), out), out
-
-
-class ClassSampler(Sampler):
-    """Draws a class with probability proportional to N^power, then any image of it.
-
-    The draws come from torch's generator, of which each rank has its own and which a checkpoint holds.
-
-    Args:
-        labels: (N,) class of each image.
-        power: 0 draws all classes alike, 1 all images.
-        number: of draws in an epoch.
-    """
-
-    def __init__(self, labels: np.ndarray, power: float, number: int) -> None:
-        counts = np.bincount(labels).astype(float)
-        self._cumulative = torch.from_numpy(np.cumsum(counts[labels] ** (power - 1)))
-        self._number = number
-
-    def __len__(self) -> int:
-        return self._number
-
-    def __iter__(self) -> Iterator[int]:
-        draws = torch.rand(self._number, dtype=torch.float64) * self._cumulative[-1]
-        # A product can round up to the last sum.
-        return iter(
-            torch.searchsorted(self._cumulative, draws, right=True).clamp(max=len(self._cumulative) - 1).tolist()
-        )
 
 
 def make_dataset(args: Namespace, split: str, is_training: bool, input_img_mode: str) -> Any:
@@ -227,7 +209,7 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
         said = getattr(args, "rank", 0) == 0 and (is_training or args.val_fraction is None)
         for line in _leave_out(dataset.reader, bool(args.class_map)):
             _logger.log(logging.WARNING if said else logging.DEBUG, line)
-    return ReadableImages(dataset, is_training)
+    return ReadableImages(dataset.reader, input_img_mode, is_training)
 
 
 def _leave_out(reader: Any, mapped: bool) -> list[str]:
@@ -296,22 +278,19 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
     train_map, evaluation_map = (_class_to_idx(dataset) for dataset in (train_set, evaluation_set))
     if train_map is None or evaluation_map is None or train_map == evaluation_map:
         return
-    missing = sorted(evaluation_map.keys() - train_map.keys())
-    if missing:
-        raise ValueError(
-            f"class {missing[0]!r} has no images in training{_unread(train_set, missing[0])}, but in "
-            "evaluation: add some or take it away"
-        )
-    missing = sorted(train_map.keys() - evaluation_map.keys())
-    if not missing:
-        name = next(name for name in sorted(train_map) if train_map[name] != evaluation_map[name])
-        raise ValueError(
-            f"class {name!r} has the number {train_map[name]} in training and {evaluation_map[name]} in evaluation: "
-            "give both the same --class-map"
-        )
+    for own, other, dataset, here, there in (
+        (train_map, evaluation_map, train_set, "training", "evaluation"),
+        (evaluation_map, train_map, evaluation_set, "evaluation", "training"),
+    ):
+        for name in sorted(other.keys() - own.keys()):
+            raise ValueError(
+                f"class {name!r} has no images in {here}{_unread(dataset, name)}, but in {there}: add some or take it "
+                "away"
+            )
+    name = next(name for name in sorted(train_map) if train_map[name] != evaluation_map[name])
     raise ValueError(
-        f"class {missing[0]!r} has no images in evaluation{_unread(evaluation_set, missing[0])}, but in "
-        "training: add some or take it away"
+        f"class {name!r} has the number {train_map[name]} in training and {evaluation_map[name]} in evaluation: "
+        "give both the same --class-map"
     )
 
 
@@ -324,17 +303,10 @@ def _unread(dataset: Any, name: str) -> str:
 
 
 def innermost(dataset: Any) -> Any:
-    """The data set inside ours."""
-    while isinstance(dataset, Part | ReadableImages):
-        dataset = dataset.dataset
-    return dataset
-
-
-def innermost_readable(dataset: Any) -> ReadableImages | None:
-    """The images of files inside a data set, where it has any."""
+    """The data set of which this one is a part."""
     while isinstance(dataset, Part):
         dataset = dataset.dataset
-    return dataset if isinstance(dataset, ReadableImages) else None
+    return dataset
 
 
 def _class_to_idx(dataset: Any) -> dict[str, int] | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import nn
 
 from mbj_plugin.functional import sampling_probs
-from mbj_plugin.tools.trainer.data import Digits, innermost
-
-_logger = logging.getLogger("mbj_plugin")
+from mbj_plugin.tools.trainer.data import innermost
 
 
 @dataclasses.dataclass
@@ -61,36 +59,22 @@ class DataFacts:
             saved: :meth:`state` of its run; empty for a checkpoint without one.
             path: of the checkpoint.
         """
-        if not saved:
-            return
         own = self.state()
-        counts, names = saved["class_counts"], saved["class_names"]
-        anew = "to begin anew with its weights, give it by --initial-checkpoint"
-        if len(counts) != len(self.counts):
-            raise ValueError(
-                f"{path} was trained with {len(counts)} classes, the images here have {len(self.counts)}: give the "
-                "images of that run by --data-dir"
-            )
-        if names and self.names and names != self.names:
-            c = next(i for i, (old, new) in enumerate(zip(names, self.names, strict=True)) if old != new)
-            raise ValueError(
-                f"{path} was trained with other classes: its class {c} is {names[c]!r}, here {self.names[c]!r}: give "
-                "the images of that run by --data-dir"
-            )
-        if counts != own["class_counts"]:
-            c = next(i for i, (old, new) in enumerate(zip(counts, own["class_counts"], strict=True)) if old != new)
-            raise ValueError(
-                f"{path} was trained on {saved['images']:,} images, here are {own['images']:,}: {self.name(c)} had "
-                f"{counts[c]:,} and has {self.counts[c]:,}; give the images of that run by --data-dir, or {anew}"
-            )
+        keys = [key for key in ("class_counts", "class_names") if saved.get(key) and own[key]]
+        rows = [list(zip(*(each[key] for key in keys), strict=True)) for each in (saved, own)]
+        for c, pair in enumerate(zip_longest(*rows)):
+            if pair[0] != pair[1]:
+                was, now = (" images of ".join(map(str, row)) if row else "none" for row in pair)
+                raise ValueError(
+                    f"{path} was trained on other images: class {c} was {was}, here it is {now}. Give the images of "
+                    "that run by --data-dir, or begin anew with its weights by --initial-checkpoint"
+                )
 
 
 def class_names(dataset: Any) -> list[str] | None:
     """Names of the classes in the order of their indices, where the data set has any."""
     dataset = innermost(dataset)
-    if isinstance(dataset, Digits):
-        return [f"digit {c}" for c in range(10)]
-    if (names := getattr(dataset, "classes", None)) is not None:  # torchvision
+    if (names := getattr(dataset, "classes", None)) is not None:  # torchvision, the digits
         return [str(name) for name in names]
     mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
     return [str(name) for name in sorted(mapping, key=mapping.__getitem__)] if mapping else None

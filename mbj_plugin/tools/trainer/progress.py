@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from tqdm import tqdm
+
 
 class Progress:
     """Time left of a run and of all runs, from the epochs that have been trained.
@@ -16,8 +18,7 @@ class Progress:
 
     def __init__(self, runs: Sequence[str] = ("",), clock: Callable[[], float] = time.monotonic) -> None:
         self.runs, self.clock = runs, clock
-        self.number, self.started = -1, 0.0
-        self.seconds: list[float] = []  # of each run before this one
+        self.number, self.first_started = -1, 0.0
 
     def begin(self, first_epoch: int, epochs: int) -> None:
         """A run begins its first epoch.
@@ -26,10 +27,9 @@ class Progress:
             first_epoch: 0, or where a resumed run goes on.
             epochs: of the whole run.
         """
-        if self.number >= 0:
-            self.seconds.append(self.clock() - self.started)
         self.number += 1
         self.first_epoch, self.epochs, self.started = first_epoch, epochs, self.clock()
+        self.first_started = self.first_started if self.number else self.started
 
     @property
     def run(self) -> str:
@@ -43,23 +43,12 @@ class Progress:
 
     def left(self, done: int) -> str:
         """Time left once ``done`` epochs of this run are trained: of this run and, where there are several, of all."""
-        passed = self.clock() - self.started
-        left = (self.epochs - done) * passed / (done - self.first_epoch)
-        own = f"{duration(left)} left" if done < self.epochs else f"took {duration(passed)}"
-        rest = (len(self.runs) - self.number - 1) * (sum(self.seconds) + passed + left) / (self.number + 1)
-        all_left = f", {duration(left + rest)} left of all runs" if self.number + 1 < len(self.runs) else ""
-        return own + all_left
+        now, runs_left = self.clock(), len(self.runs) - self.number - 1
+        left = (self.epochs - done) * (now - self.started) / (done - self.first_epoch)
+        own = f"{_text(left)} left" if done < self.epochs else f"took {_text(now - self.started)}"
+        of_a_run = (now - self.first_started + left) / (self.number + 1)
+        return own + (f", {_text(left + runs_left * of_a_run)} left of all runs" if runs_left else "")
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a reader wants them: "40 s", "12 min", "3 h 05 min", "2 d 04 h"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours:02d} h"
+def _text(seconds: float) -> str:
+    return tqdm.format_interval(round(seconds))

@@ -21,8 +21,9 @@ from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.settings import from_args, make_criterion
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask
-from mbj_plugin.tools.trainer.data import innermost_readable
+from mbj_plugin.tools.trainer.data import innermost
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
+from mbj_plugin.tools.trainer.images import ReadableImages
 from mbj_plugin.tools.trainer.progress import Progress
 from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start
 from mbj_plugin.tools.trainer.run_folder import DECREASING
@@ -33,7 +34,7 @@ _logger = logging.getLogger("mbj_plugin")
 
 
 @dataclasses.dataclass
-class Run:
+class TrainingRun:
     """Everything that the training loop touches."""
 
     args: Namespace
@@ -59,7 +60,7 @@ class Run:
         return "memory" if self.args.mbj else "batch"
 
 
-def make_run(args: Namespace) -> Run:
+def make_run(args: Namespace) -> TrainingRun:
     """Build data, model, task, optimizer and schedule, in the order of timm's train.py; resume where asked for."""
     settings = from_args(args)
     device = build.init_device(args)
@@ -122,7 +123,7 @@ def make_run(args: Namespace) -> Run:
     done = first_epoch == num_epochs and (Path(args.resume).parent / "results.json").is_file()
     if checkpoint is not None and (done or first_epoch > num_epochs):
         raise ValueError(f"{args.resume} has trained {first_epoch} epochs: ask for more by --epochs, got {args.epochs}")
-    return Run(
+    return TrainingRun(
         *(args, device, data, task, optimizer, scheduler, num_epochs, first_epoch, amp_autocast, loss_scaler, facts),
         log_prior=_log_prior(args, data.counts, device),
         initial_share=share,
@@ -141,8 +142,8 @@ def _facts(datasets: tuple[Any, Any], counts: np.ndarray) -> DataFacts:
     """Facts on the images, of which at least one of each class can be read."""
     names = class_names(datasets[0])
     names = names if names is not None and len(names) == len(counts) else None
-    for dataset in map(innermost_readable, datasets):
-        if dataset is not None:
+    for dataset in map(innermost, datasets):
+        if isinstance(dataset, ReadableImages):
             dataset.check(names)
     return DataFacts(counts, names, len(datasets[1]) if hasattr(datasets[1], "__len__") else None)
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from timm.models import safe_model_name
 
 from mbj_plugin import __version__
 from mbj_plugin.command_line import reason
-from mbj_plugin.files import drop_epochs, lock, write
+from mbj_plugin.files import drop_epochs, lock, unlock, write
 from mbj_plugin.timm.compat import go_on_saving
 from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import from_args
@@ -74,25 +73,27 @@ def held_by(args: Namespace) -> None:
         raise ValueError(f"{folder} holds a run already ({found}): give this one another --experiment{go_on}")
 
 
-def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Path:
-    """The run's folder, with its arguments and the manifest of the training set; locked until the process ends."""
+@contextlib.contextmanager
+def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Iterator[Path]:
+    """The run's folder, with its arguments and the manifest of the training set; inside, no other process trains into
+    it. The system frees it with the process, killed too."""
     folder = folder_of(args)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}): give a writable folder by --output") from error
     if not lock(folder):
         raise ValueError(f"another process is training into {folder}: give another --experiment, or wait")
-    held_by(args)
-    for name in HALF:
-        (folder / name).unlink(missing_ok=True)
-    write(folder / "args.yaml", yaml.safe_dump({k: to_builtin(v) for k, v in vars(args).items()}))
-    if isinstance(train_set, LongTailSubset):
-        write(folder / "manifest.json", json.dumps(train_set.manifest()))
-    drop_epochs(folder / "summary.csv", first_epoch)
-    return folder
+    try:
+        held_by(args)
+        with writing(folder):
+            for name in HALF:
+                (folder / name).unlink(missing_ok=True)
+            write(folder / "args.yaml", yaml.safe_dump({k: to_builtin(v) for k, v in vars(args).items()}))
+            if isinstance(train_set, LongTailSubset):
+                write(folder / "manifest.json", json.dumps(train_set.manifest()))
+            drop_epochs(folder / "summary.csv", first_epoch)
+        yield folder
+    finally:
+        unlock(folder)
 
 
 @contextlib.contextmanager
@@ -108,9 +109,9 @@ def writing(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
         last = folder / "last.pth.tar"
-        go_on = f"then go on by --resume {last}" if last.is_file() else "then start again"
+        go_on = f"make room and go on by --resume {last}" if last.is_file() else "make room, or give another --output"
         why = os.strerror(cause.errno) if cause is not None and cause.errno else reason(error)[:200]
-        raise ValueError(f"cannot write to {folder} ({why}), is the disk full? Make room, {go_on}") from error
+        raise ValueError(f"cannot write to {folder} ({why}), is the disk full? Then {go_on}") from error
 
 
 def log_epoch(
@@ -181,7 +182,7 @@ def wandb_run(args: Namespace) -> Iterator[bool]:
 
 
 def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
-    """timm's saver of the checkpoints of a :class:`mbj_plugin.tools.trainer.train.Run`."""
+    """timm's saver of the checkpoints of a :class:`mbj_plugin.tools.trainer.train.TrainingRun`."""
     args = run.args
     saver = utils.CheckpointSaver(
         model=run.task.get_trainable_module(),

@@ -22,13 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbj_plugin.command_line import one_line
-from mbj_plugin.files import unlock, write
+from mbj_plugin.files import write
 from mbj_plugin.timm.diagnostics import EpochDiagnostics
 from mbj_plugin.tools.trainer import series
 from mbj_plugin.tools.trainer.args import parse_args
 from mbj_plugin.tools.trainer.evaluate import Metrics, validate
 from mbj_plugin.tools.trainer.progress import Progress
-from mbj_plugin.tools.trainer.run import YOUNG, Run, make_run
+from mbj_plugin.tools.trainer.run import YOUNG, TrainingRun, make_run
 from mbj_plugin.tools.trainer.run_folder import (
     held_by,
     log_epoch,
@@ -74,17 +74,16 @@ def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
     run.progress = progress or run.progress
     if not utils.is_primary(args):
         return _epochs(run, None, started)
-    folder = open_folder(args, run.data.train.dataset, run.first_epoch)
-    try:
-        return _epochs(run, folder, started)
-    except KeyboardInterrupt:
-        last = folder / "last.pth.tar"
-        raise KeyboardInterrupt(f"go on by --resume {last}" if last.is_file() else "no epoch was saved yet") from None
-    finally:
-        unlock(folder)
+    with open_folder(args, run.data.train.dataset, run.first_epoch) as folder:
+        try:
+            return _epochs(run, folder, started)
+        except KeyboardInterrupt:
+            last = folder / "last.pth.tar"
+            go_on = f"go on by --resume {last}" if last.is_file() else "no epoch was saved yet"
+            raise KeyboardInterrupt(go_on) from None
 
 
-def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
+def _epochs(run: TrainingRun, folder: Path | None, started: float) -> dict[str, Any]:
     """The epochs that are left, each evaluated and saved; ``folder`` is the first rank's alone."""
     args = run.args
     diagnostics = None
@@ -131,7 +130,7 @@ def _epochs(run: Run, folder: Path | None, started: float) -> dict[str, Any]:
     return results
 
 
-def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
+def train_one_epoch(run: TrainingRun, epoch: int) -> dict[str, float]:
     """One pass over the training set, step for step as timm's train.py does it.
 
     Returns:
@@ -169,7 +168,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     return {name: mean.item() for name, mean in means.items()}
 
 
-def _step(run: Run, images: Tensor, target: Tensor, need_update: bool, accum_steps: int) -> dict[str, Tensor]:
+def _step(run: TrainingRun, images: Tensor, target: Tensor, need_update: bool, accum_steps: int) -> dict[str, Tensor]:
     """Forward and backward pass of one batch, and the optimizer's step where the gradient is complete."""
     args, task = run.args, run.task
     if not args.prefetcher:
@@ -199,7 +198,7 @@ def _step(run: Run, images: Tensor, target: Tensor, need_update: bool, accum_ste
     return {"loss": output.get("loss_batch", output["loss"]).detach(), **logged}
 
 
-def _evaluate(run: Run, averaged: bool = True) -> dict[str, Metrics]:
+def _evaluate(run: TrainingRun, averaged: bool = True) -> dict[str, Metrics]:
     """Metrics of each classifier of the model that will be used: the averaged one, where there is one."""
     args, task = run.args, run.task
     average = task.get_trainable_module(ema=True) if averaged else None

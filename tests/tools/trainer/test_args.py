@@ -6,63 +6,72 @@ import re
 import pytest
 
 from mbj_plugin.tools.trainer.args import make_parser, parse_args
-from mbj_plugin.tools.trainer.flags import TRAIN_PY
-from mbj_plugin.tools.trainer.ranges import RANGES
+
+
+def refused(capsys, *argv):
+    """The one line of what parse_args refuses, or argparse itself."""
+    with pytest.raises((ValueError, SystemExit)) as error:
+        parse_args(argv)
+    text = capsys.readouterr().err.removesuffix("\n") if error.type is SystemExit else str(error.value)
+    assert "\n" not in text and (error.type is ValueError or text.startswith("train_timm: "))
+    return text
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
-        ("--smoothing 1.5", "--smoothing must be at least 0 and below 1, got 1.5"),
-        ("--smoothing -0.1", "--smoothing.*got -0.1"),
-        ("--smoothing nan", "--smoothing.*got nan"),
-        ("--drop 1", "--drop must be at least 0 and below 1"),
-        ("--hflip 2", "--hflip must be between 0 and 1"),
-        ("--lr 0", "--lr must be above 0"),
-        ("--lr inf", "--lr must be above 0, got inf"),
-        ("--weight-decay -1", "--weight-decay must be 0 or more"),
-        ("--momentum 1", "--momentum.*below 1"),
-        ("--workers -1", "--workers must be from 0 to 1024, got -1"),
-        ("-j 100000", "--workers.*got 100000"),
-        ("--batch-size 0", "--batch-size must be 1 or more"),
-        ("--grad-accum-steps 0", "--grad-accum-steps must be 1 or more"),
-        ("--mixup -0.5", "--mixup must be 0 or more"),
-        ("--model-ema-decay 1.1 --model-ema", "--model-ema-decay must be between 0 and 1"),
-        ("--crop-pad -1", "--crop-pad must be from 0 to 1024"),
-        ("--crop-pad 100000", "--crop-pad.*got 100000"),
-        ("--img-size 99999", "--img-size must be from 1 to 8192, got 99999"),
-        ("--input-size 1 8 99999", "--input-size.*got 1 8 99999"),
-        ("--std 0.5 0 0.5 --in-chans 3", "--std must be above 0, got 0.5 0.0 0.5"),
-        ("--scale 1 0.5 -c somewhere", "--scale takes the lower and the upper bound, got 1.0 0.5"),
-        ("--decay-milestones 5 3", "--decay-milestones must grow, got 5 3"),
-        ("--remode salt", "--remode must be one of.*'salt'"),
-        ("--in-chans 2", "--in-chans 2 and --input-size 1 8 8 contradict"),
-        ("--in-chans 2 --dataset torch/cifar10", "takes 2 channels.*images have 3 .RGB.*--in-chans 3 or 1"),
-        ("--input-img-mode LA", "takes 1 channels.*images have 2 .LA."),
-        ("--input-img-mode colour", "--input-img-mode colour: Pillow knows no such mode"),
-        ("--dataset torch/cifar10 --mean 0.5 0.5", "--mean takes one number, or one for each of 3 channels"),
-        ("--crop-pad 1 --scale 0.5 1", "--crop-pad takes the place.*--scale"),
-        ("--crop-pad 1 --no-aug", "--crop-pad takes the place.*--no-aug"),
-        ("--torchcompile --torchscript", "exclude each other"),
-        ("folder -c digits", "sklearn/digits comes with scikit-learn.*folder"),
-        ("-c base_cifar_lt", "no config 'base_cifar_lt'"),
+        ("--smoothing 1", "--smoothing .* 1.0"),
+        ("--smoothing -0.1", "--smoothing .* -0.1"),
+        ("--smoothing nan", "--smoothing .* nan"),
+        ("--drop 1", "--drop"),
+        ("--hflip 2", "--hflip"),
+        ("--lr 0", "--lr"),
+        ("--lr inf", "--lr .* inf"),
+        ("--weight-decay -1", "--weight-decay"),
+        ("--momentum 1", "--momentum"),
+        ("-j -1", "--workers .* -1"),
+        ("-j 100000", "--workers .* 100000"),
+        ("-b 0", "--batch-size .* 0"),
+        (f"--epochs {10**30}", f"--epochs .* {10**30}"),
+        (f"--seeds {10**9}", "--seeds"),
+        (f"--seed {2**32}", "--seed"),
+        ("--seed -1", "--seed"),
+        ("--grad-accum-steps 0", "--grad-accum-steps"),
+        ("--mixup -0.5", "--mixup"),
+        ("--model-ema-decay 1.1 --model-ema", "--model-ema-decay"),
+        ("--crop-pad -1", "--crop-pad"),
+        ("--crop-pad 100000", "--crop-pad .* 100000"),
+        ("--img-size 99999", "--img-size .* 99999"),
+        ("--input-size 1 8 99999", "--input-size .* 99999"),
+        ("--std 0.5 0 0.5 --in-chans 3", "--std .* 0.0"),
+        ("--val-fraction 1", "--val-fraction"),
+        ("--scale 1 0.5 -c somewhere", "--scale .* 1.0 0.5"),
+        ("--decay-milestones 5 3", "--decay-milestones .* 5 3"),
+        ("--remode salt", "--remode.*'salt'"),
+        ("--eval-metric acc", "--eval-metric.*'acc'"),
+        ("--opt-kwargs foo", "--opt-kwargs.*'foo'"),
+        ("--mixup 0.2 -b 33", "--batch-size .* 33"),
+        ("--in-chans 2", "--in-chans 2 and --input-size 1 8 8"),
+        ("--in-chans 2 --dataset torch/cifar10", "2 channels.*3 .RGB.*--in-chans"),
+        ("--input-img-mode LA", "1 channels.*2 .LA."),
+        ("--input-img-mode colour", "--input-img-mode colour"),
+        ("--dataset torch/cifar10 --mean 0.5 0.5", "--mean .*0.5 0.5"),
+        ("--crop-pad 1 --scale 0.5 1", "--crop-pad .*--scale"),
+        ("--crop-pad 1 --no-aug", "--crop-pad .*--no-aug"),
+        ("folder -c digits", "sklearn/digits .*folder"),
+        ("-c base_cifar_lt", "'base_cifar_lt'"),
+        ("--mbj-etaa 3", "--mbj-etaa, did you mean --mbj-eta"),
+        ("--split-bn", "--split-bn"),
+        ("--epochs ten", "--epochs.*'ten'"),
+        ("--lr", "--lr: expected"),
+        ("--mbj --mbj-norm typo", "--mbj-norm.*'typo'"),
     ],
-    ids=lambda value: value,
+    ids=lambda value: value[:40],
 )
-def test_a_value_that_cannot_be(flags, message, tmp_path, monkeypatch):
+def test_a_value_that_cannot_be(flags, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "somewhere").write_text("model: resnet18")
-    with pytest.raises(ValueError, match=message) as error:
-        parse_args(flags.split())
-    assert "\n" not in str(error.value)
-
-
-def test_every_number_has_a_range():
-    numbers = {a.dest for a in make_parser()._actions if a.type in (int, float)}
-    free = {"local_rank", "imbalance_ratio", "mean", "head_init_bias"}  # checked elsewhere, or any number
-    free |= {name for name in numbers if name.startswith("mbj_")}
-    assert numbers - free == {name for names in RANGES.values() for name in names} & numbers
-    assert numbers - free <= {name for names in RANGES.values() for name in names}
+    assert re.search(named, refused(capsys, *flags.split()))
 
 
 @pytest.mark.parametrize(
@@ -110,33 +119,9 @@ def test_colour_jitter_beside_crop_pad_is_off_unless_given(tmp_path):
     assert parse_args([*config, "--color-jitter", "0.3"]).color_jitter == 0.3
 
 
-def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        parse_args(argv)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("train_timm: error: ") and error.count("\n") == 1
-    return error
-
-
-@pytest.mark.parametrize("flag", ["--split-bn", "--kd-model-name", "--model-dtype", "--aug-splits", "--val-interval"])
-def test_a_flag_of_train_py_alone_names_its_door(flag, capsys):
-    assert "-m mbj_plugin.timm.launch train.py ... " + flag in refused(capsys, flag, "x")
-
-
-def test_a_wrong_flag_is_one_line_with_the_nearest_one(capsys):
-    assert "there is no flag --mbj-etaa, did you mean --mbj-eta?" in refused(capsys, "--mbj-etaa", "3")
-    assert "invalid int value: 'ten'" in refused(capsys, "--epochs", "ten")
-    assert "invalid choice: 'typo'" in refused(capsys, "--mbj", "--mbj-norm", "typo")
-    assert "expected one argument" in refused(capsys, "--lr")
-
-
 def test_help_explains_every_flag():
     text = re.sub(r"\s+", " ", make_parser().format_help())
     for action in make_parser()._actions:
         assert action.help, action.dest
     assert "label smoothing; 0 for a --loss of hard labels, unless given (default: 0.1)" in text
     assert "epochs (default: 300)" in text
-
-
-def test_no_flag_is_ours_and_train_py_s_alone():
-    assert not TRAIN_PY & {action.dest for action in make_parser()._actions}

@@ -94,16 +94,11 @@ def test_names_of_models(monkeypatch):
         build.make_model(arguments(model=name), CPU)
     with pytest.raises(ValueError, match=r"^timm has no model 'zzzzzzzz'$"):
         build.make_model(arguments(model="zzzzzzzz"), CPU)
-    with pytest.raises(ValueError, match=r"^timm has no model 'resnet18x', did you mean (\w+ or ){2}\w+\?$"):
+    with pytest.raises(ValueError, match="'resnet18x', did you mean 'resnet18'"):
         build.make_model(arguments(model="resnet18x"), CPU)
 
 
-def test_flags_that_exclude_mbj():
-    with pytest.raises(
-        ValueError, match="^--torchscript hides the classifier from MBJ: drop it, --torchcompile works$"
-    ):
-        build.make_model(arguments(torchscript=True, mbj=True), CPU)
-    assert isinstance(build.make_model(arguments(torchscript=True), CPU), torch.jit.ScriptModule)
+def test_a_loss_can_adapt_the_model():
     assert isinstance(
         build.make_model(arguments(loss="benchmarks.rivals.ldam:LDAMLoss"), CPU).get_classifier(), CosineLinear
     )

@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_build import CPU, arguments
 from timm.data import Mixup
+from timm.utils import random_seed
 
 from mbj_plugin.tools.trainer import build
-from mbj_plugin.tools.trainer.data import Digits
+from mbj_plugin.tools.trainer.data import Digits, LongTailSubset
 
 AUGMENTATION = {
     **{"no_aug": False, "train_crop_mode": "rrc", "scale": [0.2, 0.9], "ratio": [0.8, 1.2], "hflip": 0.3, "vflip": 0.4},
@@ -18,7 +19,7 @@ AUGMENTATION = {
 }
 
 
-class Images(list):
+class OnlyLabels(list):
     """A data set of which only the labels are asked for."""
 
     targets = (0, 0, 1, 2)
@@ -28,13 +29,13 @@ class Images(list):
 @pytest.fixture
 def loaders(monkeypatch):
     """loaders(...): what make_loaders returns, and what it asked timm for."""
-    asked, images = [], Images(Images.targets)
+    asked, images = [], OnlyLabels(OnlyLabels.targets)
     monkeypatch.setattr(build, "create_loader", lambda dataset, **kwargs: asked.append((dataset, kwargs)) or [1])
     monkeypatch.setattr(build, "pad_crop", lambda *arguments: arguments)
 
     def make(**values):
         asked.clear()
-        images.transform = Images.transform
+        images.transform = OnlyLabels.transform
         model = SimpleNamespace(pretrained_cfg={"mean": (0.1,), "std": (0.2,), "crop_pct": 0.8, "interpolation": "box"})
         args = arguments(**{"mean": None, "std": None, "batch_size": 6, "train_interpolation": "", **values})
         return build.make_loaders(args, model, (images, "evaluation images"), CPU), asked, images
@@ -82,18 +83,25 @@ def test_batches_and_interpolation_of_their_own(loaders):
     assert asked[0][1]["interpolation"] == "box"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_each_of_two_ranks_draws_its_half_of_an_epoch(rank, monkeypatch):
+@pytest.mark.parametrize(("name", "power"), [("class-balanced", 0), ("square-root", 0.5)])
+def test_each_of_two_ranks_draws_its_half_of_an_epoch_by_class(name, power, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None: rank)
-    digits = [Digits("train"), Digits("validation")]
+    train_set = LongTailSubset(Digits("train"), 20)
     model = SimpleNamespace(pretrained_cfg={"mean": (0.1,), "std": (0.2,), "crop_pct": 0.8, "interpolation": "box"})
-    args = arguments("--sampler", "class-balanced", "-j", "0", "--mean", "0.5", distributed=True, num_classes=10)
-    data = build.make_loaders(args, model, digits, CPU)
-    sampler = data.train.batch_sampler.sampler
-    assert len(sampler) == len(list(sampler)) == -(-len(digits[0]) // 2)
-    assert len(data.train) == len(sampler) // args.batch_size
-    assert data.counts.tolist() == np.bincount(digits[0].targets).tolist()
+    args = arguments("--sampler", name, "-j", "0", "-b", "8", "--mean", "0.5", distributed=True, num_classes=10)
+    draws = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None, rank=rank: rank)
+        random_seed(42, rank)  # as a run does
+        data = build.make_loaders(args, model, [train_set, Digits("validation")], CPU)
+        sampler = data.train.batch_sampler.sampler
+        assert len(sampler) == -(-len(train_set) // 2) and len(data.train) == len(sampler) // 8
+        draws.append([list(sampler) for _ in range(20)])
+    assert draws[0] != draws[1] and draws[0][0] != draws[0][1] and {len(each) for each in draws[0]} == {len(sampler)}
+    counts = data.counts
+    assert counts.tolist() == np.bincount(train_set.targets).tolist() and counts[0] > 20 * counts[-1]
+    shares = np.bincount(train_set.targets[np.concatenate(draws[0])]) / (20 * len(sampler))
+    assert shares == pytest.approx(counts**power / (counts**power).sum(), abs=0.03)
 
 
 def test_images_that_fill_no_batch(loaders, monkeypatch):

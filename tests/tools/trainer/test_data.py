@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
-from timm.utils import random_seed
 from torch.utils.data import Subset
 from torchvision import transforms
 
@@ -14,7 +13,6 @@ from mbj_plugin.timm.counts import training_counts
 from mbj_plugin.tools.trainer.args import parse_args
 from mbj_plugin.tools.trainer.build import make_datasets
 from mbj_plugin.tools.trainer.data import (
-    ClassSampler,
     Digits,
     LongTailSubset,
     cutout,
@@ -138,25 +136,6 @@ def test_the_held_out_part_is_of_each_class_and_of_no_other_image(tmp_path):
     train, held_out = parts()
     assert sorted(train + held_out) == sorted(str(p.relative_to(tmp_path / "train")) for p in tmp_path.rglob("*.png"))
     assert parts() == parts("--subset-seed", "0") == [train, held_out] != parts("--subset-seed", "1")
-
-
-def test_ranks_draw_for_themselves_and_a_restored_generator_goes_on():
-    labels = np.repeat([0, 1, 2], [900, 90, 10])
-    sampler = ClassSampler(labels, 0.0, 3000)
-    ranks = []
-    for rank in range(2):
-        random_seed(42, rank)  # as a run does
-        ranks.append(list(sampler))
-        assert len(ranks[-1]) == len(sampler) == 3000
-        assert np.bincount(labels[ranks[-1]]) == pytest.approx(1000, abs=100)
-        assert set(ranks[-1]) >= set(range(990, 1000))
-    assert ranks[0] != ranks[1]
-    state = torch.get_rng_state()
-    later = list(sampler)
-    torch.set_rng_state(state)
-    assert list(sampler) == later != ranks[1]
-    root = np.bincount(labels[list(ClassSampler(labels, 0.5, 4000))]) / 4000
-    assert root == pytest.approx(np.sqrt([900, 90, 10]) / np.sqrt([900, 90, 10]).sum(), abs=0.03)
 
 
 def read(folder, *flags):

@@ -27,8 +27,9 @@ def break_(folder, number=None, how="truncated"):
 
 def read(images, split, training):
     dataset = create_dataset("", root=images / split, split=split)
-    dataset.transform = lambda image: image.getpixel((0, 0))
-    return dataset, ReadableImages(dataset, training)
+    ours = ReadableImages(dataset.reader, "RGB", training)
+    dataset.transform = ours.transform = lambda image: image.getpixel((0, 0))
+    return dataset, ours
 
 
 @pytest.mark.parametrize("how", ["truncated", "text"])
@@ -77,13 +78,15 @@ def test_a_class_whose_only_image_is_broken_is_refused(images):
     assert "none of the 1 training images of class 'class2' can be read" in fails(*folder_flags(images))
 
 
-def test_a_run_with_some_broken_images_reports_the_others(images, tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
+def test_a_run_with_some_broken_images_reports_the_others_and_says_each_once(images, tmp_path):
+    log = logging.FileHandler(tmp_path / "log")  # which the processes that load images share
+    logging.getLogger("mbj_plugin").addHandler(log)
     broken = sorted((images / "validation" / "class0").glob("*.png"))[:2]
     break_(images / "validation" / "class0", 2)
     break_(images / "train" / "class0", 3, "text")
     flags = ["--mean", *[str(MEAN)] * 3, "--std", *[str(STD)] * 3, "--crop-pct", "1"]
-    result, checkpoint = run(tmp_path, *folder_flags(images), *flags, "--epochs", "1")
+    result, checkpoint = run(tmp_path, *folder_flags(images), *flags, "--epochs", "2", "-j", "1")
+    logging.getLogger("mbj_plugin").removeHandler(log)
     model = new_model().eval()
     model.load_state_dict(checkpoint["state_dict"])
     for path in broken:
@@ -94,4 +97,5 @@ def test_a_run_with_some_broken_images_reports_the_others(images, tmp_path, capl
     assert len(labels) == 16 and result["errors"]["error"] == pytest.approx(100 * wrong.float().mean().item())
     per_class = [100 * wrong[labels == label].float().mean().item() for label in range(3)]
     assert result["per_class_error"] == pytest.approx(per_class)
-    assert caplog.text.count("it is left out") == 2 and caplog.text.count("another of its class is taken") == 3
+    said = (tmp_path / "log").read_text()
+    assert said.count("it is left out") == 2 and said.count("another of its class is taken") == 3

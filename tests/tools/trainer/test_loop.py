@@ -242,7 +242,7 @@ def test_who_shows_a_bar(monkeypatch, rank, progress, disable):
     shown = []
     monkeypatch.setattr(trainer, "tqdm", lambda loader, title, **kwargs: shown.append((title, kwargs)) or loader)
     trainer.train_one_epoch(make_run(batches(1), rank=rank, progress=progress), 2)
-    assert shown == [("epoch 2/8  0 s left", {"leave": False, "disable": disable})]
+    assert shown == [("epoch 2/8  00:00 left", {"leave": False, "disable": disable})]
 
 
 @pytest.mark.parametrize("averaged", [True, False])

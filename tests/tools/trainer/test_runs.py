@@ -126,35 +126,6 @@ def test_a_run_that_is_over_is_evaluated(epochs, last):
     assert results["result"][2] == "(50, 1)"
 
 
-@pytest.mark.parametrize("primary", [True, False])
-def test_a_run_and_its_folder(monkeypatch, tmp_path, primary):
-    happened = []
-    made = SimpleNamespace(data=SimpleNamespace(train=SimpleNamespace(dataset="images")), first_epoch=4, progress="own")
-    monkeypatch.setattr(trainer, "held_by", lambda args: happened.append("check"))
-    monkeypatch.setattr(trainer, "make_run", lambda args: happened.append("make") or made)
-    monkeypatch.setattr(trainer.utils, "is_primary", lambda args: primary)
-    monkeypatch.setattr(trainer, "open_folder", lambda *arguments: happened.append(arguments[1:]) or tmp_path)
-    monkeypatch.setattr(trainer, "unlock", lambda folder: happened.append(("unlock", folder)))
-    monkeypatch.setattr(trainer, "_epochs", lambda run, folder, started: (run, folder, started > 1e9))
-    assert trainer.train(Namespace()) == (made, tmp_path if primary else None, True) and made.progress == "own"
-    assert happened == ["check", "make", *([("images", 4), ("unlock", tmp_path)] if primary else [])]
-
-    trainer.train(Namespace(), "of all")
-    assert made.progress == "of all"
-
-    def stopped(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer, "_epochs", stopped)
-    if primary:
-        with pytest.raises(KeyboardInterrupt, match="^no epoch was saved yet$"):
-            trainer.train(Namespace())
-        (tmp_path / "last.pth.tar").write_text("")
-        with pytest.raises(KeyboardInterrupt, match=f"^go on by --resume {tmp_path / 'last.pth.tar'}$"):
-            trainer.train(Namespace())
-        assert happened.count(("unlock", tmp_path)) == 4
-
-
 @pytest.fixture
 def all_runs(monkeypatch, tmp_path):
     """all_runs(...): what train_all returns, where each run is its name, method and seeds; all folders it looked at."""
