@@ -55,7 +55,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     if os.path.lexists(path):
         raise ValueError(f"{path} is there already, and no file is written over: remove it, or name another file")
-    with _writing(path), atomic_path(path) as part:
+    with writing(path), atomic_path(path) as part:
         yield part
 
 
@@ -78,7 +78,7 @@ def new_folder(path: Path, again: str = "") -> Iterator[Path]:
             raise ValueError(
                 f"{path} holds files already, and none is written over: name a folder that is empty or new"
             )
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
             part = Path(scratch) / "new"
@@ -90,8 +90,8 @@ def new_folder(path: Path, again: str = "") -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """What the system refuses, as one line. torch and safetensors have errors of their own for it."""
+def writing(path: Path, way_out: str = "make room, or name another place") -> Iterator[None]:
+    """What the system refuses, on a full disk say, as one line. torch and safetensors have own errors for it."""
     try:
         yield
     except Exception as error:
@@ -101,7 +101,7 @@ def _writing(path: Path) -> Iterator[None]:
             why = "is the disk full?" if "unexpected pos" in str(error) else reason(error)[:200]
         else:
             raise
-        raise ValueError(f"cannot write {path} ({why}): make room, or name another place") from error
+        raise ValueError(f"cannot write {path} ({why}): {way_out}") from error
 
 
 def lock(folder: Path) -> bool:

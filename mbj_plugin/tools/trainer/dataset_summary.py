@@ -12,6 +12,7 @@ import numpy as np
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import nn
 
+from mbj_plugin.command_line import UserError
 from mbj_plugin.functional import sampling_probs
 from mbj_plugin.tools.trainer.data import innermost
 
@@ -65,7 +66,7 @@ class DataFacts:
         for c, pair in enumerate(zip_longest(*rows)):
             if pair[0] != pair[1]:
                 was, now = (" images of ".join(map(str, row)) if row else "none" for row in pair)
-                raise ValueError(
+                raise UserError(
                     f"{path} was trained on other images: class {c} was {was}, here it is {now}. Give the images of "
                     "that run by --data-dir, or begin anew with its weights by --initial-checkpoint"
                 )

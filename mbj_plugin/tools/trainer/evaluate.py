@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.sampling import rank_and_world
-from mbj_plugin.timm.head import evaluate_classifiers
+from mbj_plugin.timm.head import BATCH_CLASSIFIER, classifier_layers, evaluate_classifiers
 
 Metrics = dict[str, Any]
 
@@ -60,7 +61,7 @@ def validate(
             position += ranks * len(labels)
         if channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        with amp_autocast():
+        with amp_autocast(), _classifiers_in_fp32(model):
             outputs = evaluate_classifiers(model, batch)
         known = labels >= 0
         labels = labels[known]
@@ -79,6 +80,30 @@ def validate(
         for tensor in (images, *(tensor for pair in totals.values() for tensor in pair)):
             dist.all_reduce(tensor)
     return {name: _metrics(images, *pair) for name, pair in totals.items()}
+
+
+@contextmanager
+def _classifiers_in_fp32(model: nn.Module) -> Iterator[None]:
+    """Inside, a classifier gives logits of fp32 under autocast too: of half precision many tie, and the first class,
+    which is the largest one of a long tail, would win. A model without a linear classifier is left as it is."""
+
+    def again(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if output.dtype == torch.float32:
+            return None
+        with torch.autocast(output.device.type, enabled=False):
+            return type(layer).forward(layer, inputs[0].float())
+
+    try:
+        layers = classifier_layers(unwrap_model(model))
+    except ValueError:
+        layers = []
+    twins = [getattr(layer, BATCH_CLASSIFIER) for layer in layers if hasattr(layer, BATCH_CLASSIFIER)]
+    hooks = [layer.register_forward_hook(again) for layer in (*layers, *twins)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _metrics(images: Tensor, sums: Tensor, wrong: Tensor) -> Metrics:

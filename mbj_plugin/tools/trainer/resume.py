@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from timm.task import resume_task_checkpoint
 from timm.utils import unwrap_model
 from torch import nn
 
-from mbj_plugin.timm.compat import plateau_inside
+from mbj_plugin.command_line import UserError, reason
+from mbj_plugin.timm.compat import UpstreamChangedError, plateau_inside
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.tools.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts
@@ -21,11 +23,23 @@ from mbj_plugin.tools.trainer.run_folder import to_builtin
 MAY_CHANGE = PLACES | {"epochs", "initial_checkpoint", "pretrained", "pretrained_path"}
 
 
+@contextmanager
+def undamaged(path: str) -> Iterator[None]:
+    """What stumbles over the content of a checkpoint, on a hand-edited one say, as one line."""
+    try:
+        yield
+    except (UserError, UpstreamChangedError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {reason(error)[:120]}"
+        raise ValueError(f"{path} is damaged ({why}): resume from an older one in the same folder") from error
+
+
 def check_settings(saved: Mapping[str, Any], args: Namespace, path: str) -> None:
     """Raise ValueError for the first setting that is another than that of the run that ``path`` is of."""
     here = vars(args)
     if saved.get("mbj") != args.mbj and "mbj" in saved:
-        raise ValueError(
+        raise UserError(
             f"{path} is of a run {'with' if saved['mbj'] else 'without'} MBJ: {'add' if saved['mbj'] else 'leave out'} "
             "--mbj, or begin anew with its weights by --initial-checkpoint"
         )
@@ -37,7 +51,7 @@ def check_settings(saved: Mapping[str, Any], args: Namespace, path: str) -> None
             continue
         before, now = to_builtin(saved[name]), to_builtin(here[name])
         if before != now:
-            raise ValueError(
+            raise UserError(
                 f"{path} was trained with {flag(name)} {before}, this command has {now}: set it as it was; only "
                 "--epochs may grow"
             )
@@ -60,8 +74,11 @@ class Resumed:
     def __init__(self, task: Any, args: Namespace, optimizer: Any, loss_scaler: Any, facts: DataFacts) -> None:
         self.path, self.args, self.task = args.resume, args, task
         self.checkpoint = checkpoint = read_checkpoint(self.path)
-        if not isinstance(checkpoint.get("epoch"), int):
-            raise ValueError(f"{self.path} says no epoch to go on from: give its weights by --initial-checkpoint")
+        epoch = checkpoint.get("epoch")
+        if not isinstance(epoch, int) or epoch < 0 or "optimizer" not in checkpoint:
+            raise UserError(
+                f"{self.path} says no epoch and optimizer to go on from: give its weights by --initial-checkpoint"
+            )
         facts.check_same(checkpoint.get("data", {}), self.path)
         saved = checkpoint.get("args")
         check_settings(vars(saved) if isinstance(saved, Namespace) else {}, args, self.path)
@@ -70,7 +87,7 @@ class Resumed:
         assert epoch is not None
         own, saved_loss = batch_loss(task), checkpoint.get("batch_loss", {})
         if own.state_dict().keys() != saved_loss.keys():
-            raise ValueError(f"{self.path} was trained with another batch loss: set --loss as it was")
+            raise UserError(f"{self.path} was trained with another batch loss: set --loss as it was")
         own.load_state_dict(saved_loss)
         if task.monitor is not None:
             task.monitor.load_state_dict(checkpoint.get("diagnostics", {}))
@@ -153,7 +170,7 @@ def _check_model(checkpoint: dict[str, Any], model: nn.Module, name: str, path: 
     if different or len(own) != len(saved):
         key = different[0] if different else next(key for key in saved if key not in own)
         shapes = [tuple(d[key].shape) if key in d else "missing" for d in (saved, own)]
-        raise ValueError(
+        raise UserError(
             f"{path} is of another model: it holds {checkpoint.get('arch', 'an unnamed one')}, this run trains {name} "
             f"({key} is {shapes[0]} in the file and {shapes[1]} here): set --model and --num-classes as they were"
         )

@@ -25,7 +25,7 @@ from mbj_plugin.tools.trainer.data import innermost
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
 from mbj_plugin.tools.trainer.images import ReadableImages
 from mbj_plugin.tools.trainer.progress import Progress
-from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start
+from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start, undamaged
 from mbj_plugin.tools.trainer.run_folder import DECREASING
 
 # Share of initial weights from which on an average is no better than the model.
@@ -86,7 +86,10 @@ def make_run(args: Namespace) -> TrainingRun:
     if args.mbj_diagnostics and utils.is_primary(args):
         task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
     optimizer = build.make_optimizer(args, task.get_trainable_module())
-    checkpoint = Resumed(task, args, optimizer, loss_scaler, facts) if args.resume else None
+    checkpoint = None
+    if args.resume:
+        with undamaged(args.resume):
+            checkpoint = Resumed(task, args, optimizer, loss_scaler, facts)
     _wrap(task, args, device)
     scheduler, num_epochs = create_scheduler_v2(
         optimizer,
@@ -95,11 +98,12 @@ def make_run(args: Namespace) -> TrainingRun:
     )
     lines = [facts.line(), nested_line(datasets[0])]
     if checkpoint is not None:
-        start, moved = checkpoint.keep_start(start, len(data.train))
-        lines.append(moved)
-        if scheduler is not None:
-            checkpoint.resume_schedule(scheduler, updates_per_epoch)
-        checkpoint.set_random_state()
+        with undamaged(args.resume):
+            start, moved = checkpoint.keep_start(start, len(data.train))
+            lines.append(moved)
+            if scheduler is not None:
+                checkpoint.resume_schedule(scheduler, updates_per_epoch)
+            checkpoint.set_random_state()
     if args.mbj:
         lines += memory_lines(task.criterion.memories, facts, start, num_epochs, len(data.train))
     share = 0.0
@@ -153,7 +157,8 @@ def _wrap(task: Any, args: Namespace, device: torch.device) -> None:
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
         if args.resume:
-            load_task_ema_checkpoint(task, args.resume)
+            with undamaged(args.resume):
+                load_task_ema_checkpoint(task, args.resume)
     if args.torchcompile:
         if args.torchcompile not in torch._dynamo.list_backends(None):
             raise ValueError(

@@ -23,8 +23,7 @@ from timm import utils
 from timm.models import safe_model_name
 
 from mbj_plugin import __version__
-from mbj_plugin.command_line import reason
-from mbj_plugin.files import drop_epochs, lock, unlock, write
+from mbj_plugin.files import drop_epochs, lock, unlock, write, writing
 from mbj_plugin.timm.compat import go_on_saving
 from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import from_args
@@ -35,7 +34,7 @@ from mbj_plugin.tools.trainer.evaluate import errors as class_errors
 _logger = logging.getLogger("mbj_plugin")
 # What tells that a folder holds a run; half a first checkpoint, of a run that was killed, does not.
 RESULTS = ("last.pth.tar", "checkpoint-*.pth.tar", "model_best.pth.tar", "results.json")
-HALF = ("tmp.pth.tar", "recovery_tmp.pth.tar")
+HALF = "tmp.pth.tar"
 # Metrics of which less is better.
 DECREASING = ("loss", "class_error")
 # Classifiers in the line of an epoch.
@@ -78,15 +77,13 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Iterator[P
     """The run's folder, with its arguments and the manifest of the training set; inside, no other process trains into
     it. The system frees it with the process, killed too."""
     folder = folder_of(args)
-    with writing(folder):
+    with writing(folder, "give another --output"):
         folder.mkdir(parents=True, exist_ok=True)
     if not lock(folder):
         raise ValueError(f"another process is training into {folder}: give another --experiment, or wait")
     try:
         held_by(args)
-        with writing(folder):
-            for name in HALF:
-                (folder / name).unlink(missing_ok=True)
+        with writing_run(folder):
             write(folder / "args.yaml", yaml.safe_dump({k: to_builtin(v) for k, v in vars(args).items()}))
             if isinstance(train_set, LongTailSubset):
                 write(folder / "manifest.json", json.dumps(train_set.manifest()))
@@ -97,21 +94,16 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Iterator[P
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """What cannot be written, on a full disk say, as one line. The files that were there stay whole."""
+def writing_run(folder: Path) -> Iterator[None]:
+    """:func:`mbj_plugin.files.writing` into a run's folder: half a checkpoint goes, the last whole one stays."""
+    last = folder / "last.pth.tar"
+    way_out = f"make room, then go on by --resume {last}" if last.is_file() else "make room, or give another --output"
     try:
-        yield
-    except (OSError, RuntimeError) as error:  # torch.save raises the latter for what the system refuses
-        cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
-        if cause is None and "writ" not in str(error):
-            raise
-        for name in HALF:  # of no use, and room for others
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()
-        last = folder / "last.pth.tar"
-        go_on = f"make room and go on by --resume {last}" if last.is_file() else "make room, or give another --output"
-        why = os.strerror(cause.errno) if cause is not None and cause.errno else reason(error)[:200]
-        raise ValueError(f"cannot write to {folder} ({why}), is the disk full? Then {go_on}") from error
+        with writing(folder, way_out):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / HALF).unlink()
 
 
 def log_epoch(
@@ -215,8 +207,9 @@ def result(
     args = run.args
 
     def of(each: Metrics) -> dict[str, Any]:
-        per_class = 100 * np.array(each["wrong"]) / np.maximum(each["images"], 1)
-        return {"errors": class_errors(each, run.facts.counts), "per_class_error": per_class.tolist()}
+        pairs = zip(each["wrong"], each["images"], strict=True)
+        by_class = [100 * wrong / images if images else None for wrong, images in pairs]  # JSON has no NaN
+        return {"errors": class_errors(each, run.facts.counts), "per_class_error": by_class}
 
     return {
         "method": "mbj" if args.mbj else "baseline",

@@ -1,6 +1,6 @@
 """A thin trainer from timm's own factories: what timm's train.py does, for long-tailed data, with or without MBJ.
 
-On the flags that both have, and with ``--workers 0``, it computes the same bits as timm's train.py.
+On the flags that both have, and with ``--workers 0``, it trains the same bits as timm's train.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mbj_plugin.tools.trainer.run_folder import (
     open_folder,
     result,
     wandb_run,
-    writing,
+    writing_run,
 )
 
 _logger = logging.getLogger("mbj_plugin")
@@ -63,7 +63,8 @@ def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
         progress: of all the runs that this one is among.
 
     Returns:
-        What results.json holds: "errors" in percent, "per_class_error", "class_counts", "settings", "versions", ...
+        What results.json holds: "errors" in percent, "per_class_error" (None of a class without test images),
+        "class_counts", "settings", "versions", ...
 
     Raises:
         ValueError: for a wrong value, naming it and the fix, before any training.
@@ -111,7 +112,7 @@ def _epochs(run: TrainingRun, folder: Path | None, started: float) -> dict[str, 
             # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
             run.task.remember_rng()
             if folder is not None and saver is not None:
-                with writing(folder):
+                with writing_run(folder):
                     losses = {"loss_batch" if name == "loss" else name: v for name, v in train_metrics.items()}
                     columns = diagnostics.report(epoch, losses) if diagnostics else {}
                     log_epoch(run, epoch, train_metrics, columns, metrics, folder, log_wandb)
@@ -124,7 +125,7 @@ def _epochs(run: TrainingRun, folder: Path | None, started: float) -> dict[str, 
     plain = _evaluate(run, averaged=False) if run.initial_share > YOUNG else {}
     results = result(run, metrics, plain, best, time.time() - started)
     if folder is not None:
-        with writing(folder):
+        with writing_run(folder):
             write(folder / "results.json", json.dumps(results, indent=1))
         _logger.info(f"Written to {folder}: results.json, summary.csv, args.yaml and the checkpoints.")
     return results

@@ -89,7 +89,9 @@ def evaluate(model, loader, layout, autocast):
     with torch.no_grad():
         for images, labels in loader:
             with autocast():
-                logits = model(normalised(images).contiguous(memory_format=layout))
+                features = model.forward_features(normalised(images).contiguous(memory_format=layout))
+                features = model.forward_head(features, pre_logits=True)
+            logits = model.fc(features.float())
             losses += F.cross_entropy(logits.double(), labels, reduction="sum").item()
             for label, guess in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True):
                 wrong[label] += label != guess

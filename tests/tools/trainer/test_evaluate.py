@@ -105,6 +105,20 @@ def test_every_classifier_is_measured_in_one_pass():
     assert metrics["batch_adjusted"]["loss"] == pytest.approx(expected.item())
 
 
+def test_under_autocast_both_classifiers_tell_logits_apart_that_are_one_number_in_half_precision():
+    model = Two()
+    loss = MBJLoss([7, 2, 1]).bind(model)
+    with torch.no_grad():
+        for scale, layer in zip((1, -1), (model.fc, *loss.heads.batch_layers), strict=True):
+            layer.weight.copy_(scale * torch.diag(torch.tensor([1.0, 1.001, 1.0])))
+            layer.bias.copy_(torch.tensor([0.0, 0, -99]))
+    images, labels = torch.tensor([[16.0, 16, 0], [-16, -16, 0]]), torch.tensor([1, 1])
+    metrics = validate(model, [(images, labels)], 3, torch.device("cpu"), lambda: torch.autocast("cpu", torch.bfloat16))
+    assert torch.tensor(16.0).bfloat16() == torch.tensor(16.016).bfloat16()
+    assert [metrics[name]["wrong"] for name in ("memory", "batch")] == [[0, 1, 0]] * 2  # and not [0, 2, 0]
+    assert not (model.fc._forward_hooks.keys() - {handle.id for handle in model.fc.recorder.handles})
+
+
 def test_validate_counts_each_class():
     logits = torch.tensor([[3.0, 1, 0], [0, 2, 1], [1, 0, 0], [0, 0, 1.0]])
     labels = torch.tensor([0, 2, 1, -1])

@@ -1,7 +1,6 @@
 """A run that goes on: what had started stays started, what changed is said, and two runs never share a folder."""
 
 import csv
-import errno
 import json
 import logging
 import re
@@ -12,14 +11,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
-from test_train import assert_same, fails, folder_flags, load, run
+from test_train import QUICK, assert_same, fails, folder_flags, load, run
+from timm.scheduler import create_scheduler_v2
+from torch.optim import SGD
 
 from mbj_plugin.tools.trainer import train as trainer
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, memory_lines
+from mbj_plugin.tools.trainer.resume import Resumed, plateau_state
 
 # A run on the default digits that takes a moment.
-SHORT = ["--no-progress", "--warmup-epochs", "0", "--no-mbj-diagnostics", "--imbalance-ratio", "10"]
+SHORT = [*QUICK, "--imbalance-ratio", "10"]
+MBJ, LDAM = ["--mbj", "--mbj-start", "0"], ["--loss", "benchmarks.rivals.ldam:LDAMLoss"]
 
 
 def rows(folder):
@@ -37,25 +41,26 @@ def said(caplog):
     return lambda: " ".join(record.message for record in caplog.records)
 
 
-def test_what_a_checkpoint_has_started_stays_started(tmp_path, said):
-    flags = [*SHORT, "--mbj", "--sched", "cosine"]
-    run(tmp_path, *flags, "--epochs", "2")
-    assert memory_loss(tmp_path / "run")[0] == 0 < memory_loss(tmp_path / "run")[1]
+@pytest.mark.parametrize("flags", [["--mbj"], LDAM], ids=["memory", "deferred weights"])
+def test_what_a_checkpoint_has_started_stays_started(tmp_path, said, flags):
+    flags = [*SHORT, *flags, "--sched", "cosine"]
+    _, half = run(tmp_path, *flags, "--epochs", "2")
     last = tmp_path / "run" / "last.pth.tar"
-    assert load(last)["start"]["epoch"] == 1
-    run(tmp_path, *flags, "--epochs", "8", "--resume", str(last))  # auto is epoch 4 of 8
-    assert min(memory_loss(tmp_path / "run")[1:]) > 0
-    assert "What started at epoch 1 stays on; this schedule alone would start it at 4." in said()
-    assert load(last)["start"]["epoch"] == 1
+    _, on = run(tmp_path, *flags, "--epochs", "4", "--resume", str(last))  # auto is epoch 2 of 4
+    assert half["start"] == on["start"] and half["start"]["epoch"] == 1
+    assert "What started at epoch 1 stays on; this schedule alone would start it at 2." in said()
+    if "--mbj" in flags:
+        assert [loss > 0 for loss in memory_loss(tmp_path / "run")] == [False, True, True, True]
+    assert "--loss" in fails(*SHORT, *flags[len(SHORT) :], "--loss", "focal", "--epochs", "6", "--resume", str(last))
 
 
-def test_a_start_that_was_not_reached_moves_with_the_schedule(tmp_path, said):
+def test_a_start_that_was_not_reached_moves_with_the_schedule(tmp_path):
     flags = [*SHORT, "--mbj", "--sched", "cosine"]
     _, half = run(tmp_path, *flags, "--epochs", "1")  # half an epoch is the first
     assert half["start"]["epoch"] >= 1
-    _, on = run(tmp_path, *flags, "--epochs", "6", "--resume", str(tmp_path / "run" / "last.pth.tar"))
-    assert on["start"]["epoch"] == 3 and on["start"]["calls"] == 3 * (on["start"]["calls"] // 3)
-    assert [loss > 0 for loss in memory_loss(tmp_path / "run")] == [False] * 3 + [True] * 3
+    _, on = run(tmp_path, *flags, "--epochs", "4", "--resume", str(tmp_path / "run" / "last.pth.tar"))
+    assert on["start"]["epoch"] == 2 and on["start"]["calls"] == 2 * (on["start"]["calls"] // 2)
+    assert [loss > 0 for loss in memory_loss(tmp_path / "run")] == [False] * 2 + [True] * 2
 
 
 @pytest.mark.parametrize(
@@ -93,19 +98,12 @@ def test_what_a_run_with_mbj_and_a_bare_state_dict_are_told(tmp_path, finished):
 def test_a_series_that_was_stopped_goes_on_with_the_same_command(tmp_path, monkeypatch):
     flags = [*SHORT, "--epochs", "2", "--seeds", "2", "--mbj", "--output", str(tmp_path)]
     trainer.main([*flags, "--experiment", "whole"])
-    step, steps = trainer.train_one_epoch, []
-
-    def stopped(*args):
-        steps.append(1)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(trainer, "train_one_epoch", stopped)
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(trainer, "train_one_epoch", stop_in_epoch(3))
         trainer.main([*flags, "--experiment", "cut"])
-    trainer.main([*flags, "--experiment", "cut"])
-    assert len(steps) == 5  # one epoch was left
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_one_epoch", stop_in_epoch(1))  # one epoch is left
+        trainer.main([*flags, "--experiment", "cut"])
     for seed in ("seed42", "seed43"):
         whole, cut = (json.loads((tmp_path / name / seed / "results.json").read_text()) for name in ("whole", "cut"))
         assert whole["classifiers"] == cut["classifiers"]
@@ -120,26 +118,49 @@ def test_a_run_that_was_killed_in_its_first_checkpoint_starts_again(tmp_path):
     assert len(rows(tmp_path / "run")) == 1 and not (tmp_path / "run/tmp.pth.tar").exists()
 
 
-def test_deferred_weights_stay_on(tmp_path):
-    flags = [*SHORT, "--loss", "benchmarks.rivals.ldam:LDAMLoss", "--sched", "cosine"]
-    _, half = run(tmp_path, *flags, "--epochs", "2")
-    _, on = run(tmp_path, *flags, "--epochs", "6", "--resume", str(tmp_path / "run" / "last.pth.tar"))
-    assert half["start"] == on["start"] and half["start"]["epoch"] == 1
-
-
-def test_plateau_resumes_exactly(tmp_path):
-    flags = ["--sched", "plateau", "--patience-epochs", "0", "--decay-rate", "0.5", "--eval-metric", "loss"]
-    flags = [*SHORT, *flags, "--lr", "1e-6", "--mbj", "--mbj-start", "0"]
-    _, whole = run(tmp_path, *flags, "--epochs", "5", name="whole")
-    run(tmp_path, *flags, "--epochs", "3", name="cut")
-    _, resumed = run(tmp_path, *flags, "--epochs", "5", "--resume", str(tmp_path / "cut/last.pth.tar"), name="cut")
-    assert len({row["lr"] for row in rows(tmp_path / "whole")}) > 1, "the rate never fell: nothing is tested"
-    assert [row["lr"] for row in rows(tmp_path / "cut")] == [row["lr"] for row in rows(tmp_path / "whole")]
-    assert_same(whole, resumed)
-    assert whole["plateau"] == resumed["plateau"]
-    assert load(tmp_path / "cut/model_best.pth.tar")["metric"] == min(
-        float(row["eval_loss"]) for row in rows(tmp_path / "cut")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [*MBJ, "--sched", "plateau", "--patience-epochs", "0", "--decay-rate", "0.5", "--lr-noise", "0.2", "0.9"],
+        [*MBJ, "--sched", "cosine", "--sched-on-updates", "--grad-accum-steps", "2", "--lr-noise", "0.2"],
+        [*LDAM, "--sched", "step", "--decay-epochs", "1"],
+    ],
+    ids=["plateau", "on updates", "deferred weights"],
+)
+def test_schedules_resume_exactly(tmp_path, monkeypatch, flags):
+    flags = [*SHORT, *flags, "--eval-metric", "loss", "--lr", "1e-6"]
+    flags = [*flags, "--epochs", "4"]
+    _, whole = run(tmp_path, *flags, name="whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "train_one_epoch", stop_in_epoch(2))
+        run(tmp_path, *flags, name="cut")
+    assert load(tmp_path / "cut/last.pth.tar")["epoch"] == 1
+    _, resumed = run(tmp_path, *flags, "--resume", str(tmp_path / "cut/last.pth.tar"), name="cut")
+    rates = [row["lr"] for row in rows(tmp_path / "whole")]
+    assert len(set(rates)) > 2, "the rate hardly changed: nothing is tested"
+    assert [row["lr"] for row in rows(tmp_path / "cut")] == rates
+    assert_same(
+        whole, resumed, ("state_dict", "optimizer", "batch_loss", *(["task_state"] if "--mbj" in flags else []))
     )
+    assert whole["plateau"] == resumed["plateau"] and (whole["plateau"] is None) == ("plateau" not in flags)
+    best = load(tmp_path / "cut/model_best.pth.tar")["metric"]
+    assert best == min(float(row["eval_loss"]) for row in rows(tmp_path / "cut"))
+
+
+def test_what_a_plateau_has_seen_is_restored():
+    """timm sets no cooldown, so a run cannot show it."""
+    made = [create_scheduler_v2(SGD([torch.zeros(1)], 1.0), "plateau", patience_epochs=1)[0] for _ in range(2)]
+    progress = {"best": 0.5, "num_bad_epochs": 1, "cooldown_counter": 3, "last_epoch": 7}
+    vars(made[0].lr_scheduler).update(progress)
+    made[0].restore_lr = [0.25]
+    going_on = Resumed.__new__(Resumed)
+    going_on.args, going_on.epoch, going_on.rates = SimpleNamespace(sched_on_updates=False), 4, [0.3]
+    going_on.checkpoint = {"plateau": plateau_state(made[0], 0.4)}
+    going_on.resume_schedule(made[1], 10)
+    state = plateau_state(made[1], None)["progress"]
+    # The step that follows the checkpoint: no gain on the best, in the cooldown.
+    assert state == {"best": 0.5, "num_bad_epochs": 0, "cooldown_counter": 2, "last_epoch": 8}
+    assert made[1].optimizer.param_groups[0]["lr"] == 0.25
 
 
 def test_a_folder_holds_one_run(tmp_path):
@@ -271,56 +292,90 @@ def test_a_young_average_is_said_and_the_model_itself_reported(tmp_path, said, c
     assert "not averaged" not in capsys.readouterr().out
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(size): a folder on a file system of that size, which a second call enlarges."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size, *more):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)])
+        if done.returncode:
+            pytest.skip("no file system can be mounted here")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_resumes(small_disk):
+    folder = small_disk("900k")  # a checkpoint takes 650 kB
+    flags = [*SHORT, "--mbj", "--model-kwargs", "depth=8", "--output", str(folder), "--experiment"]
+    last = folder / "run" / "last.pth.tar"
+    message = fails(*flags, "run")
+    assert f"cannot write {folder / 'run'} " in message and f"--resume {last}" in message
+    left = {path.name for path in last.parent.iterdir()}
+    assert load(last)["epoch"] == 0 and not {name for name in left if name.startswith("tmp") or name.endswith("part")}
+    (folder / "full").write_bytes(b"0" * (shutil.disk_usage(folder).free // 4096 * 4096))
+    assert f"cannot write {folder / 'other'} " in fails(*flags, "other")
+    small_disk("8m", "remount")
+    trainer.main([*flags, "run", "--resume", str(last)])
+    trainer.main([*flags, "whole"])
+    assert_same(load(folder / "whole/last.pth.tar"), load(last))
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("key", "value"),
     [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"),
+        ("optimizer", None),
+        ("optimizer", {"state": {}, "param_groups": []}),
+        ("epoch", -3),
+        ("data", {"class_counts": 5}),
+        ("rng_states", [{"torch": 5}]),
+        ("start", {"epoch": "x"}),
+        ("batch_loss", 5),
+        ("state_dict", {"conv1.weight": 5}),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda value: str(value)[:20],
 )
-def test_a_full_disk_is_one_line_and_old_checkpoints_stay(tmp_path, monkeypatch, error):
-    save, epochs = torch.save, []
-
-    def full(state, path, *args, **kwargs):
-        epochs.append(state["epoch"])
-        if len(epochs) < 2:
-            return save(state, path, *args, **kwargs)
-        path = tmp_path / "run" / "tmp.pth.tar"
-        path.write_bytes(b"half")
-        raise error
-
-    monkeypatch.setattr(torch, "save", full)
-    message = fails(*SHORT, "--epochs", "3", "--output", str(tmp_path), "--experiment", "run")
-    last = tmp_path / "run" / "last.pth.tar"
-    assert "cannot write to" in message and "disk full" in message and f"--resume {last}" in message
-    assert load(last)["epoch"] == 0 and not (tmp_path / "run/tmp.pth.tar").exists()
+def test_a_checkpoint_that_was_edited_is_one_line(finished, tmp_path, key, value):
+    content = load(finished / "last.pth.tar") | {key: value}
+    torch.save({k: v for k, v in content.items() if v is not None}, tmp_path / "last.pth.tar")
+    flags = LDAM if key == "start" else []
+    message = fails(*SHORT, *flags, "--lr", "0.1", "--resume", str(tmp_path / "last.pth.tar"))
+    assert str(tmp_path / "last.pth.tar") in message
 
 
-def test_control_c_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys):
+def stop_in_epoch(number):
+    """train_one_epoch, until Control-C is pressed in an epoch; counted over all runs."""
     step, steps = trainer.train_one_epoch, []
 
     def stopped(*args):
-        steps.append(1)
-        if len(steps) in (1, 3):
+        if len(steps) == number:
             raise KeyboardInterrupt
+        steps.append(1)
         return step(*args)
 
-    monkeypatch.setattr(trainer, "train_one_epoch", stopped)
-    for way in ("no epoch was saved yet", f"go on by --resume {tmp_path / 'run' / 'last.pth.tar'}"):
-        with pytest.raises(SystemExit) as stop:  # the second one has the folder that the first one left
+    return stopped
+
+
+def test_control_c_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys):
+    for number, way in ((0, "no epoch was saved yet"), (1, f"go on by --resume {tmp_path / 'run' / 'last.pth.tar'}")):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:  # the second has the first one's folder
+            patch.setattr(trainer, "train_one_epoch", stop_in_epoch(number))
             trainer.main([*SHORT, "--epochs", "3", "--output", str(tmp_path), "--experiment", "run"])
         assert stop.value.code == 130 and f"train_timm: stopped; {way}" in capsys.readouterr().err.splitlines()
 
 
-def test_flags_of_train_py_that_cost_little(tmp_path):
-    flags = [*SHORT, "--epochs", "1", "--dataset", "sklearn/digits", "--model", "resnet18", "--input-size", "3", "32"]
-    flags = [*flags, "32", "--val-split", "test", "-b", "16", "-j", "0", "--mbj", "--lr", "1e-9", "--drop-block", "0.1"]
-    more = ["--grad-checkpointing", "--head-init-scale", "0", "--head-init-bias", "2"]
-    _, checkpoint = run(tmp_path, *flags, *more, "--imbalance-ratio", "50")
+def test_flags_of_train_py_that_cost_little_and_stock_timm(tmp_path, image_folder):
+    """The checkpoint is one of timm's, whose own loader takes it."""
+    flags = [*folder_flags(image_folder), "--model", "resnet10t", "--model-kwargs", "--epochs", "1", "--lr", "1e-9"]
+    more = ["--grad-checkpointing", "--drop-block", "0.1", "--head-init-scale", "0", "--head-init-bias", "2"]
+    _, checkpoint = run(tmp_path, *flags, *more, "--mbj", "--mbj-start", "0")
     weights = checkpoint["state_dict"]
     assert weights["fc.weight"].abs().max() < 1e-3 and (weights["fc.bias"] - 2).abs().max() < 1e-3
     last = str(tmp_path / "run" / "last.pth.tar")
-    images = ["--num-classes", "12", "--initial-checkpoint", last]
-    assert "--pretrained --pretrained-path" in fails(*flags, *images)
+    stock = timm.create_model("resnet10t", num_classes=3, checkpoint_path=last).state_dict()
+    assert stock.keys() == weights.keys() and all(torch.equal(value, weights[key]) for key, value in stock.items())
+    assert "--pretrained --pretrained-path" in fails(*flags, "--num-classes", "12", "--initial-checkpoint", last)
     assert "has no gradient checkpointing" in fails(*SHORT, "--grad-checkpointing")

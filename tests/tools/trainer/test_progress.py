@@ -1,11 +1,6 @@
-"""Time left, by a clock of our own, and what a command says of it."""
+"""Time left, by a clock of our own."""
 
-import re
-
-from mbj_plugin.tools.trainer import train as trainer
 from mbj_plugin.tools.trainer.progress import Progress
-
-PAIRS = [(seed, method) for seed in (42, 43) for method in ("mbj", "baseline")]
 
 
 def test_one_run():
@@ -42,19 +37,3 @@ def test_several_runs():
     progress.begin(0, 2)
     now[0] += 5
     assert progress.left(1) == "00:05 left"  # the last
-
-
-def test_the_command_says_it(tmp_path, tiny, caplog, capsys):
-    caplog.set_level("INFO", logger="mbj_plugin")
-    two = ["--epochs", "2", "--mbj", "--mbj-classifier", "shared", "--compare", "--seeds", "2", "--table", "latex"]
-    trainer.main([*tiny, *two, "--output", str(tmp_path), "--experiment", "e"])
-    runs = [line.split(": ")[0] for line in caplog.messages if line.startswith("run ")]
-    assert runs == [f"run {i}/4 ({method}, seed {seed})" for i, (seed, method) in enumerate(PAIRS, 1)]
-    ends = [
-        re.search(r"tail [\d./ ]+  (took|[\d:]+ left)", line)[1] for line in caplog.messages if line.startswith("epoch")
-    ]
-    assert [end == "took" for end in ends] == [False, True] * 4
-    of_all = ["left of all runs" in line for line in caplog.messages if line.startswith("epoch")]
-    assert of_all == [True] * 6 + [False] * 2
-    table = capsys.readouterr().out
-    assert table.startswith("% Test error") and table.splitlines()[5].count("±") == 7

@@ -29,8 +29,8 @@ TRAIN, VALIDATION = (15, 8, 4), (7, 6, 4)  # 27 and 17: the second rank sees one
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 FLAGS = [
     *("--model", "vit_tiny_patch16_224", "--model-kwargs", *[f"{key}={value}" for key, value in VIT.items()]),
-    *("--input-size", "3", "16", "16", "--mean", *[str(MEAN)] * 3, "--std", *[str(STD)] * 3, "--no-aug"),
-    *("--crop-pct", "1", "--smoothing", "0", "-b", str(BATCH), "-j", "0", "--epochs", str(EPOCHS), "--sched", "none"),
+    *("--input-size", "3", "16", "16", "--mean", *[str(MEAN)] * 3, "--std", *[str(STD)] * 3, "--crop-pct", "1"),
+    *("--smoothing", "0", "-b", str(BATCH), "-j", "0", "--epochs", str(EPOCHS), "--sched", "none"),
     *("--opt", "momentum", "--momentum", str(MOMENTUM), "--weight-decay", "0", "--lr", str(LR), "--no-progress"),
 ]
 MEMORY = {"memory": "both", "eta": 0.5, "beta": 1.0, "norm": "max", "size": 12}
@@ -53,10 +53,13 @@ CASES = {
 RESNET = ["--model", "resnet32_cifar", "--model-kwargs", "depth=8", "width=4"]
 RUNS = {name: flags for name, (flags, _, _) in CASES.items()} | {
     "batch-norm": RESNET,
-    "half": [*MBJ, "--epochs", str(EPOCHS // 2)],
-    "resumed": [*MBJ, "--resume", "half/last.pth.tar"],
     "own": ["--mbj", "--mbj-start", "0"],
 }
+RUNS = {name: ["--no-aug", *flags] for name, flags in RUNS.items()}
+# Each rank draws by torch's, NumPy's and Python's generators.
+DRAWN = [*MBJ, "--aa", "rand-m9-mstd0.5", "--mixup", "0.5", "--drop", "0.5"]
+RUNS |= {"drawn": DRAWN, "half": [*DRAWN, "--epochs", str(EPOCHS // 2)]}
+RUNS |= {"resumed": [*DRAWN, "--resume", "half/last.pth.tar"]}
 RESUMED = {"resumed": "half"}  # which goes on in its own folder
 
 
@@ -206,10 +209,13 @@ def test_the_memories_hold_something(output):
 
 
 def test_resumed_on_two_ranks_it_is_the_run_that_was_never_stopped(output):
-    for whole, resumed in zip(ranks(output, "memories"), ranks(output, "resumed"), strict=True):
+    for whole, resumed in zip(ranks(output, "drawn"), ranks(output, "resumed"), strict=True):
         for key in ("weights", "memories"):
             assert whole[key].keys() == resumed[key].keys()
             assert all(torch.equal(value, resumed[key][name]) for name, value in whole[key].items())
+    states = torch.load(output / "half/last.pth.tar", weights_only=False)["rng_states"]
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])
+    assert states[0]["python"] != states[1]["python"] and states[0]["numpy"][1:] != states[1]["numpy"][1:]
 
 
 def test_the_first_line_of_two_ranks_is_their_run_without_mbj(output):
