@@ -14,6 +14,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from mbj_plugin.command_line import UserError
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.sampling import rank_and_world
 from mbj_plugin.timm.compat import UpstreamChangedError, load_checkpoint
@@ -96,17 +97,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ValueError: for a file that is missing, truncated, or no training checkpoint.
     """
     if not os.path.isfile(path):
-        raise ValueError(f"no checkpoint at {path}: --resume takes a file such as OUTPUT/EXPERIMENT/last.pth.tar")
+        raise UserError(f"no checkpoint at {path}: --resume takes a file such as OUTPUT/EXPERIMENT/last.pth.tar")
     try:
         checkpoint = load_checkpoint(path)
     except UpstreamChangedError:
         raise
     except Exception as error:  # torch raises a different type for each way a file can be broken
         reason = str(error).split("\n")[0][:120]
-        raise ValueError(
+        raise UserError(
             f"cannot read the checkpoint {path}, it is no checkpoint or cut short ({reason}): "
             "resume from an older one in the same folder"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"{path} is no training checkpoint (it has no state_dict): give one that train_timm wrote")
+        raise UserError(f"{path} is no training checkpoint (it has no state_dict): give one that train_timm wrote")
     return checkpoint
