@@ -52,8 +52,21 @@ class Range(NamedTuple):
         return read
 
 
-SEED, START = Range(0, 2**63 - 1, whole=True), Range(0, 10**12, whole=True)
 BELOW_1 = math.nextafter(1.0, 0.0)
+MOST_ROWS = 10**7  # twenty times iNaturalist18
+#: Of what the memories and their losses take. What goes beyond is a slip of the pen, and would overflow in fp32 or in
+#: the allocator.
+RANGES = {
+    "eta": Range(0, 1e6),
+    "size": Range(1, MOST_ROWS, whole=True),
+    "sample": Range(0, MOST_ROWS, whole=True),
+    "beta": Range(0, 100),
+    "start": Range(0, 10**12, whole=True),
+    "seed": Range(0, 2**63 - 1, whole=True),
+    "momentum": Range(0, BELOW_1),
+    "scale": Range(0, 1e6, above=True),
+    "margin": Range(0, 1e6),
+}
 
 
 def counts_tensor(class_counts: Counts) -> Tensor:

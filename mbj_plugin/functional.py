@@ -91,19 +91,9 @@ def finite_cross_entropy(features: Tensor, labels: Tensor, weight: Tensor, bias:
     return total / (labels >= 0).sum().clamp(min=1)
 
 
-def backward_reads_features(rows: int, classes: int) -> bool:
-    """Whether the backward pass of the cross-entropy of so many rows reads them: torch's chunks need them no more, as
-    they compute the gradients in the forward pass."""
-    return not TORCH_CHUNKS or rows <= _chunk_rows(classes)
-
-
-def _chunk_rows(classes: int) -> int:
-    return max(1, CHUNK_LOGITS // classes)
-
-
 def _linear_cross_entropy_sum(features: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
     """Sum of cross-entropies; many logits are computed in chunks, by torch where it can (2.14 and later)."""
-    rows = _chunk_rows(len(weight))
+    rows = max(1, CHUNK_LOGITS // len(weight))
     if len(features) <= rows:
         return _cross_entropy_sum(features, weight, labels, bias)
     if TORCH_CHUNKS:

@@ -11,29 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbj_plugin.checks import BELOW_1, SEED, START, Counts, Range, check_target, counts_tensor
-from mbj_plugin.functional import (
-    backward_reads_features,
-    finite_cross_entropy,
-    loss_dtype,
-    multi_prototype_loss,
-    sampling_probs,
-)
-from mbj_plugin.memory import MOST_ROWS, SIZE, MemoryBank, snapshot
+from mbj_plugin.checks import RANGES, Counts, check_target, counts_tensor
+from mbj_plugin.functional import finite_cross_entropy, loss_dtype, multi_prototype_loss, sampling_probs
+from mbj_plugin.memory import MemoryBank, snapshot
 from mbj_plugin.sampling import DrawnModule, all_gather, check_even, hard_labels, rank_and_world, sample_slots
-
-# What goes beyond is a slip of the pen, and would overflow in fp32 or in the allocator.
-RANGES = {
-    "eta": Range(0, 1e6),
-    "size": SIZE,
-    "sample": Range(0, MOST_ROWS, whole=True),
-    "beta": Range(0, 100),
-    "start": START,
-    "seed": SEED,
-    "momentum": Range(0, BELOW_1),
-    "scale": Range(0, 1e6, above=True),
-    "margin": Range(0, 1e6),
-}
 
 
 class _BankLoss(DrawnModule):
@@ -107,9 +88,6 @@ class _BankLoss(DrawnModule):
 
     def _hard_labels(self, labels: Tensor, stream: int) -> Tensor:
         return hard_labels(labels, self.uniform(len(labels), stream)) if labels.ndim == 2 else labels.long()
-
-    def extra_repr(self) -> str:
-        return f"eta={self.eta}, beta={self.beta}, norm={self.norm}, start={self.start}"
 
 
 class FeatureMemoryLoss(_BankLoss):
@@ -198,25 +176,18 @@ class FeatureMemoryLoss(_BankLoss):
             return weight.new_zeros(())
         if self._waits():
             return _no_loss(loss_dtype(weight), weight, *(() if bias is None else (bias,)))
-        rows, labels, filled = self._rows(rank, world, len(weight))
-        loss = finite_cross_entropy(rows, labels, weight, bias)
-        if world > 1:
-            loss = loss * (labels >= 0).sum() * world / filled.clamp(min=1)
-        return self._weighted(loss)
-
-    def _rows(self, rank: int, world: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's rows and labels, and the number of filled slots among all ranks' (of one rank, nothing). The
-        labels, and the rows where the backward pass reads them, are copies, because it comes after the enqueue."""
+        # Labels and rows are copies: the backward pass comes after the enqueue.
         rows, labels = self.bank.rows, snapshot(self.bank.labels.clone())
         if self.sample:
             slots = snapshot(sample_slots(labels >= 0, self.uniform(len(labels), stream=-1), self.sample))
-            mine = slots[rank::world]
-            return snapshot(rows[mine]), labels[mine], (labels[slots] >= 0).sum()
+            rows, labels = rows[slots], labels[slots]
+        of_all = labels
         if world > 1:
-            rows, filled = rows[rank::world], (labels >= 0).sum()
-        if backward_reads_features(len(rows), classes):
-            rows = snapshot(rows.clone())
-        return (rows, labels[rank::world], filled) if world > 1 else (rows, labels, labels)
+            rows, labels = rows[rank::world], labels[rank::world]
+        loss = finite_cross_entropy(snapshot(rows.clone()), labels, weight, bias)
+        if world > 1:
+            loss = loss * (labels >= 0).sum() * world / (of_all >= 0).sum().clamp(min=1)
+        return self._weighted(loss)
 
 
 class PrototypeMemoryLoss(_BankLoss):
@@ -238,7 +209,8 @@ class PrototypeMemoryLoss(_BankLoss):
         momentum: 0 remembers the weights themselves; m > 0 is the paper's MBJ*, which remembers an average that moves
             by (1 - m) a step.
         num_classes: C, needed only where ``momentum`` > 0 and ``class_counts`` come later.
-        sample: 0 or None; see :class:`FeatureMemoryLoss`. Eq. 4 has no unbiased estimate from a part of the rows.
+
+    There is no ``sample``: Eq. 4, the logarithm of a product of sums, has no unbiased estimate from a part of them.
 
     Raises:
         ValueError: for a value out of range.
@@ -272,14 +244,8 @@ class PrototypeMemoryLoss(_BankLoss):
         *,
         seed: int = 0,
         num_classes: int | None = None,
-        sample: int | None = 0,
     ) -> None:
         super().__init__(class_counts, dim, size, eta, beta, norm, start, seed)
-        if sample:
-            raise ValueError(
-                f"sample {sample!r}: the prototype loss takes its whole memory (sample 0), because a part of the rows "
-                "gives no unbiased estimate of Eq. 4, the logarithm of a product of sums over the memory: lower size"
-            )
         for name, value in (("momentum", momentum), ("scale", scale), ("margin", margin)):
             setattr(self, name, RANGES[name].checked(name, value))
         if self.momentum:

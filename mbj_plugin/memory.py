@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mbj_plugin.checks import Range, host_values, on_host
+from mbj_plugin.checks import RANGES, Range, host_values, on_host
 
-MOST_ROWS = 10**7  # twenty times iNaturalist18
 MOST_BYTES = 2**36
-SIZE = Range(1, MOST_ROWS, whole=True)
 
 
 class MemoryBank(nn.Module):
@@ -49,7 +47,8 @@ class MemoryBank(nn.Module):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
-        self.size, self.dim = SIZE.checked("memory size", size), Range(1, whole=True).checked("memory dim", dim)
+        self.size = RANGES["size"].checked("memory size", size)
+        self.dim = Range(1, whole=True).checked("memory dim", dim)
         if 4 * self.size * self.dim > MOST_BYTES:
             raise ValueError(f"a memory of size {size} takes {4e-9 * self.size * self.dim:.0f} GB of memory: lower it")
         self.register_buffer("slot_rows", torch.zeros(self.size + 1, self.dim))
@@ -130,8 +129,8 @@ class MemoryBank(nn.Module):
         self.cursor.copy_((self.cursor + count) % self.size)
 
     def _enqueue_on_host(self, rows: Tensor, labels: Tensor, keep: Tensor) -> None:
-        """The same bits: a host may look at values. 32 x 64 rows take 0.08 ms (0.13 ms as on a device), 128 x 2,048
-        rows into 25,000 slots 0.1 ms (1 ms)."""
+        """The same bits by NumPy, since a host may look at values: 30 operations of torch fewer a step, and 128 x 2,048
+        rows into 25,000 slots take 0.1 ms in place of 1 ms."""
         given, classes = host_values(rows), host_values(labels)
         stored = np.flatnonzero((classes >= 0) & host_values(keep))
         stored = stored[np.isfinite(given[stored]).all(axis=1)]
@@ -146,9 +145,6 @@ class MemoryBank(nn.Module):
         # What is written past torch: a graph that needs it as it was is told.
         for buffer in (self.slot_rows, self.slot_labels, self.slot_calls):
             torch.autograd.graph.increment_version(buffer)
-
-    def extra_repr(self) -> str:
-        return f"size={self.size}, dim={self.dim}"
 
 
 torch.library.define("mbj_plugin::keep", "(Tensor x) -> Tensor")

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mbj_plugin.checks import SEED, START
+from mbj_plugin.checks import RANGES
 
 PAGE = 16  # calls whose numbers are drawn at once
 
@@ -109,7 +109,7 @@ class DrawnModule(nn.Module):
     def __init__(self, start: int, seed: int) -> None:
         super().__init__()
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self.register_buffer("seed", torch.tensor(SEED.checked("seed", seed), dtype=torch.long))
+        self.register_buffer("seed", torch.tensor(RANGES["seed"].checked("seed", seed), dtype=torch.long))
         self._blind = self._asked_device = False
         self.start = start
 
@@ -120,7 +120,7 @@ class DrawnModule(nn.Module):
 
     @start.setter
     def start(self, start: int) -> None:
-        self._start = START.checked("start", start)
+        self._start = RANGES["start"].checked("start", start)
         self._read_step()
 
     def _read_step(self) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbj_plugin.batch_losses import LOSSES
+from mbj_plugin.checks import RANGES
 from mbj_plugin.functional import NORMS
-from mbj_plugin.losses import RANGES
 from mbj_plugin.start import WANTED, Start, as_start
 
 MEMORIES = ("feature", "prototype", "both")

@@ -8,7 +8,6 @@ import torch
 
 from mbj_plugin import functional
 from mbj_plugin.functional import (
-    backward_reads_features,
     cosface_loss,
     memory_cross_entropy,
     multi_prototype_loss,
@@ -120,10 +119,7 @@ class TestMemoryCrossEntropy:
         monkeypatch.setattr(functional, "checkpoint", chunked)
         args = torch.zeros(rows, 4), torch.zeros(rows, dtype=torch.long), torch.zeros(3, 4)
         more = torch.zeros(rows + 1, 4), torch.zeros(rows + 1, dtype=torch.long), torch.zeros(3, 4)
-        monkeypatch.setattr(functional, "TORCH_CHUNKS", True)
-        assert backward_reads_features(rows, 3) and not backward_reads_features(rows + 1, 3)
         monkeypatch.setattr(functional, "TORCH_CHUNKS", False)
-        assert backward_reads_features(rows, 3) and backward_reads_features(rows + 1, 3)
         assert memory_cross_entropy(*args).item() == pytest.approx(math.log(3))
         with pytest.raises(AssertionError, match="chunked"):
             memory_cross_entropy(*more)

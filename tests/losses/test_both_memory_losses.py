@@ -18,8 +18,8 @@ WRONG += [torch.zeros(2, dtype=torch.bool), torch.zeros(3).long(), torch.tensor(
 @pytest.mark.parametrize("kind", [FeatureMemoryLoss, PrototypeMemoryLoss])
 class TestBoth:
     def test_defaults_are_the_papers_and_off(self, kind):
-        shared = {"beta": 1.5, "norm": "sum", "start": 0, "seed": 0, "sample": 0}
-        own = {"size": 500, "eta": 15.0}
+        shared = {"beta": 1.5, "norm": "sum", "start": 0, "seed": 0}
+        own = {"size": 500, "eta": 15.0, "sample": 0}
         if kind is PrototypeMemoryLoss:
             own = {"size": 3500, "eta": 1 / 7, "scale": 16.0, "margin": 0.2, "momentum": 0.0}
             own["num_classes"] = None

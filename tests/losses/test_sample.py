@@ -4,7 +4,7 @@ import pytest
 import torch
 from memory_batches import COUNTS
 
-from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss
+from mbj_plugin import FeatureMemoryLoss
 from mbj_plugin.sampling import counter_uniform, sample_slots
 
 
@@ -65,9 +65,3 @@ def test_backward_reads_the_rows_from_before_the_enqueue():
 def test_bad_sample(sample):
     with pytest.raises(ValueError, match=rf"sample must be .*got {sample!r}"):
         FeatureMemoryLoss(COUNTS, dim=4, sample=sample)
-
-
-def test_eq_4_has_no_unbiased_estimate():
-    with pytest.raises(ValueError, match="sample 5: .*no unbiased estimate"):
-        PrototypeMemoryLoss(COUNTS, dim=4, sample=5)
-    assert PrototypeMemoryLoss(COUNTS, dim=4, sample=None).bank.size == 3500
