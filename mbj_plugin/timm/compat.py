@@ -11,7 +11,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 from timm import utils
@@ -29,21 +29,15 @@ class UpstreamChangedError(RuntimeError):
     """timm has changed under the plugin."""
 
 
-class Reliance(NamedTuple):
-    """What of timm is relied on: a file, and what is there."""
-
-    upstream: str
-    what: str
-
-
-RELIES: dict[str, Reliance] = {}
+#: Function to what of timm it relies on: a file, and what is there.
+RELIES: dict[str, tuple[str, str]] = {}
 
 
 def relies(upstream: str, what: str) -> Callable[[Callable], Callable]:
     """Register a function as the one place that relies on ``what`` of ``upstream``, a file of timm."""
 
     def register(function: Callable) -> Callable:
-        RELIES[function.__name__] = Reliance(upstream, what)
+        RELIES[function.__name__] = (upstream, what)
         return function
 
     return register
@@ -128,14 +122,6 @@ def loader_inside(loader: Any) -> Any:
     return getattr(loader, "loader", loader)
 
 
-@relies("optim/lookahead.py", "Lookahead holds the optimizer that it wraps as ._base_optimizer")
-def optimizer_inside(optimizer: Any) -> Any:
-    """The optimizer that keeps the state."""
-    if type(optimizer).__name__ == "Lookahead":
-        expect(hasattr(optimizer, "_base_optimizer"), "optimizer_inside")
-    return getattr(optimizer, "_base_optimizer", optimizer)
-
-
 @relies("scheduler/plateau_lr.py", "PlateauLRScheduler holds torch's as .lr_scheduler, and .restore_lr")
 def plateau_inside(scheduler: Any) -> Any:
     """torch's ReduceLROnPlateau of a scheduler of timm's; None of any other."""
@@ -167,12 +153,3 @@ def create_classification_loss(**arguments: Any) -> Any:
 
     expect(hasattr(loss, "create_classification_loss"), "create_classification_loss")
     return loss.create_classification_loss(**arguments)
-
-
-@relies("models/_hub.py", "generate_readme(model_card, model_name) writes the card of a model")
-def generate_readme(card: dict[str, Any], name: str) -> str:
-    """The text of a model's card."""
-    from timm.models import _hub
-
-    expect(hasattr(_hub, "generate_readme"), "generate_readme")
-    return _hub.generate_readme(card, name)

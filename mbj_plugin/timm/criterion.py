@@ -13,8 +13,9 @@ from mbj_plugin.batch_losses import CrossEntropy
 from mbj_plugin.checks import BELOW_1, Counts, Range, check_target, counts_tensor
 from mbj_plugin.memories import Memories
 from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
+from mbj_plugin.timm.classifiers import BATCH_CLASSIFIER, same_map
 from mbj_plugin.timm.clip import ClipParameters, clip_parameters
-from mbj_plugin.timm.head import BATCH_CLASSIFIER, Heads, attach_head, beside, detach_head, same_map
+from mbj_plugin.timm.head import Heads, attach_head, beside, detach_head
 
 _logger = logging.getLogger("mbj_plugin")
 PROTOTYPES = ("batch", "memory")

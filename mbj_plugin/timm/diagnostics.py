@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Subset
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.diagnostics.probe import Probe, choose_probe, evaluating, probe_or_none, torch_random_state
 from mbj_plugin.diagnostics.writer import DiagnosticsWriter
+from mbj_plugin.timm.classifiers import classifier_layers, recorded_inputs
 from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import dataset_labels
 from mbj_plugin.timm.criterion import MBJLoss
-from mbj_plugin.timm.head import classifier_layers, recorded_inputs
 
 _logger = logging.getLogger("mbj_plugin")
 

@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbj_plugin.sampling import rank_and_world
-
-BATCH_CLASSIFIER = "batch_classifier"
+from mbj_plugin.timm.classifiers import BATCH_CLASSIFIER, affine_map, classifier_layers
 
 
 class Recorder:
@@ -169,7 +167,7 @@ class Heads:
         Args:
             batch: of the batch classifier instead.
         """
-        parts = [_affine(layer) for layer in (self.batch_layers if batch else self.layers)]
+        parts = [affine_map(layer) for layer in (self.batch_layers if batch else self.layers)]
         if len(parts) == 1:
             return parts[0]
         biases = [bias for _, bias in parts if bias is not None]
@@ -282,17 +280,6 @@ def evaluate_classifiers(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {"batch": _mean([output.flatten(1) for output in outputs if output is not None]), "memory": memory}
 
 
-def classifier_maps(model: Any) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """(C, D) weight and (C,) bias (or None) of the classifiers that :func:`evaluate_classifiers` names.
-
-    Args:
-        model: not wrapped; its classifier is linear.
-    """
-    heads = Heads(classifier_layers(model))
-    maps = {"batch": heads.affine(batch=True)}
-    return maps | {"memory": heads.affine()} if heads.parameter_pairs else maps
-
-
 @contextmanager
 def full_state(*models: nn.Module) -> Iterator[None]:
     """Inside, the models' ``state_dict`` has the batch classifier too: for an average of all that is trained.
@@ -315,37 +302,6 @@ def full_state(*models: nn.Module) -> Iterator[None]:
             recorder.hidden = True
 
 
-def classifier_layers(model: Any) -> list[nn.Module]:
-    """The linear layers of ``model.get_classifier()``.
-
-    Raises:
-        ValueError: where the model has no classifier, or one that is no linear layer.
-    """
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    roots = classifier if isinstance(classifier, tuple | list) else [classifier]
-    modules = [(name, m) for root in roots if isinstance(root, nn.Module) for name, m in root.named_modules()]
-    layers = [m for name, m in modules if BATCH_CLASSIFIER not in name.split(".") and _is_classifier(m, model)]
-    if not layers:
-        raise ValueError(
-            f"cannot find the classifier of {type(model).__name__}: get_classifier() gives "
-            f"{type(classifier).__name__}, MBJ needs a linear layer with one output per class (is num_classes 0?)"
-        )
-    for layer in layers:
-        if not layer.weight.is_leaf and not torch.nn.utils.parametrize.is_parametrized(layer):
-            raise ValueError(
-                "the classifier's weight is computed by a hook (torch.nn.utils.weight_norm): use "
-                "torch.nn.utils.parametrizations.weight_norm, which MBJ can follow"
-            )
-    return layers
-
-
-def _is_classifier(module: nn.Module, model: nn.Module) -> bool:
-    num_classes = getattr(model, "num_classes", None)
-    if isinstance(module, nn.Linear):
-        return num_classes in (None, module.out_features)
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels == num_classes
-
-
 def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in layer.named_parameters() if not name.startswith(f"{BATCH_CLASSIFIER}.")]
 
@@ -356,39 +312,3 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _mean(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
-
-
-def _affine(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """(C, D) weight and (C,) bias of what the layer computes, whatever it makes of its parameters."""
-    forward = type(layer).forward  # past the hooks
-    if forward in (nn.Linear.forward, nn.Conv2d.forward):
-        return layer.weight.flatten(1), layer.bias
-    # Its forward is its own (normalised weights, a scale): what it gives for 0 and for each unit vector is the map.
-    with torch.autocast(layer.weight.device.type, enabled=False):
-        dim = layer.weight[0].numel()
-        units = torch.eye(dim, dtype=layer.weight.dtype, device=layer.weight.device)
-        shape = (-1, *layer.weight.shape[1:])
-        bias = forward(layer, layer.weight.new_zeros(1, dim).view(shape)).flatten(1)
-        weight = forward(layer, units.view(shape)).flatten(1) - bias
-    return weight.T, bias[0]
-
-
-@contextmanager
-def recorded_inputs(layers: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """The (B, D) input of each layer, in the order in which they are called."""
-    inputs: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1))) for layer in layers]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def same_map(weight: Tensor, bias: Tensor | None, features: Tensor, output: Tensor, tolerance: float = 0.05) -> bool:
-    """Whether ``output`` is what a linear layer computes from ``features``, up to half precision's error by default."""
-    with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-        expected = F.linear(features.float(), weight.float(), None if bias is None else bias.float())
-        return expected.shape == output.shape and torch.allclose(
-            expected, output.float(), rtol=tolerance, atol=tolerance * float(expected.abs().max())
-        )

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.files import new_file
+from mbj_plugin.timm.classifiers import classifier_layers, recorded_inputs, same_map
 from mbj_plugin.timm.diagnostics import input_layers
-from mbj_plugin.timm.head import Heads, classifier_layers, recorded_inputs, same_map
+from mbj_plugin.timm.head import Heads
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.args import make_parser
 from mbj_plugin.tools.trainer.checkpoint import read_checkpoint
