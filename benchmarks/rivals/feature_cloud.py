@@ -50,9 +50,6 @@ class FeatureCloud(any_softmax.CosSoftmax):
         num_classes: C.
         scale: of the cosines, > 0.
         margin: of CosFace, from 0 to 1.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     sums: Tensor  # (4, C): of the angles' weights, of these times angle, times its square, and of the weights' squares
@@ -62,10 +59,6 @@ class FeatureCloud(any_softmax.CosSoftmax):
 
     def __init__(self, num_classes: int, scale: float, margin: float) -> None:
         super().__init__(num_classes, scale, margin)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"MODEL.HEADS.SCALE must be a number > 0 for FeatureCloud, got {scale}")
-        if not 0 <= margin <= 1:
-            raise ValueError(f"MODEL.HEADS.MARGIN must be a number from 0 to 1 for FeatureCloud, got {margin}")
         self.register_buffer("sums", torch.zeros(4, num_classes, dtype=torch.float64), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
         self.register_buffer("seed", torch.zeros((), dtype=torch.long), persistent=False)

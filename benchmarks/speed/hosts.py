@@ -11,8 +11,22 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.speed.diagnostics import draw
+import numpy as np
+from PIL import Image
+
 from benchmarks.speed.timing import Call, Pair
+from mbj_plugin.longtail import exponential_counts
+
+
+def draw(root: Path) -> None:
+    """A long-tailed ImageFolder of noise, in CIFAR's size."""
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", exponential_counts(10, 600, 100)), ("validation", [20] * 10)):
+        for label, count in enumerate(counts):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
 def timm_pairs(device: str, batch_sizes: tuple[int, ...] = (32, 128)) -> Iterator[Pair]:
@@ -53,18 +67,23 @@ RUN = ("--model-kwargs", "depth=32", "--input-size", "1", "32", "32", "--epochs"
 def run_pairs(device: str) -> Iterator[Pair]:
     """A whole run of train_timm with ``--mbj`` and its table, evaluation and checkpoints included, against one
     without."""
-    shared = [*RUN, "--warmup-epochs", "0", "--device", device, "--no-progress"]
-    on, off = (partial(whole_run, *shared, *more) for more in (["--mbj"], []))
+    on, off = (partial(whole_run, device, *more) for more in (["--mbj"], []))
     yield "a whole run of train_timm with --mbj and its table / without (resnet32_cifar, digits at 32 x 32)", on, off
 
 
-def whole_run(*flags: str) -> str:
+def diagnostics_pairs(device: str) -> Iterator[Pair]:
+    """A whole run with its diagnostics against one without."""
+    on, off = (partial(whole_run, device, "--mbj", *more) for more in ([], ["--no-mbj-diagnostics"]))
+    yield "a whole run of train_timm --mbj with its diagnostics / without", on, off
+
+
+def whole_run(device: str, *flags: str) -> str:
     """Train, and give what is printed."""
     from mbj_plugin.tools.trainer.train import main
 
     logging.getLogger("mbj_plugin").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
-        main([*flags, "--output", folder])
+        main([*RUN, "--warmup-epochs", "0", "--device", device, "--no-progress", *flags, "--output", folder])
     return printed.getvalue()
 
 

@@ -19,22 +19,16 @@ import torch
 from benchmarks.speed import core, hosts, ranks
 from benchmarks.speed.timing import Pair, Seconds, in_turn, ratio, versions
 
-PARTS = ("enqueue", "start", "sample", "inat", "product", "timm", "run", "fastreid", "ranks")
+PARTS = ("enqueue", "start", "sample", "inat", "product", "timm", "run", "diagnostics", "fastreid", "ranks")
 
 
 def pairs(part: str, device: str, dim: int) -> Iterator[Pair]:
     """What a part compares, one after the other."""
-    if part == "enqueue":
-        return core.enqueue_pairs(device)
-    if part == "inat":
-        return core.inat_pairs(device)
-    if part == "timm":
-        return hosts.timm_pairs(device)
-    if part == "run":
-        return hosts.run_pairs(device)
-    if part == "fastreid":
-        return hosts.fastreid_pairs(device)
-    return {"start": core.start_pairs, "sample": core.sample_pairs, "product": core.product_pairs}[part](device, dim)
+    steps = {"start": core.start_pairs, "sample": core.sample_pairs, "product": core.product_pairs}
+    if part in steps:
+        return steps[part](device, dim)
+    module = core if part in ("enqueue", "inat") else hosts
+    return getattr(module, f"{part}_pairs")(device)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
