@@ -92,31 +92,19 @@ def _from_zip(path: str | Path) -> Drawings:
 
 
 def _check(data: Drawings, path: str | Path) -> None:
-    columns = (data.character, data.drawer, data.alphabet)
-    count, bytes_per_image = len(data.images_packed), -(-SIDE * SIDE // 8)
-    if data.images_packed.shape != (count, bytes_per_image) or data.images_packed.dtype != np.uint8:
+    """Raise ValueError unless each character, of one alphabet, was drawn once by each of the people."""
+    columns, shape = (data.character, data.drawer, data.alphabet), (len(data.images_packed), -(-SIDE * SIDE // 8))
+    whole = data.images_packed.shape == shape and data.images_packed.dtype == np.uint8
+    if whole := whole and all(column.shape == shape[:1] and column.dtype.kind in "iu" for column in columns):
+        character, drawer, alphabet = (column.astype(int) for column in columns)
+        of_alphabets, drawings = ({*zip(character, other, strict=True)} for other in (alphabet, drawer))
+        whole = len(drawings) == shape[0] == DRAWERS * len(of_alphabets) == DRAWERS * len({*character})
+        whole = whole and {*alphabet} == {*range(ALPHABETS)} and {*drawer} == {*range(DRAWERS)} and min(character) >= 0
+    if not whole:
         raise ValueError(
-            f"{path}: images_packed must be (N, {bytes_per_image}) uint8, the {SIDE} x {SIDE} bits of each image, got "
-            f"{data.images_packed.shape} {data.images_packed.dtype}"
+            f"{path} is not the whole set: it must hold each character of {ALPHABETS} alphabets once by each of "
+            f"{DRAWERS} people, {shape[1]} uint8 an image, all numbered from 0"
         )
-    for name, column in zip(("character", "drawer", "alphabet"), columns, strict=True):
-        if column.shape != (count,) or column.dtype.kind not in "iu":
-            raise ValueError(f"{path}: {name} must be ({count},) integers, got {column.shape} {column.dtype}")
-    if set(data.alphabet.tolist()) != set(range(ALPHABETS)) or len(data.alphabet_names) != ALPHABETS:
-        raise ValueError(f"{path} must hold the {ALPHABETS} alphabets of the background set, numbered from 0")
-    if (data.character < 0).any() or (data.drawer < 0).any() or (data.drawer >= DRAWERS).any():
-        raise ValueError(f"{path}: characters and drawers are numbered from 0, drawers up to {DRAWERS - 1}")
-    pairs = np.unique(np.stack([data.character, data.alphabet]).astype(int), axis=1)
-    if (np.bincount(pairs[0]) > 1).any():
-        character = int(np.bincount(pairs[0]).argmax())
-        raise ValueError(f"{path}: character {character} is of several alphabets: number characters over all alphabets")
-    drawings = np.stack([data.character, data.drawer]).astype(int)
-    if np.unique(drawings, axis=1).shape[1] != count:
-        raise ValueError(f"{path}: a drawer has drawn a character twice: each pair of the two may come once")
-    drawn = np.bincount(data.character)
-    if (incomplete := np.flatnonzero((drawn > 0) & (drawn < DRAWERS))).size:
-        one = incomplete[0]
-        raise ValueError(f"{path}: character {one} was drawn by {drawn[one]} of {DRAWERS} people: is the file whole?")
 
 
 def write_dataset(archive: str | Path, root: str | Path, kind: type[Omniglot] = Omniglot, seed: int = 0) -> Path:

@@ -87,33 +87,28 @@ def test_a_wrong_archive_is_a_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("name", "change"),
     [
-        ("character", lambda c: c % 2, "character 0 is of several alphabets"),
-        ("images_packed", lambda x: x[:, :500], r"images_packed must be \(N, 1379\) uint8"),
-        ("images_packed", lambda x: x.astype(int), r"images_packed must be .* got \(1200, 1379\) int64"),
-        ("drawer", lambda d: d[:-1], r"drawer must be \(1200,\) integers, got \(1199,\)"),
-        ("character", lambda c: c + 0.5, "character must be .* float64"),
-        ("alphabet", lambda a: a + 1, "30 alphabets of the background set, numbered from 0"),
-        ("drawer", lambda d: d + 1, "drawers up to 19"),
-        ("drawer", lambda d: d // 2, "a drawer has drawn a character twice"),
+        ("character", lambda c: c % 2),  # of several alphabets
+        ("character", lambda c: c + 0.5),
+        ("character", lambda c: c.astype(int) - 1),
+        ("images_packed", lambda x: x[:, :500]),
+        ("images_packed", lambda x: x.astype(int)),
+        ("alphabet", lambda a: a + 1),
+        ("drawer", lambda d: d[:-1]),
+        ("drawer", lambda d: d + 1),
+        ("drawer", lambda d: d // 2),  # somebody has drawn a character twice
+        (("images_packed", "character", "drawer", "alphabet"), lambda x: np.delete(x, 105, axis=0)),
     ],
 )
-def test_an_archive_that_would_make_a_wrong_set_is_refused(npz, tmp_path, name, change, message):
+def test_an_archive_that_would_make_a_wrong_set_is_refused(npz, tmp_path, name, change):
     data = dict(np.load(npz))
-    data[name] = change(data[name])
+    for each in [name] if isinstance(name, str) else name:
+        data[each] = change(data[each])
     np.savez(tmp_path / "wrong.npz", **data)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"wrong\.npz is not the whole set"):
         write_dataset(tmp_path / "wrong.npz", tmp_path)
     assert not (tmp_path / "omniglot").exists()
-
-
-def test_an_archive_that_lacks_a_drawing_is_refused(npz, tmp_path):
-    data = dict(np.load(npz))
-    kept = np.arange(len(data["character"])) != 105  # of character 5
-    np.savez(tmp_path / "part.npz", **{k: v if k == "alphabet_names" else v[kept] for k, v in data.items()})
-    with pytest.raises(ValueError, match="character 5 was drawn by 19 of 20 people"):
-        write_dataset(tmp_path / "part.npz", tmp_path)
 
 
 def test_the_authors_zip_is_the_same_set(npz, tmp_path):
