@@ -15,9 +15,3 @@ def test_version_and_date_are_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert version == citation["version"] == mbj_plugin.__version__
     assert date == str(citation["date-released"])
-
-
-def test_the_package_page_has_no_link_that_leads_nowhere():
-    """README is the package page as it is, where there is no clone."""
-    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
-    assert targets and all(target.startswith("https://") for target in targets)

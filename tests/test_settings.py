@@ -90,7 +90,7 @@ def test_read(name, given, value):
         *[("eta", value) for value in (-1, 1e7, float("nan"), True, "much", None) if value is not None],
         *[("size", value) for value in (0, 2.5, 10**400)],
         *[("scale", 0), ("momentum", 1.0), ("seed", 2**63), ("diagnostics", 1), ("beta", None)],
-        *[("start", value) for value in (1.0, -1, "soon", True, 10**400)],
+        *[("start", value) for value in (1.0, "1.0", -1, "soon", True, float("nan"), float("inf"), 10**400)],
     ],
 )
 def test_a_wrong_value_is_named(name, value):

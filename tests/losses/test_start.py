@@ -92,11 +92,6 @@ class TestStart:
                 other(*batch(step), weight)
             assert other.started and not loss.started
 
-    @pytest.mark.parametrize("start", [-1, 0.5, "2"])
-    def test_a_start_that_is_no_number_of_steps(self, kind, start):
-        with pytest.raises(ValueError, match="^start must be"):
-            make(kind, start=start)
-
     def test_a_start_where_no_value_is_known(self, kind):
         loss = make(kind).to("meta")
         for start, started in ((1, False), (0, True)):

@@ -120,7 +120,8 @@ def test_training_mode_without_grad_is_the_batch_loss_alone():
     loss = mbj_loss(COUNTS, **ALL).bind(model)
     with torch.no_grad():
         loss(model(torch.ones(2, 4)), torch.tensor([0, 1]))
-    loss.eval()(model(torch.ones(2, 4)), torch.tensor([0, 1]))
+    value = loss.eval()(output := model(torch.ones(2, 4)), torch.tensor([0, 1]))
+    assert torch.equal(value, F.cross_entropy(output, torch.tensor([0, 1])))
     assert loss.memories["feature"].bank.filled == 0 and loss.parts == {}
 
 
@@ -156,17 +157,6 @@ def test_soft_targets(base):
     assert loss.memories["feature"].bank.filled == 12
 
 
-def test_smoothing_of_the_targets_does_not_reach_the_memory():
-    model = small_model()
-    loss = mbj_loss(COUNTS, SoftTargetCrossEntropy(), smoothing=0.5, **ALL).bind(model)
-    for step in range(8):
-        x, _ = images(step)
-        mixed = torch.tensor([0.6, 0.4, 0.0]).expand(6, 3)
-        loss(model(x), 0.5 * mixed + 0.5 / 3)
-    labels = loss.memories["feature"].bank.labels
-    assert set(labels[labels >= 0].tolist()) == {0, 1}
-
-
 def test_unlabelled_images_count_in_neither_loss():
     model = small_model()
     loss = mbj_loss(COUNTS, **ALL).bind(model)
@@ -174,20 +164,6 @@ def test_unlabelled_images_count_in_neither_loss():
     value = loss(model(x), torch.tensor([0, 1, -1, 2, -1, 0]))
     assert torch.isfinite(value)
     assert loss.memories["feature"].bank.filled == 4
-
-
-def test_it_can_be_pickled():
-    pickle.loads(pickle.dumps(mbj_loss(COUNTS)))
-
-
-def test_out_of_training_it_is_the_batch_loss_alone():
-    model = small_model()
-    loss = mbj_loss(COUNTS, **ALL).bind(model)
-    loss(model(images(0)[0]), images(0)[1])
-    model.eval(), loss.eval()
-    x, y = images(1)
-    assert torch.equal(loss(model(x), y), F.cross_entropy(model(x), y))
-    assert loss.memories["feature"].bank.filled == 6
 
 
 def test_a_nan_feature_never_enters():
@@ -230,11 +206,6 @@ def test_logits_that_overflow_in_the_first_step_say_nothing_of_the_model():
         mbj_loss(COUNTS, **ALL).bind(model)(2 * model(images(1)[0]) + 1, images(1)[1])
 
 
-def test_unbound():
-    with pytest.raises(ValueError, match="loss.bind"):
-        mbj_loss(COUNTS)(torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1]))
-
-
 def test_other_number_of_classes():
     with pytest.raises(ValueError, match="3 classes, the class counts 2.*--num-classes 2"):
         mbj_loss([5, 5]).bind(small_model())
@@ -243,21 +214,12 @@ def test_other_number_of_classes():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"memory": "typo"}, "memory.*'typo'"),
-        ({"momentum": 0.9}, "momentum 0.9.*prototype"),
-        ({"eta": -1.0}, "eta.*-1.0"),
-        ({"size": 0}, "size must be .*, got 0"),
         ({"sample": 600}, "memory's 500.*600"),
-        ({"sample": 5, "memory": "prototype"}, "sample 5 is of memorised features"),
-        ({"margin": 0.5}, r"margin 0.5 is of memorised prototypes.* \(or margin 0.2\)"),
-        ({"norm": "typo"}, "norm.*'typo'"),
         ({"smoothing": 1.0}, "smoothing.*1.0"),
         ({"smoothing": -0.1}, "smoothing.*-0.1"),
-        ({"classifier": "typo"}, "classifier.*'typo'"),
         ({"prototypes": "typo"}, "prototypes.*'typo'"),
         ({"classifier_loss": F.cross_entropy, "classifier": "shared"}, "classifier_loss trains"),
         ({"classifier_loss": F.cross_entropy, "memory": "prototype"}, "classifier_loss trains"),
-        ({"sample": 3, "memory": "prototype"}, "sample 3 is of memorised features"),
     ],
 )
 def test_bad_values(kwargs, message):

@@ -211,19 +211,6 @@ def test_one_pass_gives_the_logits_of_both_classifiers(make, wrap):
         evaluate_classifiers(model.train(), x)
 
 
-def test_two_heads_have_two_batch_classifiers():
-    model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, num_classes=3, depth=1)
-    loss = mbj_loss(COUNTS, **ALL).bind(model)
-    g = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss(model(torch.randn(4, 3, 32, 32, generator=g)), torch.tensor([0, 1, 2, 0])).backward()
-        optimizer.step()
-    assert len(loss.heads.parameter_pairs) == 4
-    assert all(own.grad is not None and batch.grad is not None for own, batch in loss.heads.parameter_pairs)
-
-
 def test_prototypes_alone_have_one_classifier():
     loss = mbj_loss(COUNTS, memory="prototype", **ALL).bind(small_model())
     assert loss.heads.parameter_pairs == []

@@ -19,16 +19,8 @@ def test_flags_and_text_say_the_same():
         ("etha=3", "'etha=3'.*did you mean 'eta'"),
         ("eta", "'eta'.*key=value"),
         ("eta=big", "MBJ: eta must be a number .*, got 'big'"),
-        ("eta=-1", "eta.*-1"),
-        ("eta=inf", "eta.*inf"),
-        ("size=0", "size must be .* from 1 .*, got 0"),
         ("size=0.5", "MBJ: size must be a whole number .*, got 0.5"),
-        ("beta=-1", "beta.*-1"),
-        ("norm=typo", "norm.*'typo'"),
-        ("memory=typo", "memory.*'typo'"),
-        ("start=never", "start.*'never'"),
         ("diagnostics=2", "diagnostics must be True or False, got '2'"),
-        ("momentum=1,memory=prototype", "momentum.*1"),
     ],
 )
 def test_bad_text(text, message):
