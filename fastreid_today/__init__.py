@@ -11,8 +11,7 @@ from fastreid_today.copies import Finder
 from fastreid_today.packages import INSTALL
 
 # They hold the changes, which are made in this order.
-MODULES = ["training", "cpu", "evaluation", "samplers", "messages", "images", "checkpoints", "results", "config"]
-MODULES += ["searchable", "checkout"]
+MODULES = ["training", "cpu", "evaluation", "samplers", "checkpoints", "config", "data", "checkout"]
 AFTERWARDS: list[str] = []  # modules to import as soon as fast-reid has been repaired
 
 

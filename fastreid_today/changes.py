@@ -112,9 +112,3 @@ def rebind(old: object, new: object) -> None:
         if module_name.partition(".")[0] == "fastreid":
             for attribute in [key for key, value in vars(module).items() if value is old]:
                 setattr(module, attribute, new)
-
-
-def expect(condition: bool, found: str) -> None:
-    """Raise where upstream is not what a change was written for, and would be broken by it without a word."""
-    if not condition:
-        raise UpstreamChangedError(found)

@@ -1,21 +1,21 @@
-"""A config is checked before anything is built: one table of keys, and what their values must be."""
+"""A config is checked before anything is trained: one table of keys, and what their values must be."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import importlib
 import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import yaml
 
-from fastreid_today.changes import replaces
-from fastreid_today.messages import near
+from fastreid_today.changes import change, replaces, wrap
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is wanted
 
@@ -52,124 +52,116 @@ def _named_in(module: str) -> Rule:
     return lambda value: hasattr(importlib.import_module(layers), value), f"a name of {layers}"
 
 
+def _can_be_written(folder: str) -> bool:
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder or ".", os.W_OK | os.X_OK)
+
+
 NOT_NEGATIVE: Rule = (lambda value: _is_number(value) and value >= 0, "a number of 0 or more")
 POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a number above 0")
 SHARE: Rule = (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
 SIZE = _all_of(_whole(1), "two whole numbers of pixels above 0, [height, width]", 2)
-STEPS = _all_of(_whole(1), "whole numbers of epochs above 0")
+NAMES: Rule = (lambda value: len(value) > 0, "one data set or more")
+FOLDER: Rule = (_can_be_written, "a folder that can be made and written")
 EPOCHS, IMAGES, COUNT = _whole(1, "a number of epochs"), _whole(1, "a number of images"), _whole(0)
-NORM = _one_of("BN", "syncBN", "GhostBN", "FrozenBN", "GN", "")
-SAMPLER = ("TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSampler")
+# Not SetReWeightSampler: its check of the batch size wants more than one round draws, and it waits for one that is it.
+SAMPLERS = ("TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler", "ImbalancedDatasetSampler")
 OPTIMIZERS = [name for name, kind in vars(torch.optim).items() if inspect.isclass(kind) and name != "Optimizer"]
 
-# The rules of a method of DefaultTrainer: where a project has its own, its keys are the project's business.
-RULES: dict[str, list[tuple[str, Rule]]] = {
-    "build_train_loader": [
-        ("INPUT.SIZE_TRAIN", SIZE),
-        ("INPUT FLIP.PROB CJ.PROB AUTOAUG.PROB AUGMIX.PROB REA.PROB RPT.PROB", SHARE),
-        ("DATALOADER.SAMPLER_TRAIN", _one_of(*SAMPLER, "ImbalancedDatasetSampler")),
-        ("DATALOADER.NUM_WORKERS", COUNT),
-        ("SOLVER.IMS_PER_BATCH", IMAGES),
-    ],
-    "build_model": [
-        ("MODEL.DEVICE", (_is_device, "cpu, or cuda or cuda:N for a GPU that is there")),
-        ("MODEL BACKBONE.NORM HEADS.NORM", NORM),
-        ("MODEL HEADS.NUM_CLASSES HEADS.EMBEDDING_DIM", COUNT),
-        ("MODEL.HEADS.NECK_FEAT", _one_of("before", "after")),
-        ("MODEL.HEADS.POOL_LAYER", _named_in("pooling")),
-        ("MODEL.HEADS.CLS_LAYER", _named_in("any_softmax")),
-        ("MODEL.HEADS.SCALE", POSITIVE),
-        ("MODEL.HEADS.MARGIN", NOT_NEGATIVE),
-        ("MODEL.PIXEL_STD", _all_of(POSITIVE, "numbers above 0")),
-    ],
-    "build_optimizer": [
-        ("SOLVER.OPT", _one_of(*OPTIMIZERS)),
-        ("SOLVER BASE_LR HEADS_LR_FACTOR BIAS_LR_FACTOR", NOT_NEGATIVE),
-        ("SOLVER WEIGHT_DECAY WEIGHT_DECAY_NORM WEIGHT_DECAY_BIAS", NOT_NEGATIVE),
-        ("SOLVER.MOMENTUM", SHARE),
-        ("SOLVER.FREEZE_ITERS", COUNT),
-        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", _one_of("norm", "value")),
-        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", POSITIVE),
-    ],
-    "build_lr_scheduler": [
-        ("SOLVER.SCHED", _one_of("MultiStepLR", "CosineAnnealingLR")),
-        ("SOLVER.STEPS", STEPS),
-        ("SOLVER GAMMA ETA_MIN_LR WARMUP_FACTOR", NOT_NEGATIVE),
-        ("SOLVER WARMUP_ITERS DELAY_EPOCHS", COUNT),
-        ("SOLVER.WARMUP_METHOD", _one_of("linear", "constant", "exp")),
-    ],
-    "train": [("SOLVER MAX_EPOCH CHECKPOINT_PERIOD", EPOCHS), ("TEST.EVAL_PERIOD", EPOCHS)],
-    "build_test_loader": [("INPUT.SIZE_TEST", SIZE), ("TEST.IMS_PER_BATCH", IMAGES)],
-    "build_evaluator": [
+EVALUATOR = "evaluation.reid_evaluation:ReidEvaluator.__init__"
+# Each function of fast-reid checks the keys that it reads, whoever calls it: a trainer, a loop of one's own, an
+# evaluation alone. What a project replaces is the project's business.
+RULES: dict[str, dict[str, Rule]] = {
+    "data.build:build_reid_train_loader": {
+        "INPUT.SIZE_TRAIN": SIZE,
+        "INPUT FLIP.PROB CJ.PROB AUTOAUG.PROB AUGMIX.PROB REA.PROB RPT.PROB": SHARE,
+        "DATALOADER.SAMPLER_TRAIN": _one_of(*SAMPLERS),
+        "DATALOADER.NUM_WORKERS": COUNT,
+        "SOLVER.IMS_PER_BATCH": IMAGES,
+        "DATASETS.NAMES": NAMES,
+    },
+    "data.build:build_reid_test_loader": {"INPUT.SIZE_TEST": SIZE, "TEST.IMS_PER_BATCH": IMAGES},
+    "modeling.meta_arch.build:build_model": {
+        "MODEL.DEVICE": (_is_device, "cpu, or cuda or cuda:N for a GPU that is there"),
+        "MODEL BACKBONE.NORM HEADS.NORM": _one_of("BN", "syncBN", "GhostBN", "FrozenBN", "GN", ""),
+        "MODEL HEADS.NUM_CLASSES HEADS.EMBEDDING_DIM": COUNT,
+        "MODEL.HEADS.NECK_FEAT": _one_of("before", "after"),
+        "MODEL.HEADS.POOL_LAYER": _named_in("pooling"),
+        "MODEL.HEADS.CLS_LAYER": _named_in("any_softmax"),
+        "MODEL.HEADS.SCALE": POSITIVE,
+        "MODEL.HEADS.MARGIN": NOT_NEGATIVE,
+        "MODEL.PIXEL_STD": _all_of(POSITIVE, "numbers above 0"),
+    },
+    "solver.build:build_optimizer": {
+        "SOLVER.OPT": _one_of(*OPTIMIZERS),
+        "SOLVER BASE_LR HEADS_LR_FACTOR BIAS_LR_FACTOR": NOT_NEGATIVE,
+        "SOLVER WEIGHT_DECAY WEIGHT_DECAY_NORM WEIGHT_DECAY_BIAS": NOT_NEGATIVE,
+        "SOLVER.MOMENTUM": SHARE,
+        "SOLVER.FREEZE_ITERS": COUNT,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _one_of("norm", "value"),
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    },
+    "solver.build:build_lr_scheduler": {
+        "SOLVER.SCHED": _one_of("MultiStepLR", "CosineAnnealingLR"),
+        "SOLVER.STEPS": _all_of(_whole(1), "whole numbers of epochs above 0"),
+        "SOLVER GAMMA ETA_MIN_LR WARMUP_FACTOR": NOT_NEGATIVE,
+        "SOLVER WARMUP_ITERS DELAY_EPOCHS": COUNT,
+        "SOLVER.WARMUP_METHOD": _one_of("linear", "constant", "exp"),
+    },
+    "engine.defaults:default_setup": {"OUTPUT_DIR": FOLDER},
+    "engine.defaults:DefaultTrainer.__init__": {
+        "OUTPUT_DIR": FOLDER,
+        "SOLVER MAX_EPOCH CHECKPOINT_PERIOD": EPOCHS,
+        "TEST.EVAL_PERIOD": EPOCHS,
+    },
+    EVALUATOR: {
         # fast-reid takes jaccard here as well, and fails: it is what re-ranking adds to another distance.
-        (
-            "TEST.METRIC",
-            (lambda value: value in ("cosine", "euclidean"), "cosine or euclidean, with TEST.RERANK or not"),
-        ),
-        ("TEST.RERANK K1 K2", _whole(1)),
-        ("TEST.RERANK.LAMBDA", SHARE),
-    ],
+        "TEST.METRIC": _one_of("cosine", "euclidean"),
+        "TEST.RERANK K1 K2": _whole(1),
+        "TEST.RERANK.LAMBDA": SHARE,
+    },
 }
 
 
-def keys(method: str) -> Iterator[tuple[str, Rule]]:
-    """The rules of a method, key by key."""
-    for names, rule in RULES[method]:
-        node, *rest = names.split()
-        yield from ((f"{node}.{name}", rule) for name in rest) if rest else ((node, rule),)
-
-
-def check_rules(cfg: Any, method: str) -> None:
+def check_rules(cfg: Any, target: str) -> None:
     """
     Raises:
-        ValueError: for the first key of ``RULES[method]`` whose value will not do, with the key, the value and what is
+        ValueError: for the first key of ``RULES[target]`` whose value will not do, with the key, the value and what is
             wanted.
     """
     from fastreid.utils import comm
 
-    for key, (will_do, wanted) in keys(method):
-        value: Any = cfg
-        for part in key.split("."):
-            value = value.get(part) if value is not None else None
-        if value is not None and not will_do(value):
-            names = wanted.removeprefix("one of ").split(", ")
-            raise ValueError(f"{key} must be {wanted}, got {value!r}{near(value, names)}")
-        if key.endswith("IMS_PER_BATCH") and value < comm.get_world_size():
-            raise ValueError(f"{key} {value} leaves no image for each of {comm.get_world_size()} ranks: raise it")
-        if value == "syncBN" and comm.get_world_size() > 1 and str(cfg.MODEL.DEVICE).startswith("cpu"):
-            raise ValueError(f"{key} is syncBN, which torch has for ranks on GPUs alone: set it to BN")
+    ranks = comm.get_world_size()
+    for names, (will_do, wanted) in RULES[target].items():
+        node, *rest = names.split()
+        for key in [f"{node}.{name}" for name in rest] or [node]:
+            value: Any = cfg
+            for part in key.split("."):
+                value = value.get(part) if value is not None else None
+            if value is not None and not will_do(value):
+                meant = near(value, wanted.removeprefix("one of ").split(", "))
+                raise ValueError(f"{key} must be {wanted}, got {value!r}{meant}")
+            if key.endswith("IMS_PER_BATCH") and value < ranks:
+                raise ValueError(f"{key} {value} leaves no image for each of {ranks} ranks: raise it")
+            if value == "syncBN" and ranks > 1 and str(cfg.MODEL.DEVICE).startswith("cpu"):
+                raise ValueError(f"{key} is syncBN, which torch has for ranks on GPUs alone: set it to BN")
 
 
-# Every way in: the trainer; a loop of one's own, as tools/plain_train_net.py; an evaluation alone; a model alone.
+@change("the functions that read a config", "values that fail late, far from their key, or train nothing")
+def config_values() -> None:
+    """Each checks what it reads against one table: a ValueError names the key, the value and what is wanted."""
+    for target in RULES:
+        wrap(target, functools.partial(_checked, target))
 
 
-@replaces("engine.defaults:DefaultTrainer.__init__", "values that fail late, far from their key, or train nothing")
-def config_of_a_trainer(init, self, cfg):
-    """The values are checked against one table: a ValueError names the key, the value and what is wanted."""
-    from fastreid.engine.defaults import DefaultTrainer
-
-    for method in RULES:
-        if inspect.getattr_static(type(self), method) is vars(DefaultTrainer)[method]:
-            check_rules(cfg, method)
-    check_output_dir(cfg.OUTPUT_DIR)
-    if not cfg.DATASETS.NAMES:
-        raise ValueError("DATASETS.NAMES is empty: name a data set to train on")
-    init(self, cfg)
-
-
-def _way_in(target: str, method: str, what_for: str) -> None:
-    def check(stock, *arguments, **options):
-        check_rules(next(value for value in (*arguments, *options.values()) if hasattr(value, "MODEL")), method)
-        return stock(*arguments, **options)
-
-    check.__name__, check.__doc__ = f"config_of_{method}", "The same check."
-    replaces(target, what_for)(check)
-
-
-_way_in("modeling.meta_arch.build:build_model", "build_model", "the same, of a model alone")
-_way_in("solver.build:build_optimizer", "build_optimizer", "the same, in a loop of one's own")
-_way_in("solver.build:build_lr_scheduler", "build_lr_scheduler", "the same, in a loop of one's own")
-_way_in("evaluation.reid_evaluation:ReidEvaluator.__init__", "build_evaluator", "the same: TEST.METRIC jaccard fails")
+def _checked(target: str, stock: Callable, *arguments: Any, **options: Any) -> Any:
+    config = next((value for value in (*arguments, *options.values()) if hasattr(value, "MODEL")), None)
+    if config is not None:  # a loader can be built without
+        check_rules(config, target)
+    return stock(*arguments, **options)
 
 
 @replaces("solver.build:build_optimizer", "MODEL.FREEZE_LAYERS misspelt freezes nothing")
@@ -183,27 +175,6 @@ def layers_to_freeze(build, cfg, model, *arguments, **options):
                 f"MODEL.FREEZE_LAYERS has {layer!r}, which no parameter begins with: the parts are {parts}"
             )
     return build(cfg, model, *arguments, **options)
-
-
-@replaces("engine.defaults:default_setup", "OUTPUT_DIR cannot be written: an error of the system's, or none")
-def writable_output(setup, cfg, args):
-    """It is an error before anything else, which names the folder."""
-    check_output_dir(cfg.OUTPUT_DIR)
-    setup(cfg, args)
-
-
-def check_output_dir(folder: Path | str) -> None:
-    """
-    Raises:
-        ValueError: where OUTPUT_DIR cannot be made or written.
-    """
-    try:
-        os.makedirs(folder or ".", exist_ok=True)
-        problem = "" if os.access(folder or ".", os.W_OK | os.X_OK) else "it may not be written"
-    except OSError as error:
-        problem = error.strerror or str(error)
-    if problem:
-        raise ValueError(f"OUTPUT_DIR {str(folder)!r} cannot be used: {problem}. Set it to a folder of your own")
 
 
 @replaces(
@@ -269,6 +240,12 @@ def _merge(merge: Callable, config: Any, given: Any) -> Any:
         key = said.rpartition(": ")[2].strip("'\"")
         known = [name for name in _names(config) if name.rpartition(".")[2] == key.rpartition(".")[2]] or _names(config)
         raise ValueError(f"{said}{near(key, known) if 'xist' in said else ''}") from error
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """The end of a message on a name that is not known; empty where none of ``known`` is near."""
+    close = difflib.get_close_matches(str(name), list(known), 1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def _names(node: Any, path: str = "") -> list[str]:

@@ -11,12 +11,19 @@ from collections.abc import Callable
 import torch
 from fastreid.config import CfgNode
 from fastreid.engine.train_loop import SimpleTrainer
+from fastreid.modeling.meta_arch import Baseline
+from fastreid.modeling.meta_arch.mgn import MGN
 from fastreid.utils import comm
 from fastreid.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from mbj_plugin.fastreid.checks import check_loss_names
 from mbj_plugin.fastreid.head import MBJHead
+
+# The names that a model's ``losses`` looks for; any other would be left out without a word.
+KNOWN: dict[type, tuple[str, ...]] = {
+    MGN: ("CrossEntropyLoss", "TripletLoss"),
+    Baseline: ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface"),
+}
 
 
 def mbj_heads(model: nn.Module) -> list[MBJHead]:
@@ -80,33 +87,37 @@ def write_losses(write: Callable, self: SimpleTrainer, losses: dict[str, Tensor]
 def build_collecting(build: Callable, cfg: CfgNode) -> nn.Module:
     """build_model, whose models collect."""
     model = build(cfg)
-    _check_heads(model, cfg)
+    _check_losses(model, cfg)
     if mbj_heads(model):
         collect_losses(model)
     return model
 
 
-def _check_heads(model: nn.Module, cfg) -> None:
-    check_loss_names(model)
-    names = cfg.MODEL.LOSSES.NAME
-    names = [names] if isinstance(names, str) else names
-    if any(isinstance(module, MBJHead) for module in model.modules()):
-        if cfg.MODEL.META_ARCHITECTURE == "PartialBaseline":
-            raise ValueError(
-                "MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE PartialBaseline trains what DSRHead alone "
-                "returns: set MODEL.HEADS.NAME to DSRHead, or META_ARCHITECTURE to Baseline"
-            )
-        if names and set(names) == {"MBJLoss"}:
-            raise ValueError(
-                "MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train the classifier: name one as well, "
-                'such as ("CrossEntropyLoss", "MBJLoss"). MBJHead brings the memory loss whether or not it is named.'
-            )
-        return
-    if "MBJLoss" in names:
+def _check_losses(model: nn.Module, cfg: CfgNode) -> None:
+    """Raise ValueError for losses and heads that would train nothing without a word."""
+    names, architecture, head = cfg.MODEL.LOSSES.NAME, cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEADS.NAME
+    names = (names,) if isinstance(names, str) else names
+    # A project's own model may know more.
+    stock = type(model).__module__.startswith("fastreid.")
+    known = next((KNOWN[kind] for kind in KNOWN if stock and isinstance(model, kind)), ())
+    unknown = [name for name in names if name not in (*known, "MBJLoss")]
+    if unknown and known:
         raise ValueError(
-            f"MODEL.LOSSES.NAME asks for MBJLoss, but MODEL.HEADS.NAME is {cfg.MODEL.HEADS.NAME}: set it to MBJHead"
+            f"MODEL.LOSSES.NAME has {unknown[0]!r}, which {type(model).__name__} does not know, so it would train "
+            f"nothing: it takes {', '.join(known)}"
         )
-    if cfg.MODEL.HEADS.NAME == "MBJHead":
+    if not any(isinstance(module, MBJHead) for module in model.modules()):
+        if "MBJLoss" in names:
+            raise ValueError(f"MODEL.LOSSES.NAME asks for MBJLoss, but MODEL.HEADS.NAME is {head}: set it to MBJHead")
+        if head == "MBJHead":
+            raise ValueError(f"MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE {architecture} has other heads")
+    elif architecture == "PartialBaseline":
         raise ValueError(
-            f"MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} builds other heads"
+            "MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE PartialBaseline trains what DSRHead alone "
+            "returns: set MODEL.HEADS.NAME to DSRHead, or META_ARCHITECTURE to Baseline"
+        )
+    elif set(names) == {"MBJLoss"}:
+        raise ValueError(
+            "MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train the classifier: name one as well, "
+            'such as ("CrossEntropyLoss", "MBJLoss"). MBJHead brings the memory loss whether or not it is named.'
         )

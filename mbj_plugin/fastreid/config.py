@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
+import yacs.config
 from fastreid.config import CfgNode
 from fastreid.config import defaults as fastreid_defaults
 
 from mbj_plugin.settings import OF_ONE_MEMORY, RULES, MBJSettings, read
 
 logger = logging.getLogger("fastreid.mbj_plugin")
+PREFIX = "MODEL.MBJ."
 # The memory of features trains the head's own classifier here, and fast-reid counts the images itself.
 LEFT_OUT = ("classifier", "classifier_loss", "class_counts")
 _DEFAULT = MBJSettings.preset("retrieval")
@@ -27,7 +28,7 @@ def checked(key: str, value: object) -> Any:
     """
     if key not in DEFAULTS:
         raise ValueError(f"unknown config key MODEL.MBJ.{key}: the keys are {', '.join(DEFAULTS)}")
-    own = read(key.lower(), value, f"MODEL.MBJ.{key}")
+    own = read(key.lower(), value, PREFIX + key)
     part_of_an_iteration = key == "START" and isinstance(own, float) and own > 1
     if part_of_an_iteration or (own is None and DEFAULTS[key] is not None):
         raise ValueError(f"MODEL.MBJ.{key} must be {RULES[key.lower()].wanted}, got {value!r}")
@@ -52,44 +53,14 @@ def _does_nothing(key: str, value: Any, kind: str) -> None:
     logger.warning(f"MODEL.MBJ.{key} {value} does nothing: it is of memorised {kind}s, see MODEL.MBJ.MEMORY")
 
 
-def add_defaults() -> bool:
-    """Add MODEL.MBJ to fast-reid's defaults; whether it was not there yet."""
-    model = fastreid_defaults._C.MODEL
-    if "MBJ" in model:
-        return False
-    model.MBJ = CfgNode(dict(DEFAULTS))
-    return True
+def add_keys() -> None:
+    """They are among fast-reid's defaults, and their values are checked by MBJ's rules wherever they are merged."""
+    fastreid_defaults._C.MODEL.MBJ = CfgNode(dict(DEFAULTS))
+    coerce = yacs.config._check_and_coerce_cfg_value_type
 
+    # yacs takes a value only in the type of the one before: no int for a float, no number where `auto` was.
+    def coerce_or_check(value: Any, before: Any, key: str, full_key: str) -> Any:
+        own = full_key == PREFIX + key and key in DEFAULTS
+        return checked(key, value) if own else coerce(value, before, key, full_key)
 
-# yacs takes a value only in the type of the one before: no int for a float, no number where `auto` was. So our keys are
-# taken out of what is merged, checked by our own rules, and set.
-
-
-def merge_other(merge: Callable, self: CfgNode, cfg_other: CfgNode) -> None:
-    """CfgNode.merge_from_other_cfg."""
-    ours = cfg_other.MODEL.get("MBJ") if isinstance(cfg_other.get("MODEL"), dict) else None
-    if ours is None or "MBJ" not in self.get("MODEL", {}):
-        return merge(self, cfg_other)
-    if not isinstance(ours, dict):
-        raise ValueError(f"MODEL.MBJ must hold the keys {', '.join(DEFAULTS)}, got {ours!r}")
-    values = {key: checked(key, value) for key, value in ours.items()}
-    others = cfg_other.clone()
-    del others.MODEL["MBJ"]
-    merge(self, others)
-    self.MODEL.MBJ.update(values)
-    return None
-
-
-def merge_list(merge: Callable, self: CfgNode, cfg_list: list) -> None:
-    """CfgNode.merge_from_list."""
-    if "MBJ" not in self.get("MODEL", {}) or len(cfg_list) % 2:
-        return merge(self, cfg_list)
-    prefix, values, others = "MODEL.MBJ.", {}, []
-    for key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=True):
-        if key.startswith(prefix):
-            values[key.removeprefix(prefix)] = checked(key.removeprefix(prefix), self._decode_cfg_value(value))
-        else:
-            others += [key, value]
-    merge(self, others)
-    self.MODEL.MBJ.update(values)
-    return None
+    yacs.config._check_and_coerce_cfg_value_type = coerce_or_check

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
+from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
 from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from mbj_plugin.fastreid.checks import check_a_batch_loss, check_class_head
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.head import MBJHead
 
@@ -84,7 +83,10 @@ def prepare(model: nn.Module, data_loader) -> None:
         return
     seed_draws(heads)
     if hasattr(data_loader.dataset, "class_to_idx") and not hasattr(data_loader.dataset, "pid_dict"):
-        check_class_head("MBJHead")  # FastClas, whose evaluation comes after training
+        raise ValueError(
+            "MODEL.HEADS.NAME is MBJHead, which returns features in evaluation, where FastClas looks for logits of "
+            "classes: set it to ClasHead. For MBJ on a classifier take the timm side"
+        )
     counts = class_counts(data_loader.dataset, len(heads[0].weight))
     images, batch_size = int(counts.sum()), heads[0].schedule.batch_size
     if images < batch_size:
@@ -94,11 +96,9 @@ def prepare(model: nn.Module, data_loader) -> None:
         )
     for head in heads:
         head.describe_training_set(counts, images // batch_size)
-    # All heads of a model have one schedule; what is wrong with it is said once.
-    for said in dict.fromkeys(head.schedule.warning(head.settings.start, images // batch_size) for head in heads):
-        if said:
-            logger.warning(said)
-    seen, s = counts[counts > 0], heads[0].settings
+    seen, s = counts[counts > 0], heads[0].settings  # all heads of a model have one schedule and one MODEL.MBJ
+    if said := heads[0].schedule.warning(s.start, images // batch_size):
+        logger.warning(said)
     logger.info(
         f"MBJ: {s.memory} memory of {s.size}; {len(seen)} classes of {seen.min()} to {seen.max()} images; "
         f"its loss counts from iteration {heads[0].start}"
@@ -127,8 +127,6 @@ def prepare_first(
     init: Callable, self: SimpleTrainer, model: nn.Module, data_loader: Any, optimizer: Any, param_wrapper: Any
 ) -> None:
     """SimpleTrainer.__init__, and so that of every trainer built on it."""
-    if type(self) in (SimpleTrainer, AMPTrainer):  # a project's own trainer may have its loss elsewhere
-        check_a_batch_loss(getattr(model, "module", model))
     prepare(model, data_loader)
     init(self, model, data_loader, optimizer, param_wrapper)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from fastreid_today.changes import apply_all, change, replaces
 from mbj_plugin.fastreid import (
     checkpoint,
-    checks,
     collect,
     config,
     counts,
@@ -22,33 +21,18 @@ from mbj_plugin.fastreid import (
 )
 
 CHANGES: tuple[tuple[str, Callable, str], ...] = (
-    ("config.config:CfgNode.merge_from_other_cfg", config.merge_other, "keys of MODEL.MBJ are checked by MBJ's rules"),
-    ("config.config:CfgNode.merge_from_list", config.merge_list, "the same, on the command line"),
     ("data.datasets:DATASET_REGISTRY.get", datasets.get_or_register, "any edition <H, S> by its name"),
     ("modeling.meta_arch.build:build_model", collect.build_collecting, "loss_mbj comes into the model's loss dict"),
     ("engine.train_loop:SimpleTrainer.__init__", counts.prepare_first, "class counts, from the trainer's own loader"),
     ("engine.train_loop:TrainerBase.train", counts.train_from, "the iteration that training begins at"),
-    (
-        "engine.train_loop:SimpleTrainer._write_metrics",
-        collect.write_losses,
-        "one set of loss numbers, with MBJ or not",
-    ),
+    ("engine.train_loop:SimpleTrainer._write_metrics", collect.write_losses, "the same loss numbers, with MBJ or not"),
     ("engine.defaults:default_setup", run_folder.setup_checked, "no run is written over"),
     ("engine.defaults:DefaultTrainer.train", run_folder.train_begun, "the same"),
     ("engine.train_loop:TrainerBase.train", diagnostics.train_watched, "the hook that measures"),
-    ("evaluation.clas_evaluator:ClasEvaluator.__init__", checks.clas_init_checked, "a head without logits in FastClas"),
     ("utils.checkpoint:Checkpointer._load_model", checkpoint.load_model_checked, "memories load whole, or not at all"),
-    ("utils.checkpoint:Checkpointer.resume_or_load", checkpoint.resume_or_load_checked, "a resume says so"),
-    ("utils.checkpoint:Checkpointer.load", checkpoint.load_checked, "the same"),
+    ("utils.checkpoint:Checkpointer.load", checkpoint.load_noted, "the same: it knows who goes on with a run"),
 )
-
-
-@change("config/defaults.py", "MODEL.MBJ")
-def mbj_entries() -> None:
-    """Its keys are among fast-reid's defaults."""
-    config.add_defaults()
-
-
+change("config/defaults.py", "the keys of MODEL.MBJ")(config.add_keys)
 for target, function, what_for in CHANGES:
     replaces(target, what_for)(function)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastreid.utils import comm
 
-from fastreid_today.config import check_output_dir
+from fastreid_today.config import check_rules
 from mbj_plugin.files import lock, write
 
 logger = logging.getLogger("fastreid.mbj_plugin")
@@ -23,23 +23,24 @@ def setup_checked(setup: Callable, cfg: Any, args: Any) -> Any:
     config = folder / "config.yaml"
     of_the_run = config.read_text() if evaluates and config.is_file() else None
     if not evaluates:
-        claim(folder, getattr(args, "resume", False))
+        claim(cfg, getattr(args, "resume", False))
     setup(cfg, args)
     if of_the_run is not None and comm.is_main_process():
         write(config, of_the_run)
 
 
-def claim(folder: Path, resumes: bool) -> None:
+def claim(cfg: Any, resumes: bool) -> None:
     """
     Raises:
-        ValueError: where the folder holds a run that is not gone on with, or another process trains into it.
+        ValueError: where OUTPUT_DIR holds a run that is not gone on with, or another process trains into it.
     """
+    folder = Path(cfg.OUTPUT_DIR)
     if not resumes and (folder / "last_checkpoint").is_file():
         raise ValueError(
             f"OUTPUT_DIR {folder} holds a run already: go on with it by --resume, or give this one another OUTPUT_DIR"
         )
     if comm.is_main_process():
-        check_output_dir(folder)
+        check_rules(cfg, "engine.defaults:default_setup")
         if not lock(folder):
             raise ValueError(f"another process trains into OUTPUT_DIR {folder}: give another, or wait")
 
@@ -55,7 +56,7 @@ def begin(trainer: Any, start_epoch: int) -> None:
     if not getattr(cfg, "OUTPUT_DIR", ""):
         return
     folder = Path(cfg.OUTPUT_DIR)
-    claim(folder, start_epoch > 0)
+    claim(cfg, start_epoch > 0)
     if not hasattr(dataset, "pid_dict"):
         return
     if len(cfg.DATASETS.NAMES) > 1 and not all(isinstance(pid, str) for pid in dataset.pids):

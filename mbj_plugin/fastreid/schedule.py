@@ -55,23 +55,8 @@ class Schedule:
         if start != "auto" or self.decay_epoch(iters_per_epoch) < self.max_epoch:
             return ""
         return (
-            f"MODEL.MBJ.START is auto, the first decay of the learning rate, but {self._no_decay(iters_per_epoch)}: "
-            f"the memory loss starts at iteration {self.start_iteration(start, iters_per_epoch)}. Set START to an "
-            "iteration or a fraction."
+            "MODEL.MBJ.START is auto, the first decay of the learning rate, but none comes within SOLVER.MAX_EPOCH "
+            f"{self.max_epoch} ({iters_per_epoch} iterations each; SCHED {self.name}, STEPS {list(self.steps)}, "
+            f"DELAY_EPOCHS {self.delay_epochs}, WARMUP_ITERS {self.warmup_iters}): the memory loss starts at iteration "
+            f"{self.start_iteration(start, iters_per_epoch)}. Set START to an iteration or a fraction."
         )
-
-    def _no_decay(self, iters_per_epoch: int) -> str:
-        """Why the learning rate does not fall within the run."""
-        steps, epochs = list(self.steps), self.max_epoch
-        if self.name == "MultiStepLR" and not steps:
-            return "SOLVER.STEPS is empty"
-        if self.name == "MultiStepLR" and min(steps) >= epochs:
-            return f"the first of SOLVER.STEPS {steps} is not within SOLVER.MAX_EPOCH {epochs}"
-        warmup = math.ceil(self.warmup_iters / iters_per_epoch)
-        cause = (
-            f"SOLVER.WARMUP_ITERS {self.warmup_iters}, {warmup} epochs of {iters_per_epoch} iterations,"
-            if warmup > self.delay_epochs
-            else f"SOLVER.DELAY_EPOCHS {self.delay_epochs}"
-        )
-        schedule = f"SOLVER.STEPS {steps}" if self.name == "MultiStepLR" else f"the schedule {self.name}"
-        return f"{cause} puts off {schedule} beyond SOLVER.MAX_EPOCH {epochs}"

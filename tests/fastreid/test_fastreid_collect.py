@@ -5,6 +5,7 @@ import torch
 from fastreid.engine import defaults as fastreid_engine
 from fastreid.modeling.heads import build_heads
 from fastreid.modeling.meta_arch import build as meta_arch_build
+from fastreid.modeling.meta_arch import build_model
 from test_fastreid_head_values import Model, batch, make_cfg, make_head
 from torch import nn
 
@@ -77,44 +78,53 @@ def test_a_model_whose_losses_cannot_be_added_to(returned, error, said):
         two_heads(returned)(*batch(0))
 
 
-def checked(head, *opts, names=("CrossEntropyLoss",), model=None):
-    cfg = make_cfg("MODEL.HEADS.NAME", head, *opts)
+def checked(head, names=("CrossEntropyLoss",), model=None, architecture="Baseline"):
+    cfg = make_cfg("MODEL.HEADS.NAME", head, "MODEL.META_ARCHITECTURE", architecture)
     cfg.MODEL.LOSSES.NAME = names
-    collect._check_heads(model or Model(build_heads(cfg)), cfg)
+    collect._check_losses(model or Model(build_heads(cfg)), cfg)
 
 
 def test_losses_and_heads_that_go_together():
-    for names in (("CrossEntropyLoss",), ("CrossEntropyLoss", "MBJLoss"), "CrossEntropyLoss", ()):
-        checked("MBJHead", names=names)
+    for names in (("CrossEntropyLoss",), ("CrossEntropyLoss", "MBJLoss"), "CrossEntropyLoss", ("OwnLoss",), ()):
+        checked("MBJHead", names)
     checked("EmbeddingHead")
-    checked("EmbeddingHead", names=())
+    checked("EmbeddingHead", ())
 
 
 @pytest.mark.parametrize("names", ["MBJLoss", ("MBJLoss",), ("MBJLoss", "MBJLoss")])
 def test_losses_and_heads_that_do_not(names):
-    with pytest.raises(ValueError, match=r"^MODEL.LOSSES.NAME has MBJLoss alone, so no batch loss would train"):
-        checked("MBJHead", names=names)
-    with pytest.raises(ValueError, match="asks for MBJLoss, but MODEL.HEADS.NAME is EmbeddingHead: set it to MBJHead$"):
-        checked("EmbeddingHead", names=names)
-
-
-def test_heads_that_were_not_built():
-    with pytest.raises(ValueError, match="^MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE Baseline builds"):
+    with pytest.raises(ValueError, match=r"LOSSES.NAME has MBJLoss alone.*CrossEntropyLoss"):
+        checked("MBJHead", names)
+    with pytest.raises(ValueError, match="MBJLoss, but MODEL.HEADS.NAME is EmbeddingHead: set it to MBJHead$"):
+        checked("EmbeddingHead", names)
+    with pytest.raises(ValueError, match="MODEL.HEADS.NAME is MBJHead, but MODEL.META_ARCHITECTURE Baseline has other"):
         checked("MBJHead", model=Model())
+    with pytest.raises(ValueError, match="PartialBaseline .*DSRHead"):
+        checked("MBJHead", architecture="PartialBaseline")
 
 
-def test_what_the_checks_of_a_model_say_is_heard(monkeypatch):
-    heard = []
-    monkeypatch.setattr(collect, "check_loss_names", lambda model: heard.append("names"))
-    checked("EmbeddingHead")
-    checked("MBJHead")
-    assert heard == ["names", "names"]
+@pytest.mark.parametrize("head", ["MBJHead", "EmbeddingHead"])
+@pytest.mark.parametrize(
+    ("architecture", "names", "said"),
+    [
+        ("Baseline", ("CrossEntropyLos",), "'CrossEntropyLos', which Baseline does not know.* CrossEntropyLoss, "),
+        ("Baseline", ("CrossEntropyLoss", "tripletloss", "MBJLoss"), "'tripletloss'"),
+        ("MoCo", ("Tripletloss",), "'Tripletloss', which MoCo does not know"),
+        ("MGN", ("CrossEntropyLoss", "Cosface"), "'Cosface', which MGN does not know.* CrossEntropyLoss, TripletLoss$"),
+    ],
+)
+def test_a_misspelt_loss(head, names, architecture, said):
+    resnet = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM", 2048)
+    cfg = make_cfg("MODEL.HEADS.NAME", head, "MODEL.META_ARCHITECTURE", architecture, *resnet)
+    cfg.MODEL.LOSSES.NAME = names
+    with pytest.raises(ValueError, match=said):
+        build_model(cfg)
 
 
-def test_build_model_collects(monkeypatch):
-    checked = []
-    monkeypatch.setattr(collect, "_check_heads", lambda model, cfg: checked.append(cfg))
-    for head, collects in ((make_head(), True), (nn.Identity(), False)):
-        model = collect.build_collecting(lambda cfg, head=head: Model(head), "cfg")
-        assert getattr(model, "collects_mbj", False) == collects and checked.pop() == "cfg"
+def test_losses_that_are_known():
+    resnet = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FEAT_DIM", 2048)
+    cfg = make_cfg("MODEL.LOSSES.NAME", ("Cosface", "CircleLoss", "TripletLoss", "CrossEntropyLoss"), *resnet)
+    assert build_model(cfg).collects_mbj
+    cfg.MODEL.HEADS.NAME = "EmbeddingHead"
+    assert not hasattr(build_model(cfg), "collects_mbj")
     assert meta_arch_build.build_model.__wrapped__ and fastreid_engine.build_model is meta_arch_build.build_model

@@ -11,7 +11,6 @@ from mbj_plugin import memories
 from mbj_plugin.checks import RANGES
 from mbj_plugin.fastreid import config, head
 from mbj_plugin.fastreid.config import DEFAULTS, checked, read_settings
-from mbj_plugin.fastreid.install import install
 from mbj_plugin.files import config_folder
 from mbj_plugin.tools.fastreid.train import find_config
 
@@ -129,7 +128,7 @@ def test_values_of_the_command_line_are_text():
 
 def test_a_file_whose_mbj_is_no_mapping(tmp_path):
     (tmp_path / "leaf.yml").write_text("MODEL:\n  MBJ: 3\n")
-    with pytest.raises(ValueError, match=r"^MODEL\.MBJ must hold the keys MEMORY, ETA, .*DIAGNOSTICS, got 3$"):
+    with pytest.raises(ValueError, match=r"^MODEL\.MBJ must hold the keys MEMORY, ETA, .*got 3$"):
         get_cfg().merge_from_file(str(tmp_path / "leaf.yml"))
 
 
@@ -144,10 +143,6 @@ def test_a_merged_config_is_left_as_it_was():
     before = CfgNode({"MODEL": CfgNode({"DEVICE": "cpu"})})  # a config that was made without the plugin
     with pytest.raises(ValueError, match="Non-existent config key: MODEL.MBJ"):
         before.merge_from_other_cfg(CfgNode({"MODEL": CfgNode({"MBJ": CfgNode({"SIZE": 3})})}))
-    plain = CfgNode({"A": CfgNode({"B": 1})})  # of something else than fast-reid
-    plain.merge_from_other_cfg(CfgNode({"A": CfgNode({"B": 2})}))
-    plain.merge_from_list(["A.B", 3])
-    assert plain.A.B == 3
 
 
 @pytest.mark.parametrize(
@@ -182,15 +177,9 @@ def test_a_config_from_before_the_plugin_has_the_defaults():
     assert {key: getattr(read_settings(cfg), key.lower()) for key in DEFAULTS} == DEFAULTS
 
 
-def test_registered_once():
-    before = CfgNode.merge_from_other_cfg, CfgNode.merge_from_list
-    install()
-    assert (CfgNode.merge_from_other_cfg, CfgNode.merge_from_list) == before
-
-
 def test_a_bad_key_in_a_file_is_named(tmp_path):
     (tmp_path / "leaf.yml").write_text("MODEL:\n  MBJ:\n    SIEZ: 3\n")
-    with pytest.raises(ValueError, match=r"MODEL\.MBJ\.SIEZ.*SIZE"):
+    with pytest.raises(ValueError, match=r"MODEL\.MBJ\.SIEZ, did you mean MODEL\.MBJ\.SIZE"):
         get_cfg().merge_from_file(str(tmp_path / "leaf.yml"))
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from mbj_plugin.fastreid.collect import mbj_heads
-from mbj_plugin.fastreid.counts import class_counts, labels_of
+from mbj_plugin.fastreid.counts import class_counts
 from mbj_plugin.fastreid.datasets import register_edition
 from mbj_plugin.functional import sampling_probs
 from mbj_plugin.tools.fastreid import synthetic
@@ -36,37 +35,10 @@ def test_counts_do_not_depend_on_the_sampler(make_trainer):
     assert torch.equal(mbj_heads(make_trainer(*sampler).model)[0].memories["prototype"].probs, first)
 
 
-def test_counts_of_wrapped_sets(make_trainer):
-    dataset = make_trainer().data_loader.dataset
-    assert torch.equal(labels_of(Subset(dataset, [3, 1])), labels_of(dataset)[[3, 1]])
-    assert len(labels_of(ConcatDataset([dataset, dataset]))) == 2 * IMAGES
-    dataset.relabel = None
-    with pytest.raises(ValueError, match="TensorDataset does not say the label"):
-        labels_of(TensorDataset(torch.zeros(3)))
-
-
-def test_counts_refuse_what_is_not_one_label_per_image(make_trainer):
-    dataset = make_trainer().data_loader.dataset
-    dataset.img_items = [(path, [0, 1], camera) for path, _, camera in dataset.img_items]
-    del dataset.pid_dict
-    with pytest.raises(ValueError, match="one integer label per image"):
-        labels_of(dataset)
-
-
-def test_too_few_classes(make_trainer):
-    with pytest.raises(ValueError, match=r"NUM_CLASSES is 10.*labels up to 23"):
-        make_trainer("MODEL.HEADS.NUM_CLASSES", 10)
-
-
 def test_more_classes_than_labels_are_fine(make_trainer, steps):
     trainer = make_trainer("MODEL.HEADS.NUM_CLASSES", 30)
     assert mbj_heads(trainer.model)[0].memories["prototype"].probs[24:].eq(0).all()
     assert "loss_mbj" in steps(trainer, 1)[0]
-
-
-def test_an_epoch_without_iterations(make_trainer):
-    with pytest.raises(ValueError, match="72 images, fewer than SOLVER.IMS_PER_BATCH 128"):
-        make_trainer("SOLVER.IMS_PER_BATCH", 128)
 
 
 def _digest(folder):
@@ -113,13 +85,6 @@ def test_editions_do_not_depend_on_where_the_files_lie(long_tailed, data_root, t
     assert names(here.train) == names(there.train)
 
 
-def test_all_six_are_registered(data_root):
-    for base in ("Market1501", "DukeMTMC"):
-        for head in (100, 50, 20):
-            assert DATASET_REGISTRY.get(f"{base}_LT_H{head}_S5").num_head == head
-    assert DATASET_REGISTRY.get("Market1501_LT_H20_S5")(root=str(data_root)).train
-
-
 def test_any_edition_can_be_registered(data_root):
     market = DATASET_REGISTRY.get("Market1501")
     whole = market(root=str(data_root)).train
@@ -131,8 +96,8 @@ def test_any_edition_can_be_registered(data_root):
     for num_head, tail_size in ((0, 0), (-1, 5), (20.5, 5), (True, 5), ("20", 5), (20, 2.5)):
         with pytest.raises(ValueError, match="whole numbers H >= 0 and S >= 1, got <"):
             register_edition(market, num_head, tail_size)
-    with pytest.raises(ValueError, match="Market1501_LT_H20_S5 is an edition of another data set Market1501"):
-        register_edition(type("Market1501", (ImageDataset,), {}), 20)
+    with pytest.raises(ValueError, match="Market1501_LT_H24_S5 is an edition of another data set Market1501"):
+        register_edition(type("Market1501", (ImageDataset,), {}), 24)
 
 
 def test_any_edition_goes_by_its_name(make_trainer, data_root):
@@ -156,9 +121,3 @@ def test_any_edition_goes_by_its_name(make_trainer, data_root):
 def test_names_of_no_edition(name, message):
     with pytest.raises((ValueError, KeyError), match=message):
         DATASET_REGISTRY.get(name)
-
-
-@pytest.mark.parametrize("name", ["Market1501_LT_H20_S5", "DukeMTMC_LT_H50_S5"])
-def test_a_missing_folder_says_what_to_do(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match="FASTREID_DATASETS"):
-        DATASET_REGISTRY.get(name)(root=str(tmp_path / "nowhere"))

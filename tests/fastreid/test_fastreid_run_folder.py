@@ -7,7 +7,6 @@ from argparse import Namespace
 
 import pytest
 from fastreid.engine import default_setup
-from PIL import Image
 
 from mbj_plugin.fastreid import run_folder
 
@@ -56,16 +55,17 @@ def test_an_evaluation_leaves_the_runs_config_as_it_is(make_cfg, tmp_path):
     assert config.read_text() == "the run's"
 
 
-def test_another_process_in_the_folder(tmp_path):
+def test_another_process_in_the_folder(make_cfg, tmp_path):
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
     code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(1, flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline()
         with pytest.raises(ValueError, match=f"another process .* {tmp_path}"):
-            run_folder.claim(tmp_path, resumes=False)
+            run_folder.claim(cfg, resumes=False)
     finally:
         other.communicate(b"\n")
-    run_folder.claim(tmp_path, resumes=False)
+    run_folder.claim(cfg, resumes=False)
 
 
 def test_sets_that_number_their_identities(make_trainer, monkeypatch):
@@ -81,19 +81,3 @@ def test_sets_that_number_their_identities(make_trainer, monkeypatch):
     dataset.img_items = [(path, dataset.pid_dict[pid], camera) for path, pid, camera in dataset.img_items]
     run_folder.begin(trainer, 0)
     assert "Mine and Yours" in said[0] and "24 classes" in said[0]
-
-
-def test_an_image_that_is_cut_short(make_trainer, data_root, monkeypatch, tmp_path):
-    dataset = make_trainer().data_loader.dataset
-    items = list(dataset.img_items)
-    image = tmp_path / "cut.jpg"
-    Image.effect_noise((32, 64), 50).convert("RGB").save(image)
-    image.write_bytes(image.read_bytes()[:400])
-    monkeypatch.setattr(dataset, "img_items", [(str(image), *items[0][1:]), *items[1:]])
-    other = next(item[0] for item in items[1:] if item[1] == items[0][1])
-    assert dataset[0]["img_paths"] == other and dataset[0]["targets"] == dataset.pid_dict[items[0][1]]
-    for relabel in (True, False):
-        dataset.relabel = relabel
-        monkeypatch.setattr(dataset, "img_items", [(str(image), "alone", 0)])
-        with pytest.raises(ValueError, match="cut.jpg"):
-            dataset[0]

@@ -1,7 +1,5 @@
 """When the learning rate first falls, and where the memory loss starts."""
 
-import re
-
 import pytest
 from test_fastreid_config import merged
 
@@ -49,32 +47,24 @@ def test_a_start_beyond_the_run_is_refused(start):
 
 
 @pytest.mark.parametrize(
-    ("solver", "said"),
+    ("solver", "comes"),
     [
-        ({}, ""),
-        ({"name": "CosineAnnealingLR"}, ""),
-        ({"warmup_iters": 40}, ""),
-        ({"steps": ()}, "SOLVER.STEPS is empty"),
-        ({"steps": (6,)}, "the first of SOLVER.STEPS [6] is not within SOLVER.MAX_EPOCH 6"),
-        ({"steps": (5,)}, ""),
-        ({"warmup_iters": 50, "delay_epochs": 5}, "but SOLVER.DELAY_EPOCHS 5 puts off SOLVER.STEPS [2] beyond"),
-        ({"warmup_iters": 60, "delay_epochs": 5}, "but SOLVER.WARMUP_ITERS 60, 6 epochs of 10 iterations, puts off"),
-        ({"steps": (9, 7)}, "the first of SOLVER.STEPS [9, 7] is not within SOLVER.MAX_EPOCH 6"),
-        (
-            {"warmup_iters": 41},
-            "WARMUP_ITERS 41, 5 epochs of 10 iterations, puts off SOLVER.STEPS [2] beyond",
-        ),
-        ({"delay_epochs": 4}, "SOLVER.DELAY_EPOCHS 4 puts off SOLVER.STEPS [2] beyond SOLVER.MAX_EPOCH 6"),
-        (
-            {"name": "CosineAnnealingLR", "warmup_iters": 2000},
-            "WARMUP_ITERS 2000, 200 epochs of 10 iterations, puts off the schedule CosineAnnealingLR beyond",
-        ),
-        ({"name": "CosineAnnealingLR", "delay_epochs": 6}, "DELAY_EPOCHS 6 puts off the schedule CosineAnnealingLR"),
+        ({}, True),
+        ({"name": "CosineAnnealingLR"}, True),
+        ({"steps": (5,)}, True),
+        ({"warmup_iters": 40}, True),
+        ({"warmup_iters": 41}, False),
+        ({"steps": ()}, False),
+        ({"steps": (9, 6)}, False),
+        ({"delay_epochs": 4}, False),
+        ({"name": "CosineAnnealingLR", "delay_epochs": 6}, False),
     ],
 )
-def test_why_there_is_no_decay(solver, said):
-    values = {"name": "MultiStepLR", "steps": (2,), "max_epoch": 6, "delay_epochs": 0, "warmup_iters": 0}
-    schedule = Schedule(**{**values, **solver}, batch_size=64)
+def test_that_no_decay_comes_is_said(solver, comes):
+    values = {"name": "MultiStepLR", "steps": (2,), "max_epoch": 6, "delay_epochs": 0, "warmup_iters": 0} | solver
+    schedule = Schedule(**values, batch_size=64)
     warning = schedule.warning("auto", 10)
-    assert re.search(said.replace("[", r"\["), warning) if said else not warning
-    assert not said or schedule.start_iteration("auto", 10) == 36
+    assert comes == (not warning) and not schedule.warning(7, 10)
+    if not comes:
+        assert all(str(value) in warning for value in (values["name"], list(values["steps"]), values["warmup_iters"]))
+        assert "iteration 36" in warning and schedule.start_iteration("auto", 10) == 36

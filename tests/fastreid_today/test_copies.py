@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastreid_today import doctor
+import fastreid_today
+from fastreid_today import changes, copies, doctor
 
 SCRIPT = """
 import sys
@@ -60,23 +61,29 @@ def test_a_vendored_copy_trains_with_every_head(command, project, tiny_opts):
     assert str(project / "tracker/reid/fastreid") in told[0]
 
 
-def test_one_that_comes_second_is_told_of(command, project):
-    code = "import mbj_plugin.fastreid\ntry: import tracker.reid.fastreid.config\nexcept AssertionError: pass"
-    result = command("-c", code, cwd=project, path=f"{Path(doctor.__file__).parents[1]}:{project}", check=False)
-    told = [line for line in result.stderr.splitlines() if "tracker.reid.fastreid is a second fast-reid" in line]
-    assert len(told) == 1 and "fastreid_today.launch" in told[0]
-
-
-def test_the_import_alone_finds_it(command, project):
-    code = "import fastreid_today, tracker.reid.fastreid.config, fastreid; print(fastreid.__file__)"
-    result = command("-c", code, cwd=project, path=f"{Path(doctor.__file__).parents[1]}:{project}")
-    assert result.stdout.strip() == str(project / "tracker/reid/fastreid/__init__.py")
+def test_one_that_comes_second_is_told_of_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(copies.logger, "warning", lambda text, *values: said.append(text % values))
+    for folder in ("fastreid/engine", "other/fastreid"):  # the second is none: it lacks engine/defaults.py
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("fastreid/__init__.py", "fastreid/engine/defaults.py", "other/fastreid/__init__.py"):
+        (tmp_path / file).touch()
+    finder = fastreid_today.FINDER
+    monkeypatch.setattr(finder, "refused", set())
+    for _ in range(2):
+        assert finder.find_spec("tracker.fastreid", [str(tmp_path)]) is None
+        assert finder.find_spec("tracker.other.fastreid", [str(tmp_path / "other")]) is None
+    assert len(said) == 1 and "tracker.fastreid is a second fast-reid" in said[0] and "fastreid_today.launch" in said[0]
 
 
 def test_the_doctor_tells_what_it_found(command, project):
     assert doctor.find_copies(project) == {"tracker.reid.fastreid": project}
-    report = command("-m", "fastreid_today.doctor", project, cwd=project).stdout
+    arguments = ("-m", "fastreid_today.doctor", "--plugin", "mbj_plugin.fastreid", project)
+    report = command(*arguments, cwd=project).stdout
     assert f"fast-reid comes from {project / 'tracker/reid/fastreid/__init__.py'}" in report
+    assert "torch " in report and "Fast evaluation: " in report
+    for name, status in changes.STATUS.items():
+        assert f"{name}: {status}" in report
     as_it_came, repaired = report.partition("As it came")[2].split("With `import fastreid_today`")
     assert "import tracker.reid.fastreid.engine: fails" in as_it_came and "engine: works" in repaired
     assert "in fp32: changes the weights" in repaired

@@ -1,64 +1,70 @@
-"""The doctor: what it finds in this Python, in one without fast-reid, and where fast-reid has changed; its list."""
+"""The doctor of a Python without fast-reid, and of one where fast-reid has changed; test_copies.py has its report."""
 
 import configparser
-import os
+import dataclasses
+import importlib
 import sys
 from pathlib import Path
 
-from fastreid_today import changes, packages
+import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-# The report of a Python in which something is wrong, and then what its user's import says.
-BOTH = "from fastreid_today import doctor; assert doctor.main([]) == 1; import mbj_plugin.fastreid"
-
-
-def test_doctor(command, tmp_path):
-    report = command("-m", "fastreid_today.doctor", "--plugin", "mbj_plugin.fastreid", cwd=tmp_path).stdout
-    assert "torch " in report and "Fast evaluation: " in report
-    for name, status in changes.STATUS.items():
-        assert f"{name}: {status}" in report
-    as_it_came, repaired = report.partition("As it came")[2].split("With `import fastreid_today`")
-    assert "import fastreid.engine: works" in repaired and "in fp32: changes the weights" in repaired
-    assert ("in fp32: changes no weight" in as_it_came) == (changes.STATUS["flat_gradients"] == "on")
-    assert ("engine: fails: ImportError: cannot import name 'Mapping'" in as_it_came) == (sys.version_info >= (3, 10))
+import fastreid_today
+from fastreid_today import changes, doctor, packages, selfcheck
 
 
-def test_without_fastreid(command, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n\n\nclass Missing:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('fastreid', 'faiss'):\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n\n\n"
-        "sys.meta_path.insert(0, Missing())\n"
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    result = command("-c", BOTH, cwd=tmp_path, path=path, check=False)
-    assert "faiss-cpu" in result.stdout and "pip install --no-deps fastreid==1.4.0" in result.stdout
-    assert "pip install --no-deps fastreid==1.4.0" in result.stderr.splitlines()[-1]
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """No Python of its own is started to see fast-reid as it came."""
+    monkeypatch.setattr(doctor, "_as_it_came", lambda package: ["not asked"])
 
 
-def test_a_change_that_does_not_fit(command, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util, sys\n\n\nclass Changed:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name != 'fastreid.utils.params':\n            return None\n"
-        "        sys.meta_path.remove(self)\n"
-        "        spec = importlib.util.find_spec(name)\n"
-        "        run = spec.loader.exec_module\n"
-        "        def exec_module(module):\n"
-        "            run(module)\n            del module.ContiguousParams.buffer_is_valid\n"
-        "        spec.loader.exec_module = exec_module\n"
-        "        return spec\n\n\n"
-        "sys.meta_path.insert(0, Changed())\n"
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    report = command("-c", BOTH, cwd=tmp_path, path=path, check=False)
-    assert "flat_gradients_checked: failed: " in report.stdout
-    assert "cpu_loader: not run" in report.stdout and "does not load" in report.stdout
-    assert "UpstreamChangedError" in report.stderr.splitlines()[-1]
+def test_without_fastreid(monkeypatch, capsys):
+    find = doctor._found
+    monkeypatch.setattr(doctor, "_found", lambda module: module not in ("fastreid", "faiss") and find(module))
+    assert doctor.main([]) == 1
+    said = capsys.readouterr().out
+    assert "  faiss-cpu\n" in said and "pip install --no-deps fastreid==1.4.0" in said
+
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps fastreid==1.4.0$"):
+        fastreid_today.repair()
+
+
+def test_a_change_that_does_not_fit(monkeypatch, capsys):
+    monkeypatch.setattr(changes, "STATUS", {**changes.STATUS, "cpu_loader": "failed: another"})
+    gone = dataclasses.replace(changes.CHANGES["cpu_loader"], apply=fails)
+    monkeypatch.setitem(changes.CHANGES, "cpu_loader", gone)
+    monkeypatch.delitem(changes.STATUS, "testable")  # one that comes later
+    assert doctor.main([]) == 1
+    said = capsys.readouterr().out
+    assert "cpu_loader: failed: it is gone" in said and "testable: not run" in said and "does not load" in said
+
+
+def fails():
+    raise changes.UpstreamChangedError("it is gone")
+
+
+def test_what_a_step_and_an_import_do(monkeypatch):
+    works, changes_weights = selfcheck.report()
+    assert works.endswith("engine: works") and changes_weights.endswith("changes the weights")
+    monkeypatch.setitem(sys.modules, "fastreid.engine", None)
+    monkeypatch.setattr("fastreid.solver.build_optimizer", lambda cfg, model: [Still(model.parameters())])
+    fails, still = selfcheck.report()
+    assert "engine: fails: ModuleNotFoundError: " in fails and still.endswith("changes no weight, without a word")
+
+
+class Still:
+    """An optimizer that does nothing, as fast-reid's on torch >= 2.0."""
+
+    def __init__(self, parameters):
+        self.step = self.zero_grad = lambda: None
 
 
 def test_the_extra_names_what_the_doctor_looks_for():
     setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
+    setup.read(Path(__file__).resolve().parents[2] / "setup.cfg")
     extra = setup["options.extras_require"]["fastreid"].split()
     assert sorted(extra) == sorted(packages.EXTRA) and all(package in packages.INSTALL for package in extra)

@@ -2,12 +2,14 @@
 
 import importlib.util
 import sys
+import traceback
 
 import pytest
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
+from torch.multiprocessing import ProcessRaisedException
 
-from fastreid_today import launch, messages
+from fastreid_today import data, launch
 from mbj_plugin.fastreid.config import checked
 
 
@@ -40,17 +42,7 @@ def test_other_errors_keep_their_traceback(tmp_path, monkeypatch):
     assert said_of(lambda: int("three")) is None
     assert said_of(lambda: {}["backbone_ema"]) is None
     # What is not raised but happens in our own files is our bug.
-    assert said_of(lambda: messages.near(None, 3)) is None
-
-
-def test_a_program_with_an_error_of_its_own(command, tmp_path):
-    assert sys.excepthook is sys.__excepthook__  # so without the launcher it has its traceback as well
-    (tmp_path / "utils").mkdir()
-    (tmp_path / "utils" / "checkpoint.py").write_text("def load():\n    raise KeyError('backbone_ema')\n")
-    (tmp_path / "own.py").write_text("import fastreid.config\nfrom utils.checkpoint import load\nload()\n")
-    result = command("-m", "mbj_plugin.fastreid.launch", "own.py", cwd=tmp_path, check=False)
-    assert result.returncode == 1 and "Traceback" in result.stderr
-    assert result.stderr.splitlines()[-1] == "KeyError: 'backbone_ema'"
+    assert said_of(lambda: data.near(None, 3)) is None
 
 
 @pytest.fixture
@@ -83,9 +75,29 @@ def test_how_it_is_called(launched):
         launched("nothing.py")
 
 
-def test_spawned_ranks(command, script, tiny_opts, tmp_path):
-    odd = ("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler", "DATALOADER.NUM_INSTANCE", "3")
-    arguments = (script, "--num-gpus", "2", "--config-file", tmp_path / "config.yml", *tiny_opts, *odd)
-    result = command("-m", "mbj_plugin.fastreid.launch", *arguments, cwd=tmp_path, check=False)
-    assert result.returncode == 1 and "Traceback" not in result.stderr + result.stdout
-    assert result.stderr.splitlines()[-1].startswith("error: NaiveIdentitySampler ")
+def test_a_program_with_an_error_of_its_own(launched, tmp_path):
+    assert sys.excepthook is sys.__excepthook__  # so without the launcher it has its traceback as well
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "checkpoint.py").write_text("def load():\n    raise KeyError('backbone_ema')\n")
+    (tmp_path / "own.py").write_text("import fastreid.config\nfrom utils.checkpoint import load\nload()\n")
+    with pytest.raises(KeyError, match="backbone_ema"):
+        launched(tmp_path / "own.py")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: DATASET_REGISTRY.get("Markt1501"), "error: there is no 'Markt1501' in"),
+        (lambda: int("three"), None),
+        (lambda: data.near(None, 3), None),
+    ],
+)
+def test_a_spawned_rank(call, said):
+    """It comes as text, its traceback below the spawned process's own."""
+    with pytest.raises(Exception) as raised:
+        call()
+    text = "".join(traceback.format_exception(raised.value))
+    line = launch.one_line(
+        ProcessRaisedException(f"\n\n-- Process 1 terminated with the following error:\n{text}", 1, 1)
+    )
+    assert line is None if said is None else line.startswith(said) and "\n" not in line

@@ -125,14 +125,6 @@ def test_the_cuhk03_metric_runs_without_cython():
     assert scores[-1] == 1
 
 
-def test_an_empty_training_set_is_named(make_trainer, monkeypatch, tmp_path):
-    for part in ("bounding_box_train", "query", "bounding_box_test"):
-        (tmp_path / "Market-1501-v15.09.15" / part).mkdir(parents=True)
-    monkeypatch.setattr("fastreid.data.build._root", str(tmp_path))
-    with pytest.raises(ValueError, match="no images.*FASTREID_DATASETS"):
-        make_trainer("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler")
-
-
 def test_projects_of_a_checkout_find_torch_six(monkeypatch):
     """Of the main branch fastreid.data imports without it, and FastFace does not."""
     monkeypatch.delitem(sys.modules, "torch._six")

@@ -1,6 +1,5 @@
 """Identity samplers: what never fills a batch is an error before training, and what fills one is left alone."""
 
-import collections
 import itertools
 
 import pytest
@@ -65,39 +64,9 @@ def test_many_images_make_up_for_few_identities(ranks):
     assert len(list(itertools.islice(sampler, 24))) == 24
 
 
-@pytest.mark.parametrize(
-    ("batch", "weights", "said"),
-    [
-        (8, [1, 0, 0], "SET_WEIGHT .*got \\[1, 0, 0\\].* cam_0 with 2, cam_1 with 2"),
-        (8, [0, 0], "SET_WEIGHT .*got \\[0, 0\\]"),
-        (8, [2, -1], "SET_WEIGHT .*got \\[2, -1\\]"),
-        (8, [], "SET_WEIGHT .*got \\[\\]"),
-        (10, [1, 1], "batch of 10 images .* draws, 4, .*NUM_INSTANCE 2 .*SET_WEIGHT 2"),
-        (4, [1, 1], "batch of 4 images .* two or more"),
-        (12, [0, 3], "SET_WEIGHT .*got \\[0, 3\\].* cam_1 with 2"),
-    ],
-)
-def test_set_weights_that_do_not_fit(batch, weights, said):
-    with pytest.raises(ValueError, match=said):
-        triplet_sampler.SetReWeightSampler(people([4, 4]), batch, 2, weights, seed=0)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_said_before_training(make_trainer, kind):
     with pytest.raises(ValueError, match=f"{kind} .* 8 images a rank .*NUM_INSTANCE 3 .* 24 identities"):
         make_trainer(
             "MODEL.HEADS.NAME", "EmbeddingHead", "DATALOADER.SAMPLER_TRAIN", kind, "DATALOADER.NUM_INSTANCE", 3
         )
-
-
-def test_the_set_sampler_draws_each_camera_by_its_weight():
-    items = [(f"{pid}-{cam}", pid, f"set_{cam}") for pid in range(4) for cam in (0, 1, 2, 10)]
-    sampler = triplet_sampler.SetReWeightSampler(items, 10, 1, [1, 2, 1, 1], seed=0)
-    sampler.cam_pid = {cam: [cam] for cam in sampler.cam_pid}  # who is drawn tells the camera
-    sampler.cam_pid["set_1"] = ["set_1"] * 2
-    sampler.set_pid_prob = {cam: [1 / len(people)] * len(people) for cam, people in sampler.cam_pid.items()}
-    sampler.pid_index = {f"set_{cam}": [cam] for cam in (0, 1, 2, 10)}
-    drawn = list(itertools.islice(iter(sampler), 20))
-    assert collections.Counter(drawn[:10]) == collections.Counter(drawn[10:]) == {0: 2, 1: 4, 2: 2, 10: 2}
-    with pytest.raises(ValueError, match=r"SET_WEIGHT .*set_0 with 4, set_1 with 4, set_2 with 4, set_10 "):
-        triplet_sampler.SetReWeightSampler(items, 10, 1, [1, 1], seed=0)

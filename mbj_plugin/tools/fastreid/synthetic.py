@@ -64,53 +64,38 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(20, 235, 3)
 
 
+def _paint(colour: np.ndarray) -> tuple[int, ...]:
+    return tuple(colour.clip(0, 255).astype(int).tolist())
+
+
 class _Figure:
     """What stays of an identity from image to image."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.top, self.bottom, self.stripe, self.bag = (_colour(rng) for _ in range(4))
-        self.shoes, self.hair = rng.uniform(10, 120, 3), rng.uniform(10, 200) * np.array([1, 0.8, 0.5])
-        self.skin = rng.uniform(70, 230) * np.array([1, 0.8, 0.65])
-        self.width, self.legs = rng.uniform(0.38, 0.62), rng.uniform(0.38, 0.52)
-        self.sleeves, self.skirt, self.has_bag = rng.random(3) < (0.5, 0.25, 0.4)
-        self.pattern, self.pitch = rng.integers(4), rng.uniform(4, 10)
+        self.top, self.bottom, self.bag = (_colour(rng) for _ in range(3))
+        self.hair, self.skin = (
+            rng.uniform(10, 200) * np.array([1, 0.8, 0.5]),
+            rng.uniform(70, 230) * np.array([1, 0.8, 0.65]),
+        )
+        self.width, self.legs, self.has_bag = rng.uniform(0.38, 0.62), rng.uniform(0.38, 0.52), rng.random() < 0.4
 
     def draw(self, canvas: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Generator) -> None:
         """One pose: the figure leans, strides and turns a little each time."""
-        paint = lambda colour: tuple(int(c) for c in np.clip(colour, 0, 255))  # noqa: E731
         centre, body = width * rng.normal(0.5, 0.05), width * self.width * rng.uniform(0.8, 1.1)
         head, hip = height * rng.uniform(0.05, 0.1), height * (0.95 - self.legs)
         neck, foot, stride = head + height * 0.14, height * rng.uniform(0.93, 0.99), body * rng.uniform(0.05, 0.4)
         left, right = centre - body / 2, centre + body / 2
         for side in (-1, 1):
-            x = centre + side * stride
-            canvas.line([(centre + side * body / 6, hip), (x, foot)], fill=paint(self.bottom), width=int(body / 3))
-            canvas.rectangle([x - body / 6, foot - 4, x + body / 5, foot], fill=paint(self.shoes))
-        if self.skirt:
-            canvas.polygon([(left, hip), (right, hip), (right + 4, hip + 20), (left - 4, hip + 20)], paint(self.bottom))
-        canvas.rectangle([left, neck, right, hip], fill=paint(self.top))
-        self._stripes(canvas, (left, neck, right, hip), paint(self.stripe))
-        arm = paint(self.top if self.sleeves else self.skin)
-        for x, side in ((left, -1), (right, 1)):
-            canvas.line([(x, neck + 3), (x + side * rng.uniform(0, 8), hip - 4)], fill=arm, width=int(body / 5) + 1)
+            leg = [(centre + side * body / 6, hip), (centre + side * stride, foot)]
+            canvas.line(leg, fill=_paint(self.bottom), width=int(body / 3))
+        canvas.rectangle([left, neck, right, hip], fill=_paint(self.top))
         radius = height * 0.07
-        canvas.ellipse([centre - radius, head, centre + radius, head + 2 * radius], fill=paint(self.skin))
+        canvas.ellipse([centre - radius, head, centre + radius, head + 2 * radius], fill=_paint(self.skin))
         # Seen from behind the whole head is hair.
         hair_end = head + radius * (2 if rng.random() < 0.4 else 0.8)
-        canvas.ellipse([centre - radius, head - 2, centre + radius, hair_end], fill=paint(self.hair))
+        canvas.ellipse([centre - radius, head - 2, centre + radius, hair_end], fill=_paint(self.hair))
         if self.has_bag and rng.random() < 0.7:
-            canvas.rectangle([right - 4, hip - 18, right + 8, hip + 4], fill=paint(self.bag))
-
-    def _stripes(self, canvas: ImageDraw.ImageDraw, box: tuple, colour: tuple) -> None:
-        left, top, right, bottom = box
-        if self.pattern == 1:
-            for y in np.arange(top + 3, bottom, self.pitch):
-                canvas.line([(left, y), (right, y)], fill=colour, width=2)
-        elif self.pattern == 2:
-            for x in np.arange(left + 3, right, self.pitch):
-                canvas.line([(x, top), (x, bottom)], fill=colour, width=2)
-        elif self.pattern == 3:
-            canvas.rectangle([left + 4, top + 6, right - 4, (top + bottom) / 2], fill=colour)
+            canvas.rectangle([right - 4, hip - 18, right + 8, hip + 4], fill=_paint(self.bag))
 
 
 class _Camera:
@@ -133,11 +118,9 @@ class _Camera:
         figure.draw(canvas, width, height, rng)
         if rng.random() < 0.3:  # something stands in front
             x, y = rng.uniform(-0.2, 0.8) * width, rng.uniform(0.3, 0.9) * height
-            colour = tuple(int(c) for c in _colour(rng))
-            canvas.rectangle([x, y, x + rng.uniform(0.2, 0.7) * width, y + 0.4 * height], fill=colour)
-        image = image.rotate(
-            rng.normal(0, 4), resample=Image.Resampling.BILINEAR, fillcolor=tuple(int(c) for c in self.wall)
-        )
+            box = [x, y, x + rng.uniform(0.2, 0.7) * width, y + 0.4 * height]
+            canvas.rectangle(box, fill=_paint(_colour(rng)))
+        image = image.rotate(rng.normal(0, 4), resample=Image.Resampling.BILINEAR, fillcolor=_paint(self.wall))
         image = image.filter(ImageFilter.GaussianBlur(self.blur)).resize(SIZE, Image.Resampling.BILINEAR)
         pixels = np.asarray(image, dtype=np.float64) / 255
         pixels = 255 * (pixels**self.gamma) * self.cast * rng.uniform(0.75, 1.25) + self.light

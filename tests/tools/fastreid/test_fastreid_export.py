@@ -19,12 +19,18 @@ sys.modules["torch._six"].string_classes = str
 import torch
 from fastreid.config import get_cfg
 from fastreid.engine import DefaultPredictor
-cfg = get_cfg()
-cfg.merge_from_file(sys.argv[1])
-cfg.merge_from_list(["MODEL.DEVICE", "cpu"])
-predictor = DefaultPredictor(cfg)
+images = torch.load("images.pth")
+for folder in sys.argv[1:]:
+    sys.path.insert(0, folder)
+    try:
+        import timm_backbone
+    except ModuleNotFoundError as error:
+        assert error.name == "timm_backbone"
+    cfg = get_cfg()
+    cfg.merge_from_file(folder + "/config.yaml")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu"])
+    torch.save(DefaultPredictor(cfg)(images.clone()), folder + "/features.pth")
 assert not any(name.startswith("mbj_plugin") for name in sys.modules)
-torch.save(predictor(torch.load("images.pth")), "features.pth")
 """
 
 
@@ -51,40 +57,34 @@ def run(tmp_path, tiny_opts):
     return folder
 
 
-def test_the_same_features_without_the_plugin(run, command, tmp_path, capsys):
+def test_the_same_features_without_the_plugin(run, command, tiny_opts, tmp_path, capsys):
+    """Of OSNet, and of a backbone of timm's, which comes with its file."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    other, cfg = tmp_path / "timm", get_cfg()
+    backbone = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.BACKBONE.DEPTH", "mobilenetv3_small_050")
+    cfg.merge_from_list([*tiny_opts, *backbone, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
+    other.mkdir()
+    (other / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build_model(cfg).state_dict()}, other / "model_final.pth")
+    folders = [run / "plain", other / "plain"]
     export.main([str(run)])
     assert capsys.readouterr().out.splitlines() == [
         f"{run}/plain/config.yaml and {run}/plain/model_final.pth need no plugin"
     ]
+    export.main([str(other)])
+    assert f"{other}/plain/timm_backbone.py registers" in capsys.readouterr().out
     images = torch.randn(2, 3, 32, 16)
     torch.save(images, tmp_path / "images.pth")
-    result = command("-c", PLAIN, run / "plain" / "config.yaml", cwd=tmp_path, path="")
+    result = command("-c", PLAIN, *folders, cwd=tmp_path, path="")
     assert "not found in the model" not in result.stdout + result.stderr  # the memories are gone
-    cfg = get_cfg()
-    cfg.merge_from_file(str(run / "config.yaml"))
-    cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
-    assert torch.equal(torch.load(tmp_path / "features.pth"), DefaultPredictor(cfg)(images.clone()))
+    for folder in (run, other):
+        cfg = get_cfg()
+        cfg.merge_from_file(str(folder / "config.yaml"))
+        cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+        assert torch.equal(torch.load(folder / "plain" / "features.pth"), DefaultPredictor(cfg)(images.clone()))
     plain = get_cfg()
     plain.merge_from_file(str(run / "plain" / "config.yaml"))
     assert plain.MODEL.HEADS.NAME == "EmbeddingHead" and plain.MODEL.LOSSES.NAME == ("CrossEntropyLoss",)
-
-
-def test_a_timm_backbone_comes_with_its_file(command, tiny_opts, tmp_path, capsys):
-    pytest.importorskip("timm", reason="timm is not installed")
-    cfg = get_cfg()
-    backbone = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.BACKBONE.DEPTH", "mobilenetv3_small_050")
-    cfg.merge_from_list([*tiny_opts, *backbone, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
-    (tmp_path / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
-    export.main([str(tmp_path)])
-    plain = tmp_path / "plain"
-    assert f"{plain}/timm_backbone.py registers" in capsys.readouterr().out
-    torch.save(torch.randn(2, 3, 32, 16), tmp_path / "images.pth")
-    script = PLAIN.replace("cfg = get_cfg()", "import timm_backbone\ncfg = get_cfg()")
-    command("-c", script, plain / "config.yaml", cwd=tmp_path, path=plain)
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
-    features = DefaultPredictor(cfg)(torch.load(tmp_path / "images.pth"))
-    assert torch.equal(torch.load(tmp_path / "features.pth"), features)
 
 
 @pytest.mark.parametrize(
