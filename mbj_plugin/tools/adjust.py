@@ -7,17 +7,16 @@ from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
 from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.command_line import OneLineParser, one_line
+from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.timm.counts import counts_from_file
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
-from mbj_plugin.tools.trainer.error_table import difference, mean_and_spread
+from mbj_plugin.tools.trainer.error_table import COLUMNS, TABLES, error_rows, text_table
 
 #: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.
 METHODS = ("batch", "adjusted", "mbj", "multiplicative", "tau-norm", "class-mean", "retrained")
@@ -27,9 +26,6 @@ STRENGTHS = {
     "multiplicative": np.arange(0, 0.501, 0.025),
     "tau-norm": np.arange(0, 3.01, 0.1),
 }
-COLUMNS = {"all": "error", "head": "head", "medium": "medium", "tail": "tail"}
-COLUMNS |= {"many-shot": "many_shot", "medium-shot": "medium_shot", "few-shot": "few_shot"}
-FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 #: Of each classifier its errors in percent, and its tau or gamma.
 Results = dict[str, tuple[dict[str, float], float | None]]
 
@@ -64,8 +60,7 @@ def parser() -> OneLineParser:
         "--write", "--classifier", choices=METHODS, help="write a checkpoint with this classifier for stock timm"
     )
     p.add_argument("--output", metavar="FILE", help="of --write, a new file (default: METHOD.pth.tar in RUN)")
-    p.add_argument("--no-images", action="store_true", help="with --write: write without any image, print no table")
-    p.add_argument("--table", choices=FORMATS, default="text", help="for the console, or to paste (default: text)")
+    p.add_argument("--table", choices=TABLES, default="text", help="for the console, or to paste (default: text)")
     p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
     p.add_argument("--device", default="cpu", help="where the model runs (default: %(default)s)")
     return p
@@ -81,9 +76,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(args: Namespace) -> None:
-    for folder in args.run:
-        if not Path(folder).is_dir():
-            raise ValueError(f"there is no folder {folder}: give the folder that a run of train_timm wrote")
     if args.write and len(args.run) > 1:
         raise ValueError(f"--write writes the checkpoint of one run, got {len(args.run)}")
     for name in ("tau", "gamma"):
@@ -92,23 +84,19 @@ def _check(args: Namespace) -> None:
             raise ValueError(f"--{name} must be a finite number >= 0, got {value}")
     if args.output and not args.write:
         raise ValueError("--output is the file of --write: say which classifier to write")
-    if args.no_images and (not args.write or args.choose_on or args.write == "class-mean"):
-        raise ValueError("--no-images needs a --write that takes no image: no class-mean, and no --choose-on")
 
 
 def _compare(args: Namespace) -> None:
     results: list[Results] = []
     for folder in map(Path, args.run):
-        run = FinishedRun(folder, args.device, args.data, images=not args.no_images)
+        run = FinishedRun(folder, args.device, args.data)
         if run.unfinished:
             print(f"{folder} is not finished: its checkpoint is of {run.unfinished}")
         rows = Adjustments(run, args)
         found = {method: rows.get(method, fatal=method == args.write) for method in METHODS}
         classifiers = {method: pair for method, pair in found.items() if pair is not None}
-        if not args.no_images:
-            results.append({name: (rows.errors(new), strength) for name, (new, strength) in classifiers.items()})
-    if results:
-        print(table(results, args.table))
+        results.append({name: (rows.errors(new), strength) for name, (new, strength) in classifiers.items()})
+    print(table(results, args.table))
     if args.write:
         path = Path(args.output or folder / f"{args.write}.pth.tar")
         run.write(classifiers[args.write][0], path)
@@ -119,7 +107,7 @@ class Adjustments:
     """The classifiers of one run.
 
     Args:
-        run: whose images are read here, but with ``--no-images``.
+        run: whose images are read here.
         args: of the command.
     """
 
@@ -132,11 +120,10 @@ class Adjustments:
                 raise ValueError(
                     f"--target-prior {args.target_prior} needs {len(run.counts)} numbers > 0, one for each class"
                 )
+        self.evaluation, self.training = run.read_evaluation(), run.read_training()
         self.validation: Inputs | None = None
-        if not args.no_images:
-            self.evaluation, self.training = run.read_evaluation(), run.read_training()
-            if args.choose_on:
-                self.validation = run.read_validation(args.choose_on, self.evaluation, self.training)
+        if args.choose_on:
+            self.validation = run.read_validation(args.choose_on, self.evaluation, self.training)
 
     def get(self, method: str, fatal: bool) -> tuple[Classifier, float | None] | None:
         """The method's classifier and its tau or gamma; None, and a line on why, where the run lacks something."""
@@ -145,8 +132,7 @@ class Adjustments:
         except ValueError as error:
             if fatal:
                 raise
-            if not self.args.no_images:
-                print(f"{method} is left out: {error}")
+            print(f"{method} is left out: {error}")
             return None
 
     def _make(self, method: str) -> tuple[Classifier, float | None]:
@@ -160,8 +146,6 @@ class Adjustments:
             return self.trained[method], None
         weight, _ = self._batch()
         if method == "class-mean":
-            if args.no_images:
-                raise ValueError("it needs the training images")
             return formulas.nearest_class_mean(self.training.features, self.training.labels, len(run.counts)), None
         if method == "retrained":
             memory = memory_states(run.checkpoint).get("feature")
@@ -210,7 +194,8 @@ class Adjustments:
 
     def errors(self, classifier: Classifier) -> dict[str, float]:
         """Of the evaluation set in percent; with a target also the mean of the classes in its mix."""
-        errors = self.run.errors(self.evaluation, classifier)
+        counts = self.run.counts
+        errors = group_errors(*self.evaluation.wrong(classifier, len(counts)), counts)
         if self.args.target_prior:
             errors["target"] = 100 * self._mean_error(self.evaluation, classifier)
         return errors
@@ -221,22 +206,14 @@ def table(results: list[Results], style: str = "text") -> str:
     difference to the first line with its standard error (below three runs the differences)."""
     columns = COLUMNS | ({"target": "target"} if "target" in next(iter(results[0].values()))[0] else {})
     names = [name for name in METHODS if any(name in each for each in results)]
-    rows = []
-    for name in names:
-        having = [each for each in results if name in each]
-        taus = {each[name][1] for each in having}
-        row: list[Any] = [name, ", ".join(f"{tau:g}" for tau in sorted(filter(None, taus)))]
-        row += [
-            mean_and_spread([each[name][0][key] for each in having if key in each[name][0]]) for key in columns.values()
-        ]
-        if len(results) > 1:
-            pairs = [each[name][0]["error"] - each[names[0]][0]["error"] for each in having if names[0] in each]
-            row.append("" if name == names[0] else difference(pairs))
-        rows.append(row)
-    header = ["error, %", "tau", *columns, *([f"all − {names[0]}"] if len(results) > 1 else [])]
-    return tabulate(
-        rows, header, FORMATS[style], disable_numparse=True, colalign=["left"] + ["right"] * (len(header) - 1)
-    )
+    errors = {name: [each[name][0] if name in each else None for each in results] for name in names}
+    header, rows = ["error, %", "tau", *columns, f"all − {names[0]}"], error_rows(errors, list(columns.values()))
+    for row in rows:
+        taus = {each[row[0]][1] for each in results if row[0] in each}
+        row.insert(1, ", ".join(f"{tau:g}" for tau in sorted(filter(None, taus))))
+    if len(results) == 1:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return text_table(rows, header, style)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.files import new_file
 from mbj_plugin.timm.classifiers import classifier_layers, recorded_inputs, same_map
 from mbj_plugin.timm.diagnostics import input_layers
@@ -47,7 +47,7 @@ def saved_args(folder: Path, device: str = "cpu", data: str | None = None) -> Na
     """
     path = folder / "args.yaml"
     if not path.is_file():
-        raise ValueError("there is no args.yaml, which says what the model and the data are")
+        raise ValueError(f"there is no {path}: give the folder that a run of train_timm wrote")
     try:
         saved = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -56,8 +56,7 @@ def saved_args(folder: Path, device: str = "cpu", data: str | None = None) -> Na
         raise ValueError("args.yaml holds no arguments")
     fixed = {"device": device, "distributed": False, "world_size": 1, "rank": 0, "local_rank": 0, "prefetcher": False}
     fixed |= {"pretrained": False, "initial_checkpoint": "", "torchscript": False, "channels_last": False}
-    fixed |= {"dataset_download": False, "pretrained_path": None}
-    fixed |= {"data_dir": data} if data else {}
+    fixed |= {"dataset_download": False, "pretrained_path": None} | ({"data_dir": data} if data else {})
     # The parser's defaults for what timm's train.py has no flag for: no config, so nothing of the digits'.
     return Namespace(**{**vars(make_parser().parse_args([])), **saved, **fixed})
 
@@ -73,10 +72,9 @@ def saved_results(folder: Path) -> dict[str, Any]:
         raise ValueError(f"there is no {path}: give the folder of a finished run of train_timm")
     try:
         results = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is cut short or no JSON ({error})") from error
-    if "class_counts" not in results:
-        raise ValueError(f"{path} holds no results of train_timm")
+        results["class_counts"]
+    except (json.JSONDecodeError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is cut short, or no results of train_timm ({error!r})") from error
     return results
 
 
@@ -118,13 +116,10 @@ class Inputs:
 
     def wrong(self, classifier: Classifier, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
         """(C,) images of each class, and (C,) of them that the classifier gets wrong."""
-        missed = self.labels[self.answers(classifier) != self.labels]
+        answers = torch.cat([F.linear(rows, *classifier).argmax(1) for rows in self.features.split(4096)])
+        missed = self.labels[answers != self.labels]
         counts = [torch.bincount(labels, minlength=num_classes).numpy() for labels in (self.labels, missed)]
         return counts[0], counts[1]
-
-    def answers(self, classifier: Classifier) -> Tensor:
-        """(N,) classes that the classifier gives."""
-        return torch.cat([F.linear(rows, *classifier).argmax(1) for rows in self.features.split(4096)])
 
     def shares(self, others: Inputs) -> float:
         """Share of these images that are among the others, whatever their files and splits are called."""
@@ -180,26 +175,18 @@ class FinishedRun:
         """Raises ValueError for images of other classes than those of training."""
         saved, here = (self.checkpoint.get("data") or {}).get("class_names"), class_names(self.datasets[1])  # type: ignore[index]
         if saved and here and saved != here:
-            other = next(
-                (pair for pair in zip(saved, here, strict=False) if pair[0] != pair[1]), (len(saved), len(here))
-            )
-            raise ValueError(f"the run was trained with other classes ({other[0]!r}, here {other[1]!r}): check --data")
-
-    @property
-    def layers(self) -> list[Any]:
-        """Of the model's classifier.
-
-        Raises:
-            ValueError: for a model without a plain one.
-        """
-        return classifier_layers(self.model)
+            then, now = next((a, b) for a, b in zip_longest(saved, here) if a != b)
+            raise ValueError(f"the run was trained with other classes ({then!r}, here {now!r}): check --data")
 
     def classifiers(self) -> dict[str, Classifier]:
         """Those that were trained: "batch", which is that of a run without MBJ, and "mbj".
 
         Where MBJ shared its classifier with the batch loss there is no "batch".
+
+        Raises:
+            ValueError: for a model without a plain classifier.
         """
-        layers = self.layers
+        layers = classifier_layers(self.model)
         own = _affine(layers)
         averaged = "_ema" if self.checkpoint.get("state_dict_ema") else ""
         batch = (self.checkpoint.get(f"task_state{averaged}") or {}).get("batch_classifier")
@@ -225,13 +212,7 @@ class FinishedRun:
 
     def read_training(self) -> Inputs:
         """The training images, without augmentation."""
-        return self._read(self.training_loader())
-
-    def training_loader(self, subset: Any = None) -> DataLoader:
-        """Of the training images, or some of them, as evaluation shows them."""
-        train, evaluation = self.datasets  # type: ignore[misc]
-        train.transform = evaluation.transform
-        return self._loader(train if subset is None else torch.utils.data.Subset(train, subset))
+        return self._read_set(self.datasets[0])  # type: ignore[index]
 
     def read_validation(self, split: str, *others: Inputs) -> Inputs:
         """The images of a split to choose on.
@@ -243,20 +224,20 @@ class FinishedRun:
         Raises:
             ValueError: where they are, under whatever name.
         """
-        train, evaluation = self.datasets  # type: ignore[misc]
         dataset = make_dataset(self.args, split, False, build.image_mode(self.args))
-        check_same_classes(train, dataset)
-        dataset.transform = evaluation.transform
-        images = self._read(self._loader(dataset))
-        for kind, known in zip(("evaluated", "trained"), others, strict=False):
+        check_same_classes(self.datasets[0], dataset)  # type: ignore[index]
+        images = self._read_set(dataset)
+        for kind, known in zip(("evaluated", "trained"), others, strict=True):
             if (share := images.shares(known)) > 0.05:  # some sets hold a few images twice
                 raise ValueError(
                     f"--choose-on {split}: the run was {kind} on {100 * share:.0f} % of its images, name another split"
                 )
         return images
 
-    def _loader(self, dataset: Any) -> DataLoader:
-        return DataLoader(dataset, self.args.batch_size, num_workers=self.args.workers)
+    def _read_set(self, dataset: Any) -> Inputs:
+        """As evaluation shows its images."""
+        dataset.transform = self.datasets[1].transform  # type: ignore[index]
+        return self._read(DataLoader(dataset, self.args.batch_size, num_workers=self.args.workers))
 
     @torch.no_grad()
     def outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
@@ -279,7 +260,7 @@ class FinishedRun:
                 yield labels[known], logits[known], features[known], seen
 
     def _read(self, loader: Any) -> Inputs:
-        weight, bias = _affine(self.layers)
+        weight, bias = _affine(classifier_layers(self.model))
         labels, features, seen = [], [], []
         for batch_labels, logits, inputs, hashes in self.outputs(loader):
             if inputs.shape[1] != weight.shape[1] or not same_map(weight, bias, inputs, logits, tolerance=0.01):
@@ -292,10 +273,6 @@ class FinishedRun:
             seen += hashes
         return Inputs(torch.cat(features), torch.cat(labels), seen)
 
-    def errors(self, images: Inputs, classifier: Classifier) -> dict[str, float]:
-        """In percent: of all images and of each class group."""
-        return group_errors(*images.wrong(classifier, len(self.counts)), self.counts)
-
     def put(self, classifier: Classifier) -> None:
         """Make it the model's own classifier.
 
@@ -303,7 +280,7 @@ class FinishedRun:
             ValueError: where the model has no bias and the classifier needs one.
         """
         weight, bias = classifier
-        layers = self.layers
+        layers: list[Any] = classifier_layers(self.model)
         biased = [layer for layer in layers if layer.bias is not None]
         if not biased and bias.abs().max() > 0:
             raise ValueError(f"the classifier of {self.args.model} has no bias, and this one needs it: write another")

@@ -19,6 +19,7 @@ from mbj_plugin.files import new_folder
 from mbj_plugin.tools.finished_run import FinishedRun, saved_results
 from mbj_plugin.tools.trainer.args import make_parser
 from mbj_plugin.tools.trainer.build import channels
+from mbj_plugin.tools.trainer.error_table import error_table
 from mbj_plugin.tools.trainer.flags import PLACES
 
 #: Classifiers that a folder can have: their keys in results.json, and what they are.
@@ -38,14 +39,11 @@ CARD = """---
 
 A {{ architecture }} for {{ counts | length }} classes, trained on long-tailed data. Its classifier is {{ kind }}.
 
-## Errors in percent, of {{ images or "a stream of" }} images of the split {{ settings.val_split }}
+## Errors
 
-| classifier | all | head | medium | tail |
-|---|---:|---:|---:|---:|
-{% for title, row in rows -%}
-| {{ title }} | {{ row | join(" | ") }} |
-{% endfor %}
-Head, medium and tail are the first 20 %, the next 20 % and the last 60 % of the classes by training images.
+Of {{ images or "a stream of" }} images of the split {{ settings.val_split }}:
+
+{{ table }}
 
 ## Use
 
@@ -150,14 +148,8 @@ def model_card(architecture: str, results: dict[str, Any], name: str, licence: s
         chosen: which of :data:`CLASSIFIERS` it has.
     """
     settings = results["settings"]
-    # The errors of the run's own choice are all that a run from before there were several has.
-    own = "memory" if results["method"] == "mbj" else "batch"
-    errors = {own: {"errors": results["errors"]}} | results.get("classifiers", {})
-    rows = [
-        (("**" + title + "**" if key == chosen else title), [_percent(errors[saved]["errors"], group) for group in
-         ("error", "head", "medium", "tail")])
-        for key, (saved, title) in CLASSIFIERS.items() if saved in errors
-    ]  # fmt: skip
+    trained = results["classifiers"]
+    rows = {title: [trained[key]["errors"]] for key, title in CLASSIFIERS.values() if key in trained}
     details = {
         "MBJ": {k: v for k, v in (results["mbj"] or {}).items() if v is not None},
         "Seed": {"": settings.get("seed")},
@@ -170,7 +162,7 @@ def model_card(architecture: str, results: dict[str, Any], name: str, licence: s
         name=name,
         architecture=architecture,
         kind=CLASSIFIERS[chosen][1],
-        rows=rows,
+        table=error_table(rows, "markdown", results["headline"]),
         settings=settings,
         data=settings.get("dataset") or Path(settings.get("data_dir") or "images").name,
         counts=results["class_counts"],
@@ -179,10 +171,6 @@ def model_card(architecture: str, results: dict[str, Any], name: str, licence: s
         plugin=needs_plugin(architecture),
     )
     return str(card)
-
-
-def _percent(errors: dict[str, float], group: str) -> str:
-    return f"{errors[group]:.2f}" if group in errors else "–"
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, Any]:

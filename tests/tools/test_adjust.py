@@ -12,7 +12,7 @@ import yaml
 
 from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.tools.adjust import METHODS, Adjustments, difference, main, parser
+from mbj_plugin.tools.adjust import METHODS, Adjustments, main, parser, table
 from mbj_plugin.tools.finished_run import FinishedRun, Inputs, saved_args
 from mbj_plugin.tools.trainer import build, train
 from mbj_plugin.tools.trainer.data import check_same_classes
@@ -99,19 +99,18 @@ def test_a_shared_classifier_is_not_adjusted_again(mbj_run, capsys):
     assert any("adjusted is left out" in line for line in lines)
 
 
-@pytest.mark.parametrize("style", ["text", "markdown", "latex"])
-def test_several_runs_have_a_mean_a_spread_and_a_difference(digit_runs, mbj_run, capsys, style):
-    alone = [printed(capsys, digit_runs / name)[0] for name in ("mbj", "baseline")]
-    main([str(digit_runs / "mbj"), str(digit_runs / "baseline"), "--table", style])
-    line = next(line for line in capsys.readouterr().out.splitlines() if "adjusted" in line)
-    values = [rows["adjusted"][1][0] for rows in alone]
-    assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" in line
-    changes = [rows["adjusted"][1][0] - rows["batch"][1][0] for rows in alone]
-    assert f"{changes[0]:+.2f}, {changes[1]:+.2f}" in line
-    assert difference([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"  # 1 / sqrt(3)
+def test_several_runs_have_a_mean_a_spread_and_a_difference():
+    runs = [{"batch": ({"error": a}, None), "adjusted": ({"error": b, "head": 1.0}, tau)} for a, b, tau in
+            ((10.0, 8.0, 1.0), (12.0, 9.0, 1.5), (14.0, 14.0, 1.5))]  # fmt: skip
+    for style, begins in (("text", "adjusted"), ("markdown", "| adjusted"), ("latex", " adjusted")):
+        (line,) = (line for line in table(runs, style).splitlines() if line.startswith(begins))
+        for said in ("1, 1.5", "10.33 ± 3.21", "1.00 ± 0.00", "-1.67 ± 0.88"):  # of -2, -3, 0
+            assert said in line
+    assert table(runs[:2]).splitlines()[-1].endswith("-2.00, -3.00")
+    assert "−" not in table(runs[:1])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["adjusted", "class-mean"])
 def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(mbj_run, capsys, method):
     rows, lines = printed(capsys, mbj_run, "--write", method)
     written = mbj_run / f"{method}.pth.tar"
@@ -121,10 +120,10 @@ def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(mbj_ru
     new = torch.load(written, weights_only=True)["state_dict"]
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed <= {"fc.weight", "fc.bias"} and old.keys() == new.keys()
-    with pytest.raises(SystemExit, match=f"{method}.pth.tar"):
-        main([str(mbj_run), "--write", method])
-    with pytest.raises(SystemExit, match=r"last\.pth\.tar"):
-        main([str(mbj_run), "--write", method, "--output", str(mbj_run / "last.pth.tar")])
+    run = FinishedRun(mbj_run, images=False)
+    for name in (written.name, "last.pth.tar"):
+        with pytest.raises(ValueError, match=name):
+            run.write(run.classifiers()["mbj"], mbj_run / name)
 
 
 def test_each_classifier_is_its_formula_on_this_run(mbj_run):
@@ -184,9 +183,8 @@ def test_it_is_the_images_that_must_be_others_not_the_names(digit_runs, tmp_path
     flags += ["--imbalance-ratio", "1", "--input-size", "3", "16", "16", "--mean", ".5", ".5", ".5"]
     flags += ["--std", ".2", ".2", ".2", "--data-dir", str(image_folder), "--output", str(tmp_path)]
     train.main([*flags, "--experiment", "run"])
-    for name in ("val", "eval"):  # timm's other names of the folder
-        with pytest.raises(SystemExit, match=f"--choose-on {name}: .*evaluated on 100 %"):
-            main([str(tmp_path / "run"), "--choose-on", name])
+    with pytest.raises(SystemExit, match="--choose-on val: .*evaluated on 100 %"):  # timm's other name of the folder
+        main([str(tmp_path / "run"), "--choose-on", "val"])
 
 
 def test_a_target_mix_is_adjusted_to_and_measured_in(mbj_run, tmp_path, capsys):
@@ -217,14 +215,13 @@ def test_each_class_of_the_split_counts_the_same(mbj_run):
     assert rows.best(adjust, np.array([0.0, 2.5]), Inputs(features, labels, [])) == 0
 
 
-def test_writing_needs_no_image(mbj_run, capsys):
-    settings = yaml.safe_load((mbj_run / "args.yaml").read_text())
+def test_results_json_alone_gives_the_counts(mbj_run):
     edit(mbj_run / "args.yaml", dataset="", data_dir="nowhere")
-    rows, lines = printed(capsys, mbj_run, "--no-images", "--write", "retrained", "--output", mbj_run / "new.pth.tar")
-    assert not rows and lines == [f"Written: {mbj_run / 'new.pth.tar'}"]
-    edit(mbj_run / "args.yaml", **settings)
-    rows, _ = printed(capsys, mbj_run)
-    assert stock_errors(mbj_run, mbj_run / "new.pth.tar") == pytest.approx(rows["retrained"][1][:4], abs=0.005)
+    run = FinishedRun(mbj_run, images=False)
+    assert run.counts.tolist() == json.loads((mbj_run / "results.json").read_text())["class_counts"]
+    (mbj_run / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"results\.json"):
+        FinishedRun(mbj_run, images=False)
 
 
 def test_averaged_weights_are_the_ones_that_are_read(mbj_run):
@@ -278,8 +275,6 @@ def test_a_run_that_is_not_what_it_seems_is_said(mbj_run, capsys):
         (["--gamma", "nan"], "--gamma must be a finite number >= 0, got nan"),
         (["--choose-on", "dev"], "got 'dev'"),
         (["--output", "x"], "--output is the file of --write"),
-        (["--no-images"], "--no-images needs a --write that takes no image"),
-        (["--no-images", "--write", "class-mean"], "--no-images needs a --write that takes no image"),
         (["--write", "tau-norm", "--output", "nowhere/x.pth"], "cannot write nowhere/x.pth"),
     ],
 )
@@ -297,9 +292,6 @@ def test_a_folder_that_is_no_run_is_one_line(digit_runs, mbj_run, tmp_path):
         main([str(digit_runs / "baseline"), "--write", "retrained"])
     with pytest.raises(SystemExit, match="got 2"):
         main([str(digit_runs / "mbj"), str(mbj_run), "--write", "tau-norm"])
-    (mbj_run / "results.json").unlink()
-    with pytest.raises(SystemExit, match=r"results\.json"):
-        main([str(mbj_run), "--no-images", "--write", "tau-norm"])
     for name in ("last.pth.tar", "model_best.pth.tar"):
         (mbj_run / name).write_bytes(b"cut")
     with pytest.raises(SystemExit, match="cannot read"):

@@ -64,8 +64,9 @@ def test_the_card_names_data_errors_and_settings(run, image_folder, tmp_path):
     errors = json.loads((run / "results.json").read_text())["errors"]
     assert card.startswith("---\nlibrary_name: timm\nlicense: mit") and "# model" in card
     assert f"Data: {image_folder.name}, split train: 42 images, 24 of the largest class, 6 of the smallest" in card
-    cells = " | ".join(f"{errors[name]:.2f}" if name in errors else "–" for name in ("error", "head", "medium", "tail"))
-    assert f"| **the memory classifier of Memory-based Jitter (MBJ)** | {cells} |" in card
+    cells = [f"{errors[name]:.2f}" if name in errors else "-" for name in ("error", "head", "medium", "tail")]
+    row = next(line for line in card.splitlines() if line.startswith("| the memory classifier of Memory"))
+    assert row.replace(" ", "").split("|")[2:6] == cells
     assert "beta 1.5" in card and "mbj_start 0" in card and "model test_resnet" in card and "timm " in card
     assert str(image_folder.parent) not in card  # whose machine it was is nobody's business
     assert 'timm.create_model("local-dir:model", pretrained=True)' in card and "import mbj_plugin" not in card
@@ -85,16 +86,6 @@ def test_any_of_the_runs_classifiers_is_exported(run, tmp_path, classifier):
     assert torch.equal(weight, trained[classifier][0]) and torch.equal(bias, trained[classifier][1])
     assert not torch.equal(trained["mbj"][0], trained["batch"][0])
     assert hub.CLASSIFIERS[classifier][1] + "." in (tmp_path / "model/README.md").read_text()
-
-
-def test_the_card_has_the_errors_of_all_classifiers(run):
-    results = json.loads((run / "results.json").read_text())
-    keys = ("batch", "batch_adjusted", "memory")
-    results["classifiers"] = {key: {"errors": {"error": 10.0 + i}} for i, key in enumerate(keys)}
-    card = hub.model_card("resnet18", results, "model", "mit", "adjusted")
-    for i, (_, title) in enumerate(hub.CLASSIFIERS[name] for name in ("batch", "adjusted", "mbj")):
-        bold = "**" if i == 1 else ""
-        assert f"| {bold}{title}{bold} | {10 + i}.00 | – | – | – |" in card
 
 
 def test_an_architecture_of_ours_is_said(tmp_path, tiny, capsys):
