@@ -1,6 +1,7 @@
 """The tables that pages take from the code are those of the code."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def test_a_generated_table_is_that_of_the_code(name):
     file, table = write_pages.TABLES[name]
     page = (ROOT / file).read_text()
     assert write_pages.filled(page, name, table()) == page, "python tools/write_pages.py"
+
+
+def test_the_figure_of_the_digits_is_that_of_their_rows(tmp_path):
+    write_pages.digits.draw(tmp_path / "digits.svg", ROOT / write_pages.digits.ROWS)
+    kept, drawn = (re.findall(r"<text [^>]*>([^<]*)<", path.read_text()) for path in
+                   (ROOT / write_pages.digits.FIGURE, tmp_path / "digits.svg"))  # fmt: skip
+    assert kept == drawn and {"24.1", "16.1", "15.2"} < set(kept)
 
 
 def test_the_table_of_settings_has_each_with_both_defaults():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of pages: settings and changes to fast-reid from the code, the digits from their rows.
+"""Write the tables of pages: settings and changes to fast-reid from the code, the digits and their figure from rows.
 
 python tools/write_pages.py
 """
@@ -63,7 +63,8 @@ def filled(page: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-    """Write each table into its page."""
+    """Write each table into its page, and draw the digits."""
+    digits.draw(ROOT / digits.FIGURE, ROOT / digits.ROWS)
     for name, (file, table) in TABLES.items():
         path = ROOT / file
         path.write_text(filled(path.read_text(encoding="utf-8"), name, table()), encoding="utf-8")

@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import column, markdown
+from matplotlib.figure import Figure
 
-ROWS = Path("docs/results/digits.jsonl")
+from benchmarks.svg import save_svg, svg_style
+from benchmarks.tables import column, markdown
+from mbj_plugin.tools.report.style import COLOURS
+
+ROWS, FIGURE = Path("docs/results/digits.jsonl"), Path("docs/results/digits.svg")
 METHODS = {
     "ce": "cross-entropy",
     "logit_adjusted": "its logit adjustment, tau 1",
@@ -22,6 +26,8 @@ METHODS = {
     "balanced": "MBJ, `--mbj-recipe balanced`",
     "balanced_softmax": "balanced softmax",
 }
+HATCHES = ("", "///", "xxx")
+DRAWN = {"ce": "cross-entropy", "logit_adjusted": "its logit adjustment", "mbj": "MBJ"}
 GROUPS = ("error", "head", "medium", "tail", "many_shot", "medium_shot", "few_shot")
 HEAD = ("", "all", "head", "medium", "tail", "many", "medium-shot", "few")
 
@@ -44,13 +50,37 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 def table(path: Path = ROWS) -> str:
     """Markdown: error of each method by class group, mean ± standard deviation over the seeds."""
-    every = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines = []
     for method, title in METHODS.items():
-        runs = {row["seed"]: row for row in every if row["method"] == method}
-        columns = [column(runs, group).values() for group in GROUPS]
-        lines.append([title, *(f"{statistics.mean(each):.2f} ± {statistics.stdev(each):.2f}" for each in columns)])
+        errors = _errors(method, path)
+        lines.append([title, *(f"{statistics.mean(each):.2f} ± {statistics.stdev(each):.2f}" for each in errors)])
     return markdown(list(HEAD), lines)
+
+
+def _errors(method: str, path: Path) -> list[list[float]]:
+    """Of each group the errors of all seeds."""
+    every = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    runs = {row["seed"]: row for row in every if row["method"] == method}
+    return [list(column(runs, group).values()) for group in GROUPS]
+
+
+@svg_style
+def draw(path: Path = FIGURE, rows: Path = ROWS) -> None:
+    """Head, medium and tail error of the classifiers that one command trains, with the seeds' standard deviation."""
+    figure = Figure(figsize=(5.2, 2.5), layout="constrained")
+    axis = figure.subplots()
+    for index, (method, title) in enumerate(DRAWN.items()):
+        groups = _errors(method, rows)[1:4]
+        means, spread = ([of(each) for each in groups] for of in (statistics.mean, statistics.stdev))
+        look: Any = {"color": COLOURS[index], "hatch": HATCHES[index], "edgecolor": "white", "ecolor": "#444444"}
+        places = [place + 0.27 * (index - 1) for place in range(3)]
+        bars = axis.bar(places, means, 0.27, yerr=spread, capsize=2, error_kw={"lw": 0.8}, label=title, **look)
+        axis.bar_label(bars, fmt="%.1f", padding=1)
+    axis.set(ylim=(0, None), ylabel="test error, %")
+    axis.set_xticks(range(3), ["head (20 % of the classes)", "medium (20 %)", "tail (60 %)"])
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="upper left", frameon=False)
+    save_svg(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:

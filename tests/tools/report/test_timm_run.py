@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 
 from sklearn.metrics import confusion_matrix
 
+from mbj_plugin.tools.finished_run import FinishedRun
 from mbj_plugin.tools.report import main
 from mbj_plugin.tools.report.run import RunRecord
 from mbj_plugin.tools.report.timm_run import read_run
@@ -93,6 +94,22 @@ def test_a_folder_of_timm_s_train_py_is_read_with_timm_s_defaults(mbj_run):
     (mbj_run / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in args.items() if k not in ours}))
     (mbj_run / "results.json").unlink()
     assert read(mbj_run).class_counts.min() > 100  # of the whole training part, nothing cut
+
+
+def test_a_class_without_test_images_has_no_error(mbj_run, monkeypatch):
+    outputs = FinishedRun.outputs
+
+    def without_class_3(self, loader):
+        for labels, *rest in outputs(self, loader):
+            yield labels[labels != 3], *(part[labels != 3] for part in rest[:2]), rest[2]
+
+    monkeypatch.setattr(FinishedRun, "outputs", without_class_3)
+    results = json.loads((mbj_run / "results.json").read_text())
+    results["classifiers"]["memory"]["per_class_error"][3] = None
+    (mbj_run / "results.json").write_text(json.dumps(results))
+    for use_model in (True, False):
+        missing = np.isnan(read(mbj_run, use_model).classifiers["memory"].by_class)
+        assert np.flatnonzero(missing).tolist() == [3]
 
 
 def test_without_results_the_errors_come_from_the_model(mbj_run):
