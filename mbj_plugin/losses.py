@@ -196,7 +196,8 @@ class PrototypeMemoryLoss(_BankLoss):
     Each call returns eta * L_memory against what was remembered before this step; then, in training with grad enabled,
     the prototype of each class enters the memory with probability P of its class. Add the result to the batch loss.
 
-    Ranks that hold equal weights remember the same without any traffic: the draw depends on seed and step alone.
+    Ranks that hold equal weights remember the same without any traffic: the draw depends on seed and step alone. There
+    is no ``sample``: Eq. 4, the logarithm of a product of sums, has no unbiased estimate from a part of the memory.
 
     Args:
         class_counts, beta, start, seed: as for :class:`FeatureMemoryLoss`.
@@ -209,8 +210,6 @@ class PrototypeMemoryLoss(_BankLoss):
         momentum: 0 remembers the weights themselves; m > 0 is the paper's MBJ*, which remembers an average that moves
             by (1 - m) a step.
         num_classes: C, needed only where ``momentum`` > 0 and ``class_counts`` come later.
-
-    There is no ``sample``: Eq. 4, the logarithm of a product of sums, has no unbiased estimate from a part of them.
 
     Raises:
         ValueError: for a value out of range.
