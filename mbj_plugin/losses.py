@@ -5,6 +5,7 @@ MBJ-F of the paper is :class:`FeatureMemoryLoss`, MBJ-W is :class:`PrototypeMemo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,7 @@ from mbj_plugin.sampling import DrawnModule, all_gather, check_even, hard_labels
 
 
 class _BankLoss(DrawnModule):
-    """What both losses share: the bank, the probabilities of Eq. 1, and eta.
-
-    Before the start nothing of the loss is computed; where the host does not count, the device holds it at 0.
-    """
+    """What both losses share: the bank, the probabilities of Eq. 1, and eta."""
 
     probs: Tensor | None
     class_counts: Tensor | None
@@ -74,13 +72,16 @@ class _BankLoss(DrawnModule):
             )
         return self.probs
 
-    def _weighted(self, loss: Tensor) -> Tensor:
-        if not self.host_counts():
-            loss = torch.where(snapshot(self.step) >= self.start, loss, 0.0)
-        return self.eta * loss
-
-    def _waits(self) -> bool:
-        return self.host_counts() and not self.started
+    def _eta_times(self, loss: Callable[[], Tensor], *leaves: Tensor) -> Tensor:
+        """eta * loss, which is not computed where eta is 0 and before the start. Where the host does not count, the
+        device holds it at 0 until then."""
+        if self.eta == 0:
+            return leaves[0].new_zeros(())
+        counts = self.host_counts()
+        if counts and not self.started:
+            return _NoLoss.apply(loss_dtype(*leaves), *leaves)
+        value = loss()
+        return self.eta * (value if counts else torch.where(snapshot(self.step) >= self.start, value, 0.0))
 
     def _learning(self) -> bool:
         # Teachers and batch-norm recalibration run in train mode under no_grad: nothing of theirs is remembered.
@@ -159,7 +160,9 @@ class FeatureMemoryLoss(_BankLoss):
         """
         probs, learning = self._class_probs(weight), self._learning()
         check_target(labels, len(features), len(weight), soft=True)
-        loss = self._memory_loss(weight, bias, *(rank_and_world() if learning else (0, 1)))
+        rank, world = rank_and_world() if learning else (0, 1)
+        leaves = (weight,) if bias is None else (weight, bias)
+        loss = self._eta_times(lambda: self._memory_loss(weight, bias, rank, world), *leaves)
         if learning:
             # Gathered first, drawn after: the same draw on every rank.
             check_even(features)
@@ -172,10 +175,6 @@ class FeatureMemoryLoss(_BankLoss):
         return loss
 
     def _memory_loss(self, weight: Tensor, bias: Tensor | None, rank: int, world: int) -> Tensor:
-        if self.eta == 0:
-            return weight.new_zeros(())
-        if self._waits():
-            return _no_loss(loss_dtype(weight), weight, *(() if bias is None else (bias,)))
         # Labels and rows are copies: the backward pass comes after the enqueue.
         rows, labels = self.bank.rows, snapshot(self.bank.labels.clone())
         if self.sample:
@@ -187,7 +186,7 @@ class FeatureMemoryLoss(_BankLoss):
         loss = finite_cross_entropy(snapshot(rows.clone()), labels, weight, bias)
         if world > 1:
             loss = loss * (labels >= 0).sum() * world / (of_all >= 0).sum().clamp(min=1)
-        return self._weighted(loss)
+        return loss
 
 
 class PrototypeMemoryLoss(_BankLoss):
@@ -267,7 +266,7 @@ class PrototypeMemoryLoss(_BankLoss):
         """
         probs, learning = self._class_probs(weight), self._learning()
         check_target(labels, len(features), len(weight), soft=True)
-        loss = self._memory_loss(features, labels)
+        loss = self._eta_times(lambda: self._memory_loss(features, labels), features)
         if learning:
             keep = self.uniform(len(probs), stream=0) < probs
             self.bank.enqueue(self._prototypes(weight), torch.arange(len(probs), device=probs.device), keep)
@@ -275,18 +274,13 @@ class PrototypeMemoryLoss(_BankLoss):
         return loss
 
     def _memory_loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        if self.eta == 0:
-            return features.new_zeros(())
         dtype = loss_dtype(features)
-        if self._waits():
-            return _no_loss(dtype, features)
         labels = snapshot(self._hard_labels(labels, stream=1 + rank_and_world()[0]))
         with torch.autocast(features.device.type, enabled=False):
             # The normalised rows are a copy, which the backward pass needs: it comes after the enqueue.
             rows = snapshot(F.normalize(self.bank.rows.to(dtype), dim=1))
             similarity = F.normalize(features.to(dtype), dim=1) @ rows.T
-            loss = multi_prototype_loss(similarity, labels, snapshot(self.bank.labels), self.scale, self.margin)
-        return self._weighted(loss)
+            return multi_prototype_loss(similarity, labels, snapshot(self.bank.labels), self.scale, self.margin)
 
     def _prototypes(self, weight: Tensor) -> Tensor:
         weight = weight.detach().float()
@@ -298,6 +292,8 @@ class PrototypeMemoryLoss(_BankLoss):
 
 
 class _NoLoss(torch.autograd.Function):
+    """0 in the graph of the given tensors: ``backward`` and DDP find them in use, but no gradient is made for them."""
+
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
         ctx.inputs = len(tensors)
@@ -306,8 +302,3 @@ class _NoLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         return (None,) * (1 + ctx.inputs)
-
-
-def _no_loss(dtype: torch.dtype, *tensors: Tensor) -> Tensor:
-    """0 in the graph of the given tensors: ``backward`` and DDP find them in use, but no gradient is made for them."""
-    return _NoLoss.apply(dtype, *tensors)

@@ -24,7 +24,8 @@ def in_fork(folder: Path, call: Callable[[], object], *argv: object, **environme
     Args:
         folder: for what it prints.
     """
-    _only_before_cuda()
+    if torch.cuda.is_available():
+        pytest.skip("autograd has a thread for each GPU, and a process with threads cannot fork")
     files = [folder / "stdout", folder / "stderr"]
     sys.stdout.flush(), sys.stderr.flush()
     if (child := os.fork()) == 0:
@@ -57,11 +58,5 @@ def two_ranks(call: Callable[..., object], *args: object) -> None:
 
 
 def start_forks(call: Callable[..., object], args: tuple[object, ...], nprocs: int) -> None:
-    """torch's ``spawn`` without the seconds that a new process takes to import all anew."""
-    _only_before_cuda()
-    mp.start_processes(call, args, nprocs=nprocs, start_method="fork")
-
-
-def _only_before_cuda() -> None:
-    if torch.cuda.is_initialized():
-        pytest.skip("CUDA was used in this process, which can no longer fork: run this file alone")
+    """torch's ``spawn`` without the seconds that a new process takes to import all anew, where there is no GPU."""
+    mp.start_processes(call, args, nprocs=nprocs, start_method="spawn" if torch.cuda.is_available() else "fork")

@@ -106,8 +106,8 @@ PLANTED = {
 @pytest.mark.parametrize("fault", PLANTED)
 @pytest.mark.parametrize("kind", [FeatureMemoryLoss, PrototypeMemoryLoss])
 def test_a_fault_in_the_loss_is_seen(kind, fault, monkeypatch):
-    (error, plant), weighted = PLANTED[fault], kind._weighted
-    monkeypatch.setattr(kind, "_weighted", lambda self, loss: plant(weighted(self, loss)))
+    (error, plant), memory_loss = PLANTED[fault], kind._memory_loss
+    monkeypatch.setattr(kind, "_memory_loss", lambda self, *args: plant(memory_loss(self, *args)))
     with pytest.raises(error):
         step_on_fake_gpu(kind, {})
 

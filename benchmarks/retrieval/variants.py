@@ -23,7 +23,7 @@ class PositivesLoss(PrototypeMemoryLoss):
     def _memory_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         similarity = F.normalize(features.float(), dim=1) @ F.normalize(self.bank.rows, dim=1).T
         similarity = torch.where(labels[:, None] == self.bank.labels, similarity, similarity.detach())
-        return self._weighted(multi_prototype_loss(similarity, labels, self.bank.labels, self.scale, self.margin))
+        return multi_prototype_loss(similarity, labels, self.bank.labels, self.scale, self.margin)
 
 
 @REID_HEADS_REGISTRY.register()
