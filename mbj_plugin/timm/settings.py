@@ -50,11 +50,12 @@ def from_text(text: str) -> MBJSettings:
 
 def from_args(args: Namespace) -> MBJSettings:
     """Settings from the flags of :func:`add_arguments`."""
-    return MBJSettings(**{name: read(name, getattr(args, f"mbj_{name}"), _flag(name)) for name in RULES})
+    return MBJSettings(**{name: read(name, getattr(args, f"mbj_{name}"), flag(f"mbj_{name}")) for name in RULES})
 
 
-def _flag(name: str) -> str:
-    return f"--mbj-{name.replace('_', '-')}"
+def flag(name: str) -> str:
+    """The flag of an argument."""
+    return "--" + name.replace("_", "-")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -79,4 +80,4 @@ def add_arguments(parser: ArgumentParser) -> None:
         default = getattr(MBJSettings, name)
         shown = {True: "on", False: "off"}[default] if rule.kind is bool else default
         text = rule.help if default is None else f"{rule.help} (default: {shown})"
-        group.add_argument(_flag(name), default=default, help=text, **more)
+        group.add_argument(flag(f"mbj_{name}"), default=default, help=text, **more)

@@ -22,12 +22,11 @@ from mbj_plugin.timm.task import MBJTask
 
 
 def _rng_state() -> dict[str, Any]:
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    assert isinstance(keys, np.ndarray)
+    name, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": (name, np.asarray(keys).tolist(), *rest),  # what a weights-only checkpoint can hold
         "python": random.getstate(),
     }
 
@@ -36,10 +35,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
 
 
 class _ExactResume:

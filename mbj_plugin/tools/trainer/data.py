@@ -169,13 +169,11 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
             "or leave --dataset out for a folder of images"
         )
     root = args.data_dir
-    if prefix == "torch" and not root:
+    if prefix in ("", "torch") and not root:
         raise ValueError(
-            f"where is {args.dataset}? give --data-dir FOLDER, where torchvision finds it or, with --dataset-download, "
-            "writes it"
+            "which images? give --data-dir FOLDER: with a sub-folder per split and in it one per class, or where "
+            "torchvision finds its data set or, with --dataset-download, writes it"
         )
-    if prefix == "" and not root:
-        raise ValueError("which images? give --data-dir FOLDER with a sub-folder per split, and in it one per class")
     if prefix == "" and args.dataset_download:
         raise ValueError("--dataset-download fetches data sets that have a name: give --dataset, or leave it out")
     if prefix in ("", "torch") and not args.dataset_download and not Path(root).exists():

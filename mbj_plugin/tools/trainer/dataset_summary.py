@@ -131,7 +131,8 @@ def memory_lines(
                 f"The {kind} memory will hold about {held:.0f} of its {size} slots at the end of epoch {epochs}: Eq. 1 "
                 f"lets in {_number(held / epochs)} rows an epoch, the smallest class being {facts.name(smallest)} with "
                 f"{facts.counts[smallest]} image{'s' * int(facts.counts[smallest] != 1)}. "
-                + _more_rows(kind, facts.counts, loss, steps)
+                f"{'--mbj-norm max or a' if loss.norm == 'sum' else 'A'} smaller --mbj-beta lets in more; --mbj-size gives "
+                "fewer slots."
             )
         lines += _tiny_class(kind, facts, loss, steps)
     return lines
@@ -161,14 +162,3 @@ def _rows(kind: str, counts: np.ndarray, beta: float, norm: str, steps: int) -> 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _more_rows(kind: str, counts: np.ndarray, loss: Any, steps: int) -> str:
-    """The settings that fill the memory."""
-    ways = []
-    if loss.norm == "sum":
-        ways.append(f"--mbj-norm max lets in {_number(_rows(kind, counts, loss.beta, 'max', steps))}")
-    lower = next((beta for beta in (1.0, 0.5, 0.0) if beta < loss.beta), None)
-    if lower is not None:
-        ways.append(f"--mbj-beta {lower:g} lets in {_number(_rows(kind, counts, lower, loss.norm, steps))}")
-    return "; ".join([*ways, "or give fewer slots by --mbj-size"]) + "."

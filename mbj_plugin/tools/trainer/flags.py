@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from mbj_plugin.batch_losses import LOSSES
 from mbj_plugin.checks import BELOW_1, MOST_CLASSES, Range
+from mbj_plugin.timm.settings import flag
 from mbj_plugin.tools.trainer.data import SAMPLERS
 from mbj_plugin.tools.trainer.error_table import TABLES
 
@@ -44,11 +45,6 @@ class Flag(NamedTuple):
         if isinstance(self.allowed, Range) and value is not None:
             for number in value if isinstance(value, list) else [value]:
                 self.allowed.checked(flag(name), number)
-
-
-def flag(name: str) -> str:
-    """The flag of an argument."""
-    return "--" + name.replace("_", "-")
 
 
 # The bounds of whole numbers are far above what any run asks for, and below what runs for ever.

@@ -13,10 +13,11 @@ from torch import nn
 
 from mbj_plugin.command_line import UserError, reason
 from mbj_plugin.timm.compat import UpstreamChangedError, plateau_inside
+from mbj_plugin.timm.settings import flag
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.tools.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts
-from mbj_plugin.tools.trainer.flags import PLACES, flag
+from mbj_plugin.tools.trainer.flags import PLACES
 from mbj_plugin.tools.trainer.run_folder import to_builtin
 
 # What may be another: more epochs, and what the checkpoint's weights take the place of.

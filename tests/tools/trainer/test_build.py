@@ -26,19 +26,6 @@ def arguments(*flags, **values):
     return Namespace(**vars(args) | given)
 
 
-@pytest.mark.parametrize("prefetcher", [True, False])
-@pytest.mark.parametrize("mixes", [True, False])
-def test_mixup_is_switched_off_where_it_is(prefetcher, mixes):
-    train = SimpleNamespace(mixup_enabled=mixes)
-    here = SimpleNamespace(mixup_enabled=True)
-    data = build.Data(train, None, np.ones(3), None if prefetcher else here)
-    data.switch_mixup_off(Namespace(prefetcher=prefetcher))
-    assert train.mixup_enabled == (mixes and not prefetcher) and here.mixup_enabled == prefetcher
-
-
-ERRORS = (TypeError, AssertionError, RuntimeError, OSError, ImportError, LookupError, AttributeError)
-
-
 @pytest.mark.parametrize("cuda", [True, False])
 def test_the_device(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -261,7 +248,3 @@ def test_the_rate_grows_with_the_global_batch(opt, scale, rate, taken):
     args.opt, args.lr_base_scale = opt, scale
     assert build.scaled_lr(args) == pytest.approx(rate)
     assert args.lr_base_scale == taken
-
-
-def test_our_resnet_is_known():
-    assert timm.is_model("resnet32_cifar")

@@ -255,7 +255,7 @@ def test_a_memory_that_stays_nearly_empty_is_said_once_with_the_way_out(tmp_path
     trainer.main([*flags, "--mbj-start", "0", "--mbj-norm", "sum"])
     line = "The feature memory will hold about 9 of its 500 slots at the end of epoch 1"
     assert said().count(line) == 1 and "'class2' with 6 images" in said()
-    assert "--mbj-norm max lets in 13" in said() and "--mbj-beta 1 lets in" in said() and "--mbj-size" in said()
+    assert "--mbj-norm max or a smaller --mbj-beta" in said() and "--mbj-size" in said()
 
 
 @pytest.mark.parametrize(

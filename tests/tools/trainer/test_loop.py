@@ -59,16 +59,13 @@ def batches(count):
     return [(torch.randn(4, 2, generator=generator), torch.tensor([0, 1, 2, i % 3])) for i in range(count)]
 
 
-def make_run(data, task=None, scheduler=None, scaler=None, mixup_fn=None, **args):
+def make_run(data, task=None, scheduler=None, scaler=None, **args):
     torch.manual_seed(0)
     task = task or Task()
-    switched = []
     run = SimpleNamespace(
         args=Namespace(**{**ARGS, **args}),
         device=torch.device("cpu"),
-        data=SimpleNamespace(
-            train=Loader(data), mixup_fn=mixup_fn, switch_mixup_off=switched.append, switched=switched, evaluation="set"
-        ),
+        data=SimpleNamespace(train=Loader(data), mixup_fn=None, evaluation="set"),
         task=task,
         optimizer=torch.optim.SGD(task.trainable_module.parameters(), lr=LR),
         scheduler=scheduler,
@@ -80,7 +77,7 @@ def make_run(data, task=None, scheduler=None, scaler=None, mixup_fn=None, **args
     return run
 
 
-def by_hand(model, data, accumulate, clip=lambda parameters: None):
+def by_hand(model, data, accumulate):
     """Plain SGD over windows of batches; the mean loss."""
     losses = []
     for first in range(0, len(data), accumulate):
@@ -89,7 +86,6 @@ def by_hand(model, data, accumulate, clip=lambda parameters: None):
         for images, labels in window:
             losses.append(F.cross_entropy(model(images), labels))
             (losses[-1] / len(window)).backward()
-        clip(list(model.parameters()))
         with torch.no_grad():
             for p in model.parameters():
                 p -= LR * p.grad
@@ -118,29 +114,7 @@ def test_an_epoch_is_plain_sgd_over_windows(count, accumulate, updates):
     assert_same(run.task.trainable_module, expected)
     assert [each[1] for each in run.task.asked if each[0] == "ema"] == updates
     assert numbers == [(number, None) for number in updates]
-    assert "alone" not in run.task.asked and not run.data.switched
-
-
-def clip_norm(parameters):
-    norm = sum(float((p.grad**2).sum()) for p in parameters) ** 0.5
-    assert norm > 0.1
-    for p in parameters:
-        p.grad *= 0.1 / norm
-
-
-def clip_values(parameters):
-    for p in parameters:
-        p.grad.clamp_(-0.1, 0.1)
-
-
-@pytest.mark.parametrize(("mode", "clip"), [("norm", clip_norm), ("value", clip_values)])
-def test_the_gradient_of_a_whole_window_is_clipped(mode, clip):
-    data = batches(5)
-    run = make_run(data, clip_grad=0.1, clip_mode=mode, grad_accum_steps=2)
-    expected = copy.deepcopy(run.task.trainable_module)
-    by_hand(expected, data, 2, clip)
-    trainer.train_one_epoch(run, 0)
-    assert_same(run.task.trainable_module, expected)
+    assert "alone" not in run.task.asked
 
 
 @pytest.mark.parametrize(
@@ -190,29 +164,12 @@ def test_the_mean_of_half_precision_losses_is_no_half_precision_mean():
     assert trainer.train_one_epoch(run, 0) == {"loss": 259 / 4}
 
 
-@pytest.mark.parametrize(("off", "epoch", "switched"), [(0, 0, 0), (0, 3, 0), (2, 1, 0), (2, 2, 1), (2, 3, 1)])
-def test_mixup_ends_with_its_epoch(off, epoch, switched):
-    run = make_run(batches(1), mixup_off_epoch=off)
-    trainer.train_one_epoch(run, epoch)
-    assert run.data.switched == [run.args] * switched
-
-
 def test_what_the_loader_and_a_lookahead_hear():
     run, heard = make_run(batches(1)), []
     run.data.train.sampler = SimpleNamespace(set_epoch=heard.append)
     run.optimizer.sync_lookahead = lambda: heard.append("lookahead")
     trainer.train_one_epoch(run, 7)
     assert heard == [7, "lookahead"]
-
-
-@pytest.mark.parametrize("prefetcher", [True, False])
-def test_mixup_of_the_loop_is_that_without_a_prefetcher(prefetcher):
-    run = make_run(batches(2), mixup_fn=lambda images, labels: (2 * images, labels), prefetcher=prefetcher)
-    data = [(images if prefetcher else 2 * images, labels) for images, labels in batches(2)]
-    expected = copy.deepcopy(run.task.trainable_module)
-    by_hand(expected, data, 1)
-    trainer.train_one_epoch(run, 0)
-    assert_same(run.task.trainable_module, expected)
 
 
 @pytest.mark.parametrize("prefetcher", [True, False])

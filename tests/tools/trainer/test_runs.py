@@ -103,16 +103,6 @@ def test_epochs_of_another_rank_or_without_diagnostics_and_schedule(epochs, tmp_
     assert [each[0] for each in happened].count("evaluate") == 2 and "60.0" in results["result"][1]
 
 
-def test_which_run_this_is(epochs, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "mbj_plugin")
-    epochs(0, 1, runs=["mbj, seed 0", "baseline, seed 0"])
-    assert f"run 1/2 (mbj, seed 0): {tmp_path}" in caplog.text
-    caplog.clear()
-    epochs(0, 1, runs=["mbj, seed 0", "baseline, seed 0"], folder=None)
-    epochs(0, 1)
-    assert "run 1/" not in caplog.text and ": /" not in caplog.text.replace(f"to {tmp_path}: ", "")
-
-
 def test_a_loss_that_is_no_number_is_said_once(epochs, caplog):
     epochs(0, 4, each=[2.0, math.nan, math.inf, 2.0])
     said = "The training loss is nan from epoch 1 on: lower --lr, or bound the gradient with --clip-grad 1."

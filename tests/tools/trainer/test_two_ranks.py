@@ -4,6 +4,7 @@ One pair of processes trains every case, since starting it takes longer than all
 norm, so that two halves are the whole batch; what batch norm does is a case of its own.
 """
 
+import contextlib
 import csv
 import json
 import multiprocessing
@@ -53,7 +54,6 @@ CASES = {
 RESNET = ["--model", "resnet32_cifar", "--model-kwargs", "depth=8", "width=4"]
 RUNS = {name: flags for name, (flags, _, _) in CASES.items()} | {
     "batch-norm": RESNET,
-    "own": ["--mbj", "--mbj-start", "0"],
 }
 RUNS = {name: ["--no-aug", *flags] for name, flags in RUNS.items()}
 # Each rank draws by torch's, NumPy's and Python's generators.
@@ -79,11 +79,11 @@ def flat(task_state):
     return {f"{part}.{key}": value for part, tensors in task_state.items() for key, value in tensors.items()}
 
 
-def one_rank(rank, port, folder, output):
+def one_rank(rank, ports, folder, output):
     """Trains every run as one of two ranks, and saves what it holds in the end."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
     make_run, made = trainer.make_run, []
     trainer.make_run = lambda args: made.append(make_run(args)) or made[-1]
     joined = {}
@@ -108,6 +108,10 @@ def one_rank(rank, port, folder, output):
             output / f"{name}-{rank}.pt",
         )
     torch.distributed.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(ports[1])  # the whole command, as under torchrun
+    flags = [*FLAGS, "--no-aug", "--mbj", "--mbj-start", "0", "--output", str(output), "--experiment", "own"]
+    with open(output / f"table-{rank}", "w") as file, contextlib.redirect_stdout(file):
+        trainer.main([str(folder), *flags])
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +125,12 @@ def folder(tmp_path_factory):
 def output(tmp_path_factory, folder):
     """Folder of what both ranks saved of every run."""
     path = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0)), other.bind(("127.0.0.1", 0))
+        ports = [free.getsockname()[1] for free in (one, other)]
     # Forked from one process that has imported everything, which saves half of the start.
     multiprocessing.set_forkserver_preload(["mbj_plugin.tools.trainer.train"])
-    torch.multiprocessing.start_processes(one_rank, (port, folder, path), nprocs=2, start_method="forkserver")
+    torch.multiprocessing.start_processes(one_rank, (ports, folder, path), nprocs=2, start_method="forkserver")
     return path
 
 
@@ -221,6 +225,7 @@ def test_resumed_on_two_ranks_it_is_the_run_that_was_never_stopped(output):
 def test_the_first_line_of_two_ranks_is_their_run_without_mbj(output):
     plain, own = (json.loads((output / name / "results.json").read_text()) for name in ("plain", "own"))
     assert plain["classifiers"].items() <= own["classifiers"].items() and len(own["classifiers"]) == 3
+    assert [(output / f"table-{rank}").read_text().count("error, %") for rank in range(2)] == [1, 0]
 
 
 def test_batch_norm_of_two_ranks(output, folder):
