@@ -46,14 +46,8 @@ class Data:
     train: Any
     evaluation: Any
     counts: np.ndarray
+    #: Where timm's prefetcher, which mixes otherwise, is off.
     mixup_fn: Mixup | None
-
-    def switch_mixup_off(self, args: Namespace) -> None:
-        """From ``--mixup-off-epoch`` on."""
-        if args.prefetcher and self.train.mixup_enabled:
-            self.train.mixup_enabled = False
-        elif self.mixup_fn is not None:
-            self.mixup_fn.mixup_enabled = False
 
 
 def channels(args: Namespace) -> int:

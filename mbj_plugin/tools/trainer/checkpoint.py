@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
-from mbj_plugin.command_line import UserError
+from mbj_plugin.command_line import UserError, reason
 from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.sampling import rank_and_world
 from mbj_plugin.timm.compat import UpstreamChangedError, load_checkpoint
@@ -87,6 +88,18 @@ class ResumableMBJTask(_ExactResume, MBJTask):
     """The task with a memory."""
 
 
+@contextmanager
+def undamaged(path: str) -> Iterator[None]:
+    """What stumbles over the content of a checkpoint, on a hand-edited one say, as one line."""
+    try:
+        yield
+    except (UserError, UpstreamChangedError):
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {reason(error)[:120]}"
+        raise ValueError(f"{path} is damaged ({why}): resume from an older one in the same folder") from error
+
+
 def read_checkpoint(path: str) -> dict[str, Any]:
     """The content of a training checkpoint.
 
@@ -100,9 +113,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except UpstreamChangedError:
         raise
     except Exception as error:  # torch raises a different type for each way a file can be broken
-        reason = str(error).split("\n")[0][:120]
         raise UserError(
-            f"cannot read the checkpoint {path}, it is no checkpoint or cut short ({reason}): "
+            f"cannot read the checkpoint {path}, it is no checkpoint or cut short ({reason(error)[:120]}): "
             "resume from an older one in the same folder"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):

@@ -57,11 +57,11 @@ class DataFacts:
         """Raise ValueError where the checkpoint ``path`` was trained on other classes or images.
 
         Args:
-            saved: :meth:`state` of its run; empty for a checkpoint without one.
+            saved: :meth:`state` of its run.
             path: of the checkpoint.
         """
         own = self.state()
-        keys = [key for key in ("class_counts", "class_names") if saved.get(key) and own[key]]
+        keys = ["class_counts"] + ["class_names"] * bool(saved["class_names"] and own["class_names"])
         rows = [list(zip(*(each[key] for key in keys), strict=True)) for each in (saved, own)]
         for c, pair in enumerate(zip_longest(*rows)):
             if pair[0] != pair[1]:
@@ -131,8 +131,8 @@ def memory_lines(
                 f"The {kind} memory will hold about {held:.0f} of its {size} slots at the end of epoch {epochs}: Eq. 1 "
                 f"lets in {_number(held / epochs)} rows an epoch, the smallest class being {facts.name(smallest)} with "
                 f"{facts.counts[smallest]} image{'s' * int(facts.counts[smallest] != 1)}. "
-                f"{'--mbj-norm max or a' if loss.norm == 'sum' else 'A'} smaller --mbj-beta lets in more; --mbj-size gives "
-                "fewer slots."
+                f"{'--mbj-norm max or a' if loss.norm == 'sum' else 'A'} smaller --mbj-beta lets in more; --mbj-size "
+                "gives fewer slots."
             )
         lines += _tiny_class(kind, facts, loss, steps)
     return lines

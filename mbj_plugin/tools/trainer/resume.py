@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from timm.task import resume_task_checkpoint
 from timm.utils import unwrap_model
 from torch import nn
 
-from mbj_plugin.command_line import UserError, reason
-from mbj_plugin.timm.compat import UpstreamChangedError, plateau_inside
+from mbj_plugin.command_line import UserError
+from mbj_plugin.timm.compat import plateau_inside
 from mbj_plugin.timm.settings import flag
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.tools.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
@@ -22,18 +21,8 @@ from mbj_plugin.tools.trainer.run_folder import to_builtin
 
 # What may be another: more epochs, and what the checkpoint's weights take the place of.
 MAY_CHANGE = PLACES | {"epochs", "initial_checkpoint", "pretrained", "pretrained_path"}
-
-
-@contextmanager
-def undamaged(path: str) -> Iterator[None]:
-    """What stumbles over the content of a checkpoint, on a hand-edited one say, as one line."""
-    try:
-        yield
-    except (UserError, UpstreamChangedError):
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {reason(error)[:120]}"
-        raise ValueError(f"{path} is damaged ({why}): resume from an older one in the same folder") from error
+# What a run writes into each checkpoint, beside what some runs have.
+NEEDED = ("epoch", "optimizer", "args", "data", "start", "rng_states")
 
 
 def check_settings(saved: Mapping[str, Any], args: Namespace, path: str) -> None:
@@ -75,17 +64,15 @@ class Resumed:
     def __init__(self, task: Any, args: Namespace, optimizer: Any, loss_scaler: Any, facts: DataFacts) -> None:
         self.path, self.args, self.task = args.resume, args, task
         self.checkpoint = checkpoint = read_checkpoint(self.path)
-        epoch = checkpoint.get("epoch")
-        if not isinstance(epoch, int) or epoch < 0 or "optimizer" not in checkpoint:
+        if missing := [key for key in NEEDED if checkpoint.get(key) is None]:
             raise UserError(
-                f"{self.path} says no epoch and optimizer to go on from: give its weights by --initial-checkpoint"
+                f"{self.path} has no {', '.join(missing)} to go on from: give its weights by --initial-checkpoint"
             )
-        facts.check_same(checkpoint.get("data", {}), self.path)
-        saved = checkpoint.get("args")
-        check_settings(vars(saved) if isinstance(saved, Namespace) else {}, args, self.path)
+        facts.check_same(checkpoint["data"], self.path)
+        check_settings(vars(checkpoint["args"]), args, self.path)
         _check_model(checkpoint, task.get_eval_model(), args.model, self.path)
         epoch = resume_task_checkpoint(task, self.path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=False)
-        assert epoch is not None
+        assert epoch is not None and epoch > 0
         own, saved_loss = batch_loss(task), checkpoint.get("batch_loss", {})
         if own.state_dict().keys() != saved_loss.keys():
             raise UserError(f"{self.path} was trained with another batch loss: set --loss as it was")
@@ -99,7 +86,7 @@ class Resumed:
 
     def set_random_state(self) -> None:
         """Last of all, so that the next epoch draws what it would have drawn."""
-        states = self.checkpoint.get("rng_states") or []
+        states = self.checkpoint["rng_states"]
         if self.args.rank < len(states):
             set_rng_state(states[self.args.rank])
 
@@ -113,15 +100,15 @@ class Resumed:
         Returns:
             The epoch of the start, and a line where it is another than the checkpoint's or this schedule's.
         """
-        before, line, at = self.checkpoint.get("start") or {}, None, start
+        before, line, at = self.checkpoint["start"], None, start
         for part in _starting(self.task):
-            if before and int(part.step) > before["calls"]:
+            if int(part.step) > before["calls"]:
                 part.start, at = before["calls"], before["epoch"]
                 if start != at:
                     line = f"What started at epoch {at:g} stays on; this schedule alone would start it at {start:g}."
             else:
                 part.start = round(start * iterations)
-                if before and before["epoch"] != start:
+                if before["epoch"] != start:
                     line = f"By this run's schedule the start moves from epoch {before['epoch']:g} to {start:g}."
         return at, line
 

@@ -20,12 +20,12 @@ from mbj_plugin.timm.diagnostics import make_monitor
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.settings import from_args, make_criterion
 from mbj_plugin.tools.trainer import build
-from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask
+from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask, undamaged
 from mbj_plugin.tools.trainer.data import innermost
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
 from mbj_plugin.tools.trainer.images import ReadableImages
 from mbj_plugin.tools.trainer.progress import Progress
-from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start, undamaged
+from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start
 from mbj_plugin.tools.trainer.run_folder import DECREASING
 
 # Share of initial weights from which on an average is no better than the model.

@@ -26,6 +26,7 @@ from mbj_plugin.files import drop_epochs, lock, unlock, write, writing
 from mbj_plugin.timm.compat import go_on_saving
 from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import from_args
+from mbj_plugin.tools.trainer.checkpoint import undamaged
 from mbj_plugin.tools.trainer.data import LongTailSubset
 from mbj_plugin.tools.trainer.evaluate import Metrics, headline
 from mbj_plugin.tools.trainer.evaluate import errors as class_errors
@@ -187,7 +188,8 @@ def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
         task=run.task,
     )
     if args.resume:  # which checkpoints are the best
-        go_on_saving(saver, args.resume)
+        with undamaged(args.resume):
+            go_on_saving(saver, args.resume)
     return saver
 
 

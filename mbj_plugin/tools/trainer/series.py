@@ -69,24 +69,24 @@ def train_all(args: Namespace, train: Callable[[Namespace, Progress], Results]) 
     if args.resume:
         held_by(args)
     name = args.experiment if args.resume else experiment(args)
-    runs: list[tuple[str, Namespace]] = []
+    runs: list[tuple[str, Namespace, Results | None]] = []
     for i in range(args.seeds):
         for method, use_mbj in methods.items():  # MBJ first: it refuses more models and losses
             parts = [name] + [method] * (len(methods) > 1) + [f"seed{args.seed + i}"] * (args.seeds > 1)
             changes = {"mbj": use_mbj, "experiment": os.path.join(*parts)}
             changes |= {"seed": args.seed + i, "subset_seed": args.subset_seed + i}
             each = Namespace(**{**vars(args), **changes})
-            if several and (folder_of(each) / "last.pth.tar").is_file() and not _finished(each):
+            done = _finished(each) if several else None
+            if several and not done and (folder_of(each) / "last.pth.tar").is_file():
                 each.resume = str(folder_of(each) / "last.pth.tar")
-            runs.append((method, each))
-    for _, each in runs:  # of all of them, before the first one trains
-        if not (several and _finished(each)):
+            runs.append((method, each, done))
+    for _, each, done in runs:  # of all of them, before the first one trains
+        if not done:
             held_by(each)
-    progress = Progress([f"{method}, seed {each.seed}" for method, each in runs if not (several and _finished(each))])
+    progress = Progress([f"{method}, seed {each.seed}" for method, each, done in runs if not done])
     results: dict[str, list[Results]] = {method: [] for method in methods}
-    for method, each in runs:
-        done = _finished(each) if several else None
-        results[method].append(train(each, progress) if done is None else done)
+    for method, each, done in runs:
+        results[method].append(done or train(each, progress))
     return dict(sorted(results.items()))
 
 

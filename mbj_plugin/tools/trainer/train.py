@@ -142,7 +142,9 @@ def train_one_epoch(run: TrainingRun, epoch: int) -> dict[str, float]:
     if hasattr(loader.sampler, "set_epoch"):
         loader.sampler.set_epoch(epoch)
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        run.data.switch_mixup_off(args)
+        for mixes in (loader, run.data.mixup_fn):
+            if mixes is not None:
+                mixes.mixup_enabled = False
     batches, rest = len(loader), len(loader) % args.grad_accum_steps
     updates = epoch * -(-batches // args.grad_accum_steps)
     sums: dict[str, Tensor] = {}

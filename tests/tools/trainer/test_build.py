@@ -120,20 +120,6 @@ def test_a_pretrained_file_that_fits_no_tensor(tmp_path):
         build.make_model(arguments(*flags), CPU)
 
 
-def test_a_checkpoint_of_other_classes(tmp_path, monkeypatch):
-    path, reason = tmp_path / "weights.pth", "size mismatch"
-    path.write_text("")
-
-    def create(*arguments, **kwargs):
-        raise RuntimeError(f"Error(s) in loading:\n\t{reason} for fc.weight:\n copying " + "x" * 200)
-
-    monkeypatch.setattr(build, "create_model", create)
-    with pytest.raises(ValueError, match=f"^--initial-checkpoint {path} .* resnet18 with 3 .*--pretrained-path {path}"):
-        build.make_model(arguments(model="resnet18", initial_checkpoint=str(path)), CPU)
-    with pytest.raises(ValueError, match="--model resnet18 .*size mismatch"):
-        build.make_model(arguments(model="resnet18"), CPU)
-
-
 @pytest.mark.parametrize(("scale", "bias"), [(0.5, None), (None, 3.0), (0.25, 2.0), (None, None)])
 def test_the_head_s_first_weights(scale, bias):
     torch.manual_seed(1)

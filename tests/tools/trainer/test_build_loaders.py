@@ -104,13 +104,6 @@ def test_each_of_two_ranks_draws_its_half_of_an_epoch_by_class(name, power, monk
     assert shares == pytest.approx(counts**power / (counts**power).sum(), abs=0.03)
 
 
-def test_images_that_fill_no_batch(loaders, monkeypatch):
-    monkeypatch.setattr(build, "create_loader", lambda dataset, **kwargs: [])
-    said = "^the 4 training images do not fill one batch: set --batch-size 4 or less$"
-    with pytest.raises(ValueError, match=said):
-        loaders()
-
-
 MIXUP = {
     **{"mixup": 0.2, "cutmix": 0.3, "cutmix_minmax": [0.1, 0.9], "mixup_prob": 0.4, "mixup_switch_prob": 0.6},
     **{"mixup_mode": "elem", "smoothing": 0.05},

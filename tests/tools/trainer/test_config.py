@@ -27,6 +27,7 @@ def test_the_paper_s_cifar_recipe(classes, ratio):
     assert args.opt_kwargs == {"filter_bias_and_bn": False}
     assert (args.crop_pad, args.hflip, args.smoothing) == (4, 0.5, 0.0)
     assert (args.mbj_eta, args.mbj_size, args.mbj_beta) == (15, 500, 1.5)
+    assert start_epoch("auto", args.sched, learning_rates(args, 10)) == 120
 
 
 def test_the_paper_s_inaturalist_recipe():
@@ -73,11 +74,6 @@ def test_the_recipes_are_methods_of_the_results_page(recipe, name, start):
     assert args.mbj_start == start and method.start == {"auto": "decay", 0: 0}[start]
 
 
-def test_the_cifar_recipe_decays_at_the_end_of_epoch_120():
-    args = parse_args(["-c", "cifar10_lt100"])
-    assert start_epoch("auto", args.sched, learning_rates(args, 10)) == 120
-
-
 def test_without_a_data_set_the_digits_are_taken(tmp_path):
     assert parse_args([]).dataset == "sklearn/digits"
     assert parse_args([str(tmp_path)]).dataset == ""
@@ -96,7 +92,7 @@ def test_without_a_data_set_the_digits_are_taken(tmp_path):
         ("epochs: 1.5", "--epochs.*'1.5'"),
         (f"epochs: {10**30}", f"--epochs.*{10**30}"),
         (f"epochs: 1{'0' * 5000}", "config"),
-        (f"a: {'[' * 5000}", "config"),
+        (f"a: {'[' * 800}", "config"),
         ("epochs:", "epochs .*None"),
         ("mbj: 'no'", "mbj .*'no'"),
         ("mbj:", "mbj .*None"),

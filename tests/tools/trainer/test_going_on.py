@@ -54,10 +54,10 @@ def test_what_a_checkpoint_has_started_stays_started(tmp_path, said, flags):
     assert "--loss" in fails(*SHORT, *flags[len(SHORT) :], "--loss", "focal", "--epochs", "6", "--resume", str(last))
 
 
-def test_a_start_that_was_not_reached_moves_with_the_schedule(tmp_path):
+def test_a_start_that_was_not_reached_is_said_and_moves_with_the_schedule(tmp_path, said):
     flags = [*SHORT, "--mbj", "--sched", "cosine"]
     _, half = run(tmp_path, *flags, "--epochs", "1")  # half an epoch is the first
-    assert half["start"]["epoch"] >= 1
+    assert half["start"]["epoch"] >= 1 and "it trains without MBJ. Set --mbj-start" in said()
     _, on = run(tmp_path, *flags, "--epochs", "4", "--resume", str(tmp_path / "run" / "last.pth.tar"))
     assert on["start"]["epoch"] == 2 and on["start"]["calls"] == 2 * (on["start"]["calls"] // 2)
     assert [loss > 0 for loss in memory_loss(tmp_path / "run")] == [False] * 2 + [True] * 2
@@ -163,14 +163,11 @@ def test_what_a_plateau_has_seen_is_restored():
     assert made[1].optimizer.param_groups[0]["lr"] == 0.25
 
 
-def test_a_folder_holds_one_run(tmp_path):
-    run(tmp_path, *SHORT, "--epochs", "1")
-    again = [*SHORT, "--epochs", "1", "--output", str(tmp_path), "--experiment", "run"]
-    before = (tmp_path / "run/summary.csv").read_bytes()
-    last = tmp_path / "run" / "last.pth.tar"
-    message = fails(*again)
-    assert "holds a run already" in message and "another --experiment" in message and f"--resume {last}" in message
-    assert (tmp_path / "run/summary.csv").read_bytes() == before
+def test_a_folder_holds_one_run(finished):
+    before, last = (finished / "summary.csv").read_bytes(), finished / "last.pth.tar"
+    message = fails(*SHORT, "--output", str(finished.parent), "--experiment", "run")
+    assert "another --experiment" in message and f"--resume {last}" in message
+    assert (finished / "summary.csv").read_bytes() == before
 
 
 def test_two_runs_at_once_do_not_share_a_folder(tmp_path):
@@ -276,11 +273,6 @@ def test_one_tiny_class_that_decides_the_memory_is_said(counts, norm, beta, warn
     assert warned is None or re.search(f"'b', has 1 image, the next 10.*{warned}", text)
 
 
-def test_a_run_that_ends_before_the_memory_starts_is_said(tmp_path, said):
-    run(tmp_path, *SHORT, "--epochs", "1", "--mbj")
-    assert "it trains without MBJ. Set --mbj-start" in said()
-
-
 def test_a_young_average_is_said_and_the_model_itself_reported(tmp_path, said, capsys):
     flags = [*SHORT, "--epochs", "2", "--model-ema", "--output", str(tmp_path), "--experiment"]
     trainer.main([*flags, "young"])
@@ -332,6 +324,8 @@ def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_resumes(small_dis
         ("epoch", -3),
         ("data", {"class_counts": 5}),
         ("rng_states", [{"torch": 5}]),
+        ("rng_states", None),
+        ("saver", 5),
         ("start", {"epoch": "x"}),
         ("batch_loss", 5),
         ("state_dict", {"conv1.weight": 5}),

@@ -94,8 +94,6 @@ CASES = {
     "plain": ([], Recipe()),
     "smoothing": (["--smoothing", "0.2"], Recipe(smoothing=0.2)),
     "accumulation": (["--grad-accum-steps", "2"], Recipe(accumulate=2)),
-    "accumulation-3": (["--grad-accum-steps", "3"], Recipe(accumulate=3)),
-    "accumulation-all": (["--grad-accum-steps", "9"], Recipe(accumulate=9)),
     "clip-norm": (["--clip-grad", "0.5"], Recipe(clip=clip_norm(0.5))),
     "clip-value": (["--clip-grad", "0.02", "--clip-mode", "value"], Recipe(clip=clip_value(0.02))),
     "clip-agc": (["--clip-grad", "0.02", "--clip-mode", "agc"], Recipe(clip=clip_adaptively(0.02))),
@@ -110,10 +108,6 @@ CASES = {
     "ema-warmup": (
         ["--model-ema", "--model-ema-decay", "0.7", "--model-ema-warmup"],
         Recipe(ema_decay=ema_with_warmup(0.7)),
-    ),
-    "ema-accumulated": (
-        ["--model-ema", "--model-ema-decay", "0.9", "--model-ema-warmup", "--grad-accum-steps", "2"],
-        Recipe(ema_decay=ema_with_warmup(0.9), accumulate=2),
     ),
     "mixup": (["--mixup", "0.5", "--smoothing", "0.1"], Recipe(mixup=0.5, smoothing=0.1)),
     "mixup-off": (
@@ -133,13 +127,6 @@ CASES = {
     "cosine-on-updates": (
         ["--sched", "cosine", "--sched-on-updates", "--warmup-epochs", "1", "--warmup-lr", "0.001"],
         Recipe(rate=cosine(10, 5, 0.001)),
-    ),
-    "cosine-on-updates-accumulated": (
-        [
-            *("--sched", "cosine", "--sched-on-updates", "--warmup-epochs", "1", "--warmup-lr", "0.001"),
-            *("--grad-accum-steps", "2"),
-        ],
-        Recipe(rate=cosine(6, 3, 0.001), accumulate=2),
     ),
 }
 

@@ -162,12 +162,6 @@ def test_the_runs_that_are_asked_for(all_runs):
     assert all_runs.runs == [f"{method}, seed {seed}" for method, seed in order]
 
 
-@pytest.mark.parametrize("args", [{"compare": True}, {"seeds": 2}])
-def test_only_one_run_goes_on(all_runs, args):
-    with pytest.raises(ValueError, match="--resume"):
-        all_runs(resume="last", **args)
-
-
 def step_of(opt, second, steps=3):
     """What an optimizer makes of one parameter, with a second one beside it or not."""
     torch.manual_seed(0)
