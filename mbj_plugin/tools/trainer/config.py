@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def as_argv(values: dict[str, Any], parser: ArgumentParser, source: str) -> list
         elif value is True:
             argv.append(flag)
         elif value is False:
-            argv += [name for name in action.option_strings if name.startswith("--no-")]
+            argv += [action.option_strings[1]] if isinstance(action, BooleanOptionalAction) else []
         else:
             argv.append(f"{flag}={value}")
     return argv

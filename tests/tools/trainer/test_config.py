@@ -44,6 +44,12 @@ def test_command_line_over_config_over_base(tmp_path):
     assert (args.epochs, args.lr, args.batch_size, args.mbj) == (7, 0.25, 4, True)
 
 
+def test_switches_that_are_off(tmp_path):
+    (tmp_path / "c.yaml").write_text("no_aug: false\nmbj_diagnostics: false\nprogress: false\namp: true\n")
+    args = parse_args(["-c", str(tmp_path / "c.yaml")])
+    assert (args.no_aug, args.mbj_diagnostics, args.progress, args.amp) == (False, False, False, True)
+
+
 def test_numbers_in_any_notation(tmp_path):
     (tmp_path / "c.yaml").write_text("lr: 1e-3\nweight_decay: 5E-4\nmean: [1e-1, 0.2, 3e-1]\n")
     args = parse_args(["-c", str(tmp_path / "c.yaml")])
