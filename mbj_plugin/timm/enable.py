@@ -68,7 +68,7 @@ class EnabledTask(MBJTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         result = super().forward(input, target)
         if _SUMMARY.monitor is not None:
-            _SUMMARY.losses.append(self.criterion.parts)
+            _SUMMARY.add(self.criterion.parts)
         return result
 
 
@@ -81,8 +81,11 @@ class _Summary:
 
     def watch(self, monitor: Monitor | None, iterations: int) -> None:
         self.monitor, self.iterations = monitor, iterations
-        self.losses: list[dict[str, Tensor]] = []  # of the epoch's steps
+        self.sums: dict[str, Tensor] = {}  # of the losses of the epoch's steps
         self.diagnostics: EpochDiagnostics | None = None
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        self.sums = {name: self.sums.get(name, 0) + part.float() for name, part in parts.items()}
 
     def __call__(
         self,
@@ -99,8 +102,8 @@ class _Summary:
             if self.diagnostics is None:
                 folder = os.path.dirname(filename)
                 self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations)
-            steps, self.losses = self.losses, []
-            losses = {name: torch.stack([step[name] for step in steps]).double().mean().item() for name in steps[0]}
+            losses = {name: total.item() / self.iterations for name, total in self.sums.items()}
+            self.sums = {}
             # A new dict: train.py prints its own at the end, as JSON.
             train_metrics = {**train_metrics, **losses, **self.diagnostics.report(epoch, losses)}
         if not write_header:
