@@ -1,6 +1,8 @@
 """The compiled evaluation: where it lies, that it is the one that runs, and what runs where it cannot be built."""
 
+import multiprocessing
 import os
+import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -88,13 +90,49 @@ def test_a_build_of_another_system_is_left_alone(said, monkeypatch, tmp_path):
     assert "does not load here" in said[0] and f"{evaluation.PACKAGE}.rank_cy" not in sys.modules
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="takes another user's id")
-def test_any_home(command, tmp_path):
-    """As `docker run -u 12345`: the home is another user's. Python itself may lie in one, so it is loaded before."""
-    code = (
-        "import os, logging, fastreid_today, fastreid; from fastreid_today import evaluation; logging.basicConfig();"
-        "os.setgid(12345); os.setuid(12345); print(evaluation.load()); evaluation.build_and_load()"
-    )
-    (tmp_path / "home").mkdir(mode=0o700)
-    result = command("-c", code, cwd=tmp_path, HOME=str(tmp_path / "home"), XDG_CACHE_HOME="")
-    assert result.stdout.split() == ["False"] and "Python evaluation runs instead" in result.stderr
+needs_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="takes root")
+
+
+@needs_root
+@pytest.mark.parametrize("home", ["closed", None])
+def test_any_home(said, monkeypatch, tmp_path, home):
+    """As `docker run -u 12345`: the home is another user's, or there is none."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    if home:
+        (tmp_path / home).mkdir(mode=0o700)
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.setattr(evaluation, "SETUP", "")
+
+    def another_user(answer):
+        os.setgid(12345)
+        os.setuid(12345)
+        loaded = evaluation.load()
+        evaluation.build_and_load()
+        answer.put((loaded, said))
+
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    process = context.Process(target=another_user, args=(answer,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    loaded, lines = answer.get()
+    assert not loaded and "Python evaluation runs instead" in lines[-1]
+
+
+@needs_root
+def test_a_full_cache_folder(said, monkeypatch, tmp_path):
+    """A real one: a file system of 64 kB, and libraries of 100."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        text = "import sysconfig\nfor name in {names!r}:\n    "
+        text += "open(name + sysconfig.get_config_var('EXT_SUFFIX'), 'wb').write(bytes(10**5))"
+        monkeypatch.setattr(evaluation, "SETUP", text)
+        evaluation.build_and_load()
+        assert "No space left" in said[-1] and "Python evaluation runs instead" in said[-1] and len(said) == 2
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no half of one
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
