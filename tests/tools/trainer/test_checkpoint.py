@@ -56,20 +56,6 @@ def test_the_gpu_s_generator_too(monkeypatch):
     assert len(restored) == 1
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_generators_of_all_ranks(monkeypatch, ranks):
-    def gather(everyone, mine):
-        everyone[:] = [f"{i} of {len(everyone)}" for i in range(len(everyone))]
-        everyone[1] = mine
-
-    monkeypatch.setattr(checkpoint, "rank_and_world", lambda: (1, ranks))
-    monkeypatch.setattr(checkpoint.dist, "all_gather_object", gather)
-    task = ResumableTask(nn.Linear(2, 3), nn.CrossEntropyLoss(), verbose=False)
-    task.remember_rng()
-    assert [task.rng_states[0], *task.rng_states[2:]] == [f"{rank} of {ranks}" for rank in range(ranks) if rank != 1]
-    assert torch.equal(task.rng_states[1]["torch"], torch.get_rng_state())
-
-
 def small_task(mbj, batch_loss):
     model = nn.Sequential(nn.Linear(2, 3))
     model.get_classifier = lambda: model[0]
