@@ -54,7 +54,7 @@ def _cifar(dataset: str, title: str) -> list[Setting]:
     tuned = {"dataset": dataset, "test": "test"}
     free = ("logit_adjusted", "logit_adjusted_chosen", "balanced_softmax")
     return [
-        Setting(f"{title}, the paper's recipe", "classification", paper, "ce", _FREE, "mbj", _WITH),
+        Setting(f"{title}, the paper's training", "classification", paper, "ce", _FREE, "mbj", _WITH),
         Setting(f"{title}, pretrained, fine-tuned", "finetune", tuned, "ce", free, "mbj", ("mbj", "balanced")),
     ]
 

@@ -80,7 +80,7 @@ class MBJSettings:
         "own",
         CLASSIFIERS,
         "which classifier the memory of features trains: 'own', a second one, so that the features are the same as "
-        "without MBJ; or 'shared', the one that also trains the features, which raised the error on CIFAR-10-LT",
+        "without MBJ; or 'shared', the one that also trains the features; 'own' had a lower error",
     )
     classifier_loss: str | None = _one_of(
         None,
@@ -109,7 +109,7 @@ class MBJSettings:
         "beta",
         1.5,
         "strength of the re-balancing (Eq. 1 and 5): the entries of a class with N images are in proportion to "
-        "N^(1-beta), so with 1 all classes have equally many, and with more the tail has more",
+        "N^(1-beta), so with 1 all classes have equally many, and above 1 the tail has most",
     )
     norm: str = _one_of(
         "max",
