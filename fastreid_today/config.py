@@ -177,9 +177,7 @@ def layers_to_freeze(build, cfg, model, *arguments, **options):
     return build(cfg, model, *arguments, **options)
 
 
-@replaces(
-    "engine.launch:launch", "`--num-gpus -1` trains on one rank without a word; too many: an assertion in each rank"
-)
+@replaces("engine.launch:launch", "`--num-gpus -1` silently trains on one rank; too many: an assertion in each rank")
 def ranks_that_are_there(launch, main_func, num_gpus_per_machine, *arguments, **options):
     """A number of GPUs that are not there is an error at once."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else None

@@ -1,5 +1,5 @@
-"""`python -m fastreid_today.doctor [FOLDER]`: what fast-reid does in this Python, as it came and repaired, versions,
-which changes are on and why, what is missing. FOLDER is a checkout, or a project that carries a copy."""
+"""`mbj doctor [FOLDER]`: Try fast-reid in this Python, without and with the repairs. Prints the versions, the active
+repairs with their reasons, and what is missing. FOLDER is a checkout, or a project that carries a copy."""
 
 from __future__ import annotations
 
@@ -93,10 +93,12 @@ def _ask_in(folder: Path, more: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report; 1 where something is missing or a change does not fit, 2 for a folder without fast-reid."""
-    parser = argparse.ArgumentParser(prog="python -m fastreid_today.doctor", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, help="without it what `import fastreid` finds is meant")
-    parser.add_argument("--package", default="fastreid", help="the name it is imported by (default: %(default)s)")
-    parser.add_argument("--plugin", action="append", default=[], help="a module whose changes are listed as well")
+    parser = argparse.ArgumentParser(description=__doc__.partition(": ")[2])
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="checkout to examine (default: the fast-reid that `import fastreid` finds)"
+    )
+    parser.add_argument("--package", default="fastreid", help="name that it is imported by (default: %(default)s)")
+    parser.add_argument("--plugin", action="append", default=[], help="module whose changes are listed too")
     args = parser.parse_args(argv)
     if args.folder is not None:
         return _ask_in(args.folder.resolve(), [f"--plugin={name}" for name in args.plugin])
@@ -123,7 +125,7 @@ def _report(package: str, plugins: list[str]) -> int:
             print(f"Missing: {name}, needed only for {what_for}")
     if not problem:
         print(f"fast-reid comes from {sys.modules['fastreid'].__file__}")
-    print("As it came", *_as_it_came(package), sep="\n  ")
+    print("Without the repairs", *_as_it_came(package), sep="\n  ")
     print("Changes", *_changes(), sep="\n  ")
     if problem:
         print(f"fastreid_today does not load: {problem}")

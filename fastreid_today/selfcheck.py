@@ -30,7 +30,7 @@ def learns(package: str) -> str:
         optimizer.zero_grad()
         model(torch.ones(1, 3)).square().sum().backward()
         optimizer.step()
-    return "changes no weight, without a word" if torch.equal(before, model.weight) else "changes the weights"
+    return "changes no weight, without an error" if torch.equal(before, model.weight) else "changes the weights"
 
 
 def report(package: str = "fastreid") -> list[str]:

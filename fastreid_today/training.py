@@ -53,7 +53,7 @@ def _import_both() -> None:
 
 @replaces(
     "solver.build:build_optimizer",
-    "nothing trains in fp32 on torch >= 2.0, without a word: zero_grad() drops the flat gradient that step() reads",
+    "no weight changes in fp32 on torch >= 2.0: zero_grad() drops the flat gradient that step() reads",
 )
 def flat_gradients(build, cfg, model, contiguous=True):
     """Optimizers over ContiguousParams get `zero_grad(set_to_none=False)`."""

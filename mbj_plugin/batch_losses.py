@@ -29,7 +29,7 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class CrossEntropy(nn.Module):
-    """torch's cross-entropy to the bit, but for the unlabelled rows."""
+    """torch's cross-entropy, bit for bit, except for rows without a label."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits."""

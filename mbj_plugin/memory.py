@@ -19,7 +19,7 @@ class MemoryBank(nn.Module):
 
     No shape in :meth:`enqueue` depends on data: rejected rows are written to a discard slot behind the last one. So
     it never waits for the device, compiles to one graph (``fullgraph=True``) and can be captured in a CUDA graph. On
-    a CPU without ``torch.compile`` the stored rows alone are touched, with the same result to the bit.
+    a CPU without ``torch.compile`` the stored rows alone are touched, with bit-equal results.
     All state is in buffers, and a saved bank goes on exactly where it was. Rows are kept in fp32 whatever comes in.
 
     Whoever reads :attr:`rows` for a loss that needs grad reads a copy: the next ``enqueue`` writes in place.

@@ -33,7 +33,7 @@ class MBJLoss(nn.Module):
     loss alone. :func:`mbj_plugin.timm.head.evaluate_classifiers` gives the logits of both.
 
     ``state_dict`` holds the memory and the batch classifier: save those of model, loss and optimizer, load them in any
-    order into a bound loss and go on, to the bit. Weights that are loaded into the model alone are those of both
+    order into a bound loss and go on exactly. Weights that are loaded into the model alone are those of both
     classifiers before the first step, and afterwards of the memory classifier: the batch classifier stays.
 
     Args:

@@ -257,7 +257,7 @@ def evaluate_classifiers(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         images: what the model takes.
 
     Returns:
-        "batch", to the bit what a run without MBJ gives, and "memory", the model's own output. Of a model with one
+        "batch", exactly what a run without MBJ gives, and "memory", the model's own output. Of a model with one
         classifier "batch" alone.
 
     Raises:

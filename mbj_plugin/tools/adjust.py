@@ -33,22 +33,27 @@ Results = dict[str, tuple[dict[str, float], float | None]]
 def parser() -> OneLineParser:
     p = OneLineParser(
         prog="mbj adjust",
-        description="Takes finished runs as they are and compares the classifiers that their features can have: the "
-        "batch classifier, which is that of a run without MBJ, its logit adjustment (additive and multiplicative), the "
-        "memory classifier (mbj), tau-normalisation, the nearest class mean, and a classifier that is retrained from "
-        "the memory in the checkpoint. Prints their test errors by class size. No feature is trained.",
+        description="Compare several classifiers on the features of finished runs, which are not trained further: the "
+        "batch classifier, which is the one of a run without MBJ; the same with logit adjustment (additive or "
+        "multiplicative); the memory classifier (mbj); tau-normalisation; the nearest class mean; and a classifier "
+        "that is retrained on the memory in the checkpoint. Prints their test errors by class size.",
     )
     p.add_argument(
-        "run", nargs="+", metavar="RUN", help="folder of a run of train_timm or of timm's train.py; several are seeds"
+        "run",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run of mbj train or of timm's train.py; several runs are several seeds",
     )
     p.add_argument(
-        "--tau", type=float, help="of logit adjustment and tau-norm (default: 1; what training adjusted is taken off)"
+        "--tau",
+        type=float,
+        help="tau of logit adjustment and tau-norm (default: 1; for a run with balanced softmax, 1 is subtracted)",
     )
-    p.add_argument("--gamma", type=float, default=0.2, help="of multiplicative adjustment (default: %(default)s)")
+    p.add_argument("--gamma", type=float, default=0.2, help="gamma of multiplicative adjustment (default: %(default)s)")
     p.add_argument(
         "--target-prior",
         metavar="FILE",
-        help="JSON list with a number for each class, its share where the model will be used (default: equal shares)",
+        help="JSON list with a whole number for each class, its frequency where the model is used (default: all equal)",
     )
     p.add_argument(
         "--choose-on",
@@ -57,11 +62,16 @@ def parser() -> OneLineParser:
         "run was trained or evaluated on (the digits have 'validation')",
     )
     p.add_argument(
-        "--write", "--classifier", choices=METHODS, help="write a checkpoint with this classifier for stock timm"
+        "--write",
+        "--classifier",
+        choices=METHODS,
+        help="write a checkpoint with this classifier, which plain timm loads",
     )
-    p.add_argument("--output", metavar="FILE", help="of --write, a new file (default: METHOD.pth.tar in RUN)")
-    p.add_argument("--table", choices=TABLES, default="text", help="for the console, or to paste (default: text)")
-    p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
+    p.add_argument(
+        "--output", metavar="FILE", help="file for --write, which must not exist yet (default: METHOD.pth.tar in RUN)"
+    )
+    p.add_argument("--table", choices=TABLES, default="text", help="format of the printed table (default: text)")
+    p.add_argument("--data", metavar="FOLDER", help="folder of the images, if they have moved since the run")
     p.add_argument("--device", default="cpu", help="where the model runs (default: %(default)s)")
     return p
 

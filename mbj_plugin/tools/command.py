@@ -9,13 +9,13 @@ from collections.abc import Sequence
 #: Module and what it does.
 COMMANDS = {
     "train": ("mbj_plugin.tools.train_timm", "train a timm classifier, with MBJ or without"),
-    "adjust": ("mbj_plugin.tools.adjust", "other classifiers on the features of finished runs"),
-    "report": ("mbj_plugin.tools.report", "a page on one run or several"),
-    "hub": ("mbj_plugin.tools.hub", "a run as a folder that timm loads from a hub"),
+    "adjust": ("mbj_plugin.tools.adjust", "compare other classifiers on the features of finished runs"),
+    "report": ("mbj_plugin.tools.report", "write a page on one run or several"),
+    "hub": ("mbj_plugin.tools.hub", "write a run as a folder that timm loads, also from Hugging Face's hub"),
     "train-fastreid": ("mbj_plugin.tools.fastreid.train", "train a fast-reid model"),
-    "demo-fastreid": ("mbj_plugin.tools.fastreid.demo", "train one on drawn images"),
-    "export": ("mbj_plugin.tools.fastreid.export", "a fast-reid run as files that run without the plugin"),
-    "doctor": ("fastreid_today.doctor", "what is changed of fast-reid, and what it runs on"),
+    "demo-fastreid": ("mbj_plugin.tools.fastreid.demo", "train fast-reid on a small synthetic set"),
+    "export": ("mbj_plugin.tools.fastreid.export", "write a fast-reid run as files that need no plugin"),
+    "doctor": ("fastreid_today.doctor", "check whether fast-reid works here, and list the repairs"),
 }
 
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"mbj: error: there is no command {name!r}: take one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    sys.argv[0] = f"mbj {name}"  # for the usage line
     return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
 
 

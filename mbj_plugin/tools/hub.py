@@ -184,16 +184,20 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = OneLineParser(
         prog="mbj hub",
-        description="Writes a finished run of train_timm as a folder that stock timm loads by local-dir:FOLDER, and "
-        "that `hf upload USER/NAME FOLDER` puts on Hugging Face's hub: weights, config, and a model card that names "
-        "data, errors and settings. Reads no image and asks no network.",
+        description="Write a finished run of mbj train as a folder that timm loads as local-dir:FOLDER, and that "
+        "`hf upload USER/NAME FOLDER` puts on Hugging Face's hub: weights, config, and a model card that names data, "
+        "errors and settings. It needs neither the images nor internet access.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="to write: empty, or not there")
     parser.add_argument(
-        "--classifier", choices=CLASSIFIERS, help="which one (default: mbj of a run with --mbj, else batch)"
+        "folder", type=Path, metavar="FOLDER", help="folder to write; it must be empty or not exist yet"
     )
-    parser.add_argument("--license", default="unknown", help="of the model, for its card (default: %(default)s)")
+    parser.add_argument(
+        "--classifier", choices=CLASSIFIERS, help="classifier to write (default: mbj for a run with --mbj, else batch)"
+    )
+    parser.add_argument(
+        "--license", default="unknown", help="license of the model, for its card (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     with one_line("mbj hub"):
         architecture = write_folder(args.run, args.folder, args.license, args.classifier)

@@ -11,7 +11,7 @@ INSTALL = "pip install 'mbj_plugin[timm]'"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train a timm classifier, and print the test error of all classes and of each class group."""
-    with one_line("train_timm", INSTALL):
+    with one_line("mbj train", INSTALL):
         from mbj_plugin.tools.trainer import train
 
         train.main(argv)

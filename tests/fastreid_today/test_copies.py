@@ -84,7 +84,7 @@ def test_the_doctor_tells_what_it_found(command, project):
     assert "torch " in report and "Fast evaluation: " in report
     for name, status in changes.STATUS.items():
         assert f"{name}: {status}" in report
-    as_it_came, repaired = report.partition("As it came")[2].split("With `import fastreid_today`")
+    as_it_came, repaired = report.partition("Without the repairs")[2].split("With `import fastreid_today`")
     assert "import tracker.reid.fastreid.engine: fails" in as_it_came and "engine: works" in repaired
     assert "in fp32: changes the weights" in repaired
 

@@ -53,7 +53,7 @@ def test_what_a_step_and_an_import_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastreid.engine", None)
     monkeypatch.setattr("fastreid.solver.build_optimizer", lambda cfg, model: [Still(model.parameters())])
     fails, still = selfcheck.report()
-    assert "engine: fails: ModuleNotFoundError: " in fails and still.endswith("changes no weight, without a word")
+    assert "engine: fails: ModuleNotFoundError: " in fails and still.endswith("changes no weight, without an error")
 
 
 class Still:

@@ -34,12 +34,14 @@ def quiet_fastreid() -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
-        description="Draw a synthetic long-tailed set in the layout of Market-1501 (figures, not people), train and "
-        "evaluate fast-reid's baseline and MBJ on it. It shows that everything works, not how good MBJ is."
+        description="Draw a synthetic long-tailed set in the layout of Market-1501 (figures, not people), and train "
+        "and evaluate fast-reid's baseline and MBJ on it. It shows that everything works, not how good MBJ is."
     )
     parser.add_argument("--output", type=Path, default=Path("output/demo_fastreid"), help="folder for all files")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds: one baseline and one MBJ run of each")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more only on an idle machine")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, each with one baseline and one MBJ run")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads (default: %(default)s); use more only on an idle machine"
+    )
     parser.add_argument("--verbose", action="store_true", help="show fast-reid's own log")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options, such as MODEL.MBJ.NORM max")
     args = parser.parse_args(argv)

@@ -143,9 +143,21 @@ def table(scores: dict[str, list[dict[str, float]]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = default_argument_parser()
-    parser.add_argument("--seed", type=int, help="of weights, batches and augmentation (default: a new one each time)")
+    parser.description = (
+        "Train a fast-reid model, with MBJ if the config has MODEL.HEADS.NAME MBJHead. "
+        "An installed config is found by its name."
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of weights, batches and augmentation (default: a new one each time)"
+    )
     parser.add_argument("--compare", action="store_true", help="train the baseline too, with the same seed")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train with N seeds from --seed (or 0) on")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train N runs, with seeds SEED, SEED + 1 and so on (SEED is --seed, or 0)",
+    )
     args = parser.parse_args(argv)
     try:
         args.config_file = find_config(args.config_file)

@@ -19,32 +19,33 @@ FILES = {
     "timm": ("args.yaml", "summary.csv", "results.json", "last.pth.tar", "model_best.pth.tar"),
     "fastreid": ("config.yaml", "metrics.json", "model_final.pth", "model_best.pth", "last_checkpoint"),
 }
-INSTALL = "pip install 'mbj_plugin[report]', beside what trained the run"
+INSTALL = "pip install 'mbj_plugin[report]'"
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     p = OneLineParser(
         prog="mbj report",
-        description="One HTML page, which opens offline, on one or more run folders of train_timm or fast-reid: of one "
-        "run its classifiers side by side, of several the runs; error by class size, confusion, retrieval, curves, "
-        "memory, jitter. Runs that differ in their seed alone are shown as mean and spread.",
+        description="Write one HTML page, which works offline, on runs of mbj train or fast-reid. For one run it "
+        "compares the run's classifiers, for several runs it compares the runs. It shows the error by class size, "
+        "confusion, retrieval, curves, memory and jitter. Runs that differ only in their seed are shown as mean and "
+        "spread.",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of run folders")
     p.add_argument(
-        "--output", metavar="FOLDER", help="for report.html and the PNGs (default: report/ in the first RUN)"
+        "--output", metavar="FOLDER", help="folder for report.html and the pictures (default: report/ in the first RUN)"
     )
-    p.add_argument("--data", metavar="FOLDER", help="the images, where the run's own settings do not lead to them")
+    p.add_argument("--data", metavar="FOLDER", help="folder of the images, if they have moved since the run")
     p.add_argument(
         "--import",
         dest="modules",
         action="append",
         default=[],
         metavar="MODULE",
-        help="that registers a data set of yours",
+        help="module that registers your own data set",
     )
     p.add_argument("--device", default="cpu", help="where the models run (default: %(default)s)")
-    p.add_argument("--no-model", action="store_true", help="do not run the models: no confusion, no search")
+    p.add_argument("--no-model", action="store_true", help="do not run the models: no confusion and no worst queries")
     args = p.parse_args(argv)
     logging.getLogger("timm").setLevel(logging.WARNING)
     with one_line("mbj report", INSTALL):

@@ -51,13 +51,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
 def make_parser() -> argparse.ArgumentParser:
     """The parser of train_timm."""
     parser = OneLineParser(
-        prog="train_timm",
-        description="Train a timm classifier on long-tailed data, with Memory-based Jitter (--mbj). Flags that timm's "
-        "train.py has mean the same here; it has more (docs/timm.md says how it trains MBJ). Without a data set this "
-        "trains on scikit-learn's digits.",
+        prog="mbj train",
+        description="Train a timm classifier on long-tailed data, with Memory-based Jitter (--mbj) or without. Flags "
+        "that timm's train.py has too mean the same here. Without a data set this trains on scikit-learn's digits.",
+        epilog="example: mbj train DATA -c finetune --mbj, where DATA has folders train/CLASS and validation/CLASS",
     )
     parser.add_argument("data", nargs="?", metavar="DIR", help="data folder, as --data-dir")
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file, or the name of a shipped config")
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file, or the name of an installed config")
     add_arguments(parser)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
@@ -74,9 +74,19 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help=f"more arguments of the {what}",
         )
-    more.add_argument("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile it (inductor)")
-    more.add_argument("--local-rank", "--local_rank", type=int, default=0, help="set by torchrun")
-    more.add_argument("--progress", action=BooleanOptionalAction, help="progress bar (default: on a tty)")
+    more.add_argument(
+        "--torchcompile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="compile the model (default backend: inductor)",
+    )
+    more.add_argument(
+        "--local-rank", "--local_rank", type=int, default=0, help="rank on this machine, which torchrun sets"
+    )
+    more.add_argument(
+        "--progress", action=BooleanOptionalAction, help="show a progress bar (default: if the output is a terminal)"
+    )
     return parser
 
 
@@ -97,9 +107,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     args = parser.parse_args(typed)
     name = args.config or ("" if args.data or args.data_dir or args.dataset else DEFAULT_CONFIG)
     argv = as_argv(load_config(name), parser, f"config {name}") if name else []
-    parser.prog = f"train_timm: config {name}"  # whose values are at fault
+    parser.prog = f"mbj train: config {name}"  # whose values are at fault
     parser.parse_args(argv)
-    parser.prog = "train_timm"
+    parser.prog = "mbj train"
     recipe = RECIPES[parser.parse_args(argv + typed).mbj_recipe]
     argv += [*as_argv({f"mbj_{name}": value for name, value in recipe.items()}, parser, "the recipe"), *typed]
     args, given = parser.parse_args(argv), _given(argv)

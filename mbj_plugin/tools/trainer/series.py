@@ -23,7 +23,7 @@ COUPLING = ("lamb", "kron", "adahessian")
 
 
 def other_features(args: Namespace) -> str | None:
-    """Why a run with MBJ does not contain its baseline; None where its batch classifier is that to the bit."""
+    """Why a run with MBJ does not contain its baseline; None where its batch classifier is exactly the baseline's."""
     if args.mbj_memory != "feature":
         return f"--mbj-memory {args.mbj_memory}: prototypes train the features"
     if args.mbj_classifier == "shared":
@@ -62,7 +62,7 @@ def train_all(args: Namespace, train: Callable[[Namespace, Progress], Results]) 
         _logger.info(
             f"--compare trains the baseline too, in a run of its own ({why})."
             if why
-            else "The batch classifier of a run with MBJ is the baseline, to the bit: --compare needs no second run."
+            else "The batch classifier of a run with MBJ is exactly the baseline: --compare needs no second run."
         )
         methods |= {"baseline": False} if why else {}
     several = len(methods) * args.seeds > 1
@@ -115,7 +115,9 @@ def table(results: dict[str, list[Results]], style: str) -> str:
                 if key in runs[0].get(part, {}):
                     rows[row_name(key, runs[0]) + averaged] = [run[part][key]["errors"] for run in runs]
     one = {"batch", "memory"} <= first["classifiers"].keys()
-    note = " All lines are of one training: the first is its batch classifier, to the bit a run without MBJ."
+    note = (
+        " All lines come from one training: the first is its batch classifier, which a run without MBJ would give too."
+    )
     return error_table(rows, style, first["headline"], note if one and "baseline" not in results else "")
 
 

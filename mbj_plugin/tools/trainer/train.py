@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command ``train_timm``: train, and print the test error of all classes and of each class group."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("timm").setLevel(logging.WARNING)
-    with one_line("train_timm"):
+    with one_line("mbj train"):
         args = parse_args(argv)
         results = series.train_all(args, train)
         if int(os.environ.get("RANK", 0)) == 0:

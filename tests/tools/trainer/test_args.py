@@ -13,7 +13,7 @@ def refused(capsys, *argv):
     with pytest.raises((ValueError, SystemExit)) as error:
         parse_args(argv)
     text = capsys.readouterr().err.removesuffix("\n") if error.type is SystemExit else str(error.value)
-    assert "\n" not in text and (error.type is ValueError or text.startswith("train_timm: "))
+    assert "\n" not in text and (error.type is ValueError or text.startswith("mbj train: "))
     return text
 
 
@@ -123,5 +123,5 @@ def test_help_explains_every_flag():
     text = re.sub(r"\s+", " ", make_parser().format_help())
     for action in make_parser()._actions:
         assert action.help, action.dest
-    assert "label smoothing; 0 for a --loss of hard labels, unless given (default: 0.1)" in text
+    assert "label smoothing (default: 0.1, and 0 with" in text
     assert "epochs (default: 300)" in text

@@ -358,7 +358,7 @@ def test_control_c_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:  # the second has the first one's folder
             patch.setattr(trainer, "train_one_epoch", stop_in_epoch(number))
             trainer.main([*SHORT, "--epochs", "3", "--output", str(tmp_path), "--experiment", "run"])
-        assert stop.value.code == 130 and f"train_timm: stopped; {way}" in capsys.readouterr().err.splitlines()
+        assert stop.value.code == 130 and f"mbj train: stopped; {way}" in capsys.readouterr().err.splitlines()
 
 
 def test_flags_of_train_py_that_cost_little_and_stock_timm(tmp_path, image_folder):
