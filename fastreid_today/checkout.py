@@ -1,13 +1,8 @@
-"""What only projects, tools and demos of fast-reid's checkout need."""
+"""What only tools and demos of fast-reid's checkout need."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 from fastreid_today.changes import change, replaces
 
@@ -56,21 +51,4 @@ def evaluate_rank_name() -> str | None:
         return rank.evaluate_rank(distances, *arguments, **options)
 
     fastreid.evaluation.evaluate_rank = evaluate_rank
-    return None
-
-
-class _EmptyDriver(MetaPathFinder, Loader):
-    """Finds one module, which is empty, and as the last of all finders only where no other does."""
-
-    def find_spec(self, name, path=None, target=None) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(name, self) if name == "fastclas.distracted_driver" else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
-
-
-@change("projects/FastClas", "`No module named 'fastclas.distracted_driver'`, a file that is not in the repository")
-def fastclas_driver() -> str | None:
-    """Where the file is missing, an empty module takes its place: it would only register one more data set."""
-    sys.meta_path.append(_EmptyDriver())
     return None

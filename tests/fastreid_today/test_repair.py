@@ -164,19 +164,3 @@ def test_a_demo_of_the_checkout_finds_evaluate_rank(monkeypatch, shift, warns):
     for mine, its in zip(named(*search), evaluate_rank(*search), strict=True):
         assert np.array_equal(mine, its)
     assert bool(said) == warns
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_fastclas_goes_without_a_file_that_was_never_there(monkeypatch, tmp_path, there):
-    package = tmp_path / "fastclas"
-    package.mkdir()
-    (package / "__init__.py").write_text("from .distracted_driver import *\n")
-    if there:
-        (package / "distracted_driver.py").write_text("answer = 42\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("fastclas", "fastclas.distracted_driver"):
-        monkeypatch.setitem(sys.modules, name, None)
-        del sys.modules[name]
-    assert hasattr(importlib.import_module("fastclas"), "answer") == there
-    with pytest.raises(ModuleNotFoundError, match="another_driver"):
-        importlib.import_module("fastclas.another_driver")
