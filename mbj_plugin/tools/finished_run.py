@@ -55,7 +55,7 @@ def saved_args(folder: Path, device: str = "cpu", data: str | None = None) -> Na
     if not isinstance(saved, dict):
         raise ValueError("args.yaml holds no arguments")
     fixed = {"device": device, "distributed": False, "world_size": 1, "rank": 0, "local_rank": 0, "prefetcher": False}
-    fixed |= {"pretrained": False, "initial_checkpoint": "", "torchscript": False, "channels_last": False}
+    fixed |= {"pretrained": False, "initial_checkpoint": "", "channels_last": False}
     fixed |= {"dataset_download": False, "pretrained_path": None} | ({"data_dir": data} if data else {})
     # The parser's defaults for what timm's train.py has no flag for: no config, so nothing of the digits'.
     return Namespace(**{**vars(make_parser().parse_args([])), **saved, **fixed})

@@ -22,10 +22,8 @@ from tabulate import tabulate
 
 from mbj_plugin import files
 from mbj_plugin.files import read_jsonl
-from mbj_plugin.tools.report.fastreid_run import dotted
+from mbj_plugin.tools.report.fastreid_run import SCORES, dotted
 from mbj_plugin.tools.trainer.error_table import difference, mean_and_spread
-
-SCORES = ("mAP", "mINP", "Rank-1")
 
 
 def find_config(name: str) -> str:

@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     more = parser.add_argument_group("timm: more")
     for name, what in (("model", "model"), ("opt", "optimizer")):
         more.add_argument(
-            *(f"--{name}-kwargs",),
+            f"--{name}-kwargs",
             nargs="*",
             default={},
             type=_pair,

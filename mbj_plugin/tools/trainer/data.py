@@ -276,28 +276,17 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
     train_map, evaluation_map = (_class_to_idx(dataset) for dataset in (train_set, evaluation_set))
     if train_map is None or evaluation_map is None or train_map == evaluation_map:
         return
-    for own, other, dataset, here, there in (
-        (train_map, evaluation_map, train_set, "training", "evaluation"),
-        (evaluation_map, train_map, evaluation_set, "evaluation", "training"),
+    for own, other, here, there in (
+        (train_map, evaluation_map, "training", "evaluation"),
+        (evaluation_map, train_map, "evaluation", "training"),
     ):
         for name in sorted(other.keys() - own.keys()):
-            raise ValueError(
-                f"class {name!r} has no images in {here}{_unread(dataset, name)}, but in {there}: add some or take it "
-                "away"
-            )
+            raise ValueError(f"class {name!r} has no images in {here}, but in {there}: add some or take it away")
     name = next(name for name in sorted(train_map) if train_map[name] != evaluation_map[name])
     raise ValueError(
         f"class {name!r} has the number {train_map[name]} in training and {evaluation_map[name]} in evaluation: "
         "give both the same --class-map"
     )
-
-
-def _unread(dataset: Any, name: str) -> str:
-    """For a class without images, the files of its folder that are not read."""
-    reader = getattr(innermost(dataset), "reader", None)
-    folder = Path(reader.root) / name if isinstance(reader, ReaderImageFolder) else None
-    files = [path for path in folder.iterdir() if path.is_file()] if folder is not None and folder.is_dir() else []
-    return f" ({len(files)} files in {folder}, none with the ending of an image that is read)" if files else ""
 
 
 def innermost(dataset: Any) -> Any:

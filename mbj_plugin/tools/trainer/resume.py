@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from timm.task import resume_task_checkpoint
-from timm.utils import unwrap_model
-from torch import nn
 
 from mbj_plugin.command_line import UserError
 from mbj_plugin.timm.compat import plateau_inside
@@ -58,7 +56,7 @@ class Resumed:
         facts: of this run's images.
 
     Raises:
-        ValueError: for a file that is missing, unreadable, of other images, of another model or with other settings.
+        ValueError: for a file that is missing, unreadable, of other images or with other settings.
     """
 
     def __init__(self, task: Any, args: Namespace, optimizer: Any, loss_scaler: Any, facts: DataFacts) -> None:
@@ -70,13 +68,9 @@ class Resumed:
             )
         facts.check_same(checkpoint["data"], self.path)
         check_settings(vars(checkpoint["args"]), args, self.path)
-        _check_model(checkpoint, task.get_eval_model(), args.model, self.path)
         epoch = resume_task_checkpoint(task, self.path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=False)
         assert epoch is not None and epoch > 0
-        own, saved_loss = batch_loss(task), checkpoint.get("batch_loss", {})
-        if own.state_dict().keys() != saved_loss.keys():
-            raise UserError(f"{self.path} was trained with another batch loss: set --loss as it was")
-        own.load_state_dict(saved_loss)
+        batch_loss(task).load_state_dict(checkpoint.get("batch_loss", {}))
         if task.monitor is not None:
             task.monitor.load_state_dict(checkpoint.get("diagnostics", {}))
         #: The epoch to go on with.
@@ -150,15 +144,3 @@ def plateau_state(scheduler: Any, metric: float | None) -> dict[str, Any] | None
         "restore_lr": scheduler.restore_lr,
         "metric": metric,
     }
-
-
-def _check_model(checkpoint: dict[str, Any], model: nn.Module, name: str, path: str) -> None:
-    own, saved = unwrap_model(model).state_dict(), checkpoint["state_dict"]
-    different = [key for key in own if key not in saved or saved[key].shape != own[key].shape]
-    if different or len(own) != len(saved):
-        key = different[0] if different else next(key for key in saved if key not in own)
-        shapes = [tuple(d[key].shape) if key in d else "missing" for d in (saved, own)]
-        raise UserError(
-            f"{path} is of another model: it holds {checkpoint.get('arch', 'an unnamed one')}, this run trains {name} "
-            f"({key} is {shapes[0]} in the file and {shapes[1]} here): set --model and --num-classes as they were"
-        )

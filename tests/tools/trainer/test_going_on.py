@@ -328,6 +328,7 @@ def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_resumes(small_dis
         ("saver", 5),
         ("start", {"epoch": "x"}),
         ("batch_loss", 5),
+        ("state_dict", {}),
         ("state_dict", {"conv1.weight": 5}),
     ],
     ids=lambda value: str(value)[:20],
