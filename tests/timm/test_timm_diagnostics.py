@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import types
 
 import pytest
@@ -65,7 +66,9 @@ def test_with_and_without_diagnostics_it_is_the_same_run(tmp_path, image_folder,
 
 
 def test_what_a_run_writes(tmp_path, image_folder):
+    threads = threading.active_count()
     checkpoint = run(tmp_path, *folder_flags(image_folder), "--mbj")
+    assert threading.active_count() == threads  # that of the event file has ended
     written, columns = rows(tmp_path / "run"), summary(tmp_path / "run")
     assert [(row["step"], row["epoch"]) for row in written] == [(7, 0), (14, 1), (21, 2)]
     loss = MBJLoss([24, 12, 6]).bind(timm.create_model("resnet32_cifar", depth=8, width=4, num_classes=3))

@@ -13,7 +13,7 @@ from mbj_plugin.tools.trainer.build import init_device
 from mbj_plugin.tools.trainer.error_table import error_table
 from mbj_plugin.tools.trainer.progress import Progress
 from mbj_plugin.tools.trainer.resume import check_settings
-from mbj_plugin.tools.trainer.run_folder import experiment, folder_of, held_by
+from mbj_plugin.tools.trainer.run_folder import experiment, folder_of
 
 _logger = logging.getLogger("mbj_plugin")
 Results = dict[str, Any]
@@ -66,8 +66,6 @@ def train_all(args: Namespace, train: Callable[[Namespace, Progress], Results]) 
         )
         methods |= {"baseline": False} if why else {}
     several = len(methods) * args.seeds > 1
-    if args.resume:
-        held_by(args)
     name = args.experiment if args.resume else experiment(args)
     runs: list[tuple[str, Namespace, Results | None]] = []
     for i in range(args.seeds):
@@ -80,9 +78,6 @@ def train_all(args: Namespace, train: Callable[[Namespace, Progress], Results]) 
             if several and not done and (folder_of(each) / "last.pth.tar").is_file():
                 each.resume = str(folder_of(each) / "last.pth.tar")
             runs.append((method, each, done))
-    for _, each, done in runs:  # of all of them, before the first one trains
-        if not done:
-            held_by(each)
     progress = Progress([f"{method}, seed {each.seed}" for method, each, done in runs if not done])
     results: dict[str, list[Results]] = {method: [] for method in methods}
     for method, each, done in runs:

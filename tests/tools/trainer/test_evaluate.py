@@ -193,36 +193,6 @@ def test_validate_runs_the_model_under_autocast_and_measures_in_fp32():
     assert inside == [True] and model.asked == [(False, True, True)]
 
 
-def shards(labels, ranks):
-    """Per rank, its images: timm's sampler deals them out in turn, and begins anew where some ranks have fewer."""
-    whole = numbered(labels, len(labels))
-    order = list(range(len(labels)))
-    order += order[: -len(labels) % ranks]
-    for rank in range(ranks):
-        loader = torch.utils.data.DataLoader(whole, 4, sampler=order[rank::ranks])
-        yield rank, loader
-
-
-@pytest.mark.parametrize(("count", "ranks"), [(13, 2), (13, 3), (12, 2)])
-def test_over_all_ranks_each_image_counts_once(monkeypatch, count, ranks):
-    """Ranks one after the other: each adds to its own sums those of the ranks before it."""
-    logits, labels = labelled(count)
-    sums = []
-    for rank, loader in shards(labels, ranks):
-        reduced = []
-
-        def add(tensor, reduced=reduced):
-            if sums:
-                tensor += sums[-1][len(reduced)]
-            reduced.append(tensor.clone())
-
-        monkeypatch.setattr(evaluate, "rank_and_world", lambda rank=rank: (rank, ranks))
-        monkeypatch.setattr(evaluate.dist, "all_reduce", add)
-        metrics = validate(Table(logits), loader, 7, torch.device("cpu"), nullcontext)["batch"]
-        sums.append(reduced)
-    assert_metrics(metrics, by_hand(logits, labels, 7))
-
-
 def test_over_all_ranks_a_stream_counts_what_it_gives(monkeypatch):
     """Nobody knows the length of an iterable set, so nothing of it is a repetition."""
     logits, labels = labelled(6)

@@ -80,6 +80,24 @@ def test_a_finished_run_is_never_rewritten(finished, tmp_path, flags, message):
     assert before == {path: path.read_bytes() for path in finished.iterdir()} and not any(tmp_path.iterdir())
 
 
+def test_a_run_that_lacks_its_results_alone_is_evaluated(finished, tmp_path, monkeypatch, said):
+    """It was killed after its last checkpoint."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").unlink()
+    monkeypatch.setattr(trainer, "train_one_epoch", lambda *_: pytest.fail("it trains"))
+    flags = ("--epochs", "1", "--lr", "0.1", "--resume", str(folder / "last.pth.tar"))
+    results, _ = run(tmp_path, *SHORT, *flags)
+    assert json.loads((folder / "results.json").read_text()) == results and 0 < results["seconds"] < 600
+    assert all(results[key] == before[key] for key in ("classifiers", "best")) and f"Written to {folder}" in said()
+
+
+def test_a_loss_that_is_no_number_is_said_once(tmp_path, caplog):
+    run(tmp_path, *SHORT, "--epochs", "3", "--lr", "1e30")
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("The training loss is nan from epoch 0 on: lower --lr") and "--clip-grad" in said
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Folder of a run of one epoch."""
@@ -130,7 +148,7 @@ def test_a_run_that_was_killed_in_its_first_checkpoint_starts_again(tmp_path):
 def test_schedules_resume_exactly(tmp_path, monkeypatch, flags):
     flags = [*SHORT, *flags, "--eval-metric", "loss", "--lr", "1e-6"]
     flags = [*flags, "--epochs", "4"]
-    _, whole = run(tmp_path, *flags, name="whole")
+    results, whole = run(tmp_path, *flags, name="whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "train_one_epoch", stop_in_epoch(2))
         run(tmp_path, *flags, name="cut")
@@ -143,8 +161,9 @@ def test_schedules_resume_exactly(tmp_path, monkeypatch, flags):
         whole, resumed, ("state_dict", "optimizer", "batch_loss", *(["task_state"] if "--mbj" in flags else []))
     )
     assert whole["plateau"] == resumed["plateau"] and (whole["plateau"] is None) == ("plateau" not in flags)
-    best = load(tmp_path / "cut/model_best.pth.tar")["metric"]
-    assert best == min(float(row["eval_loss"]) for row in rows(tmp_path / "cut"))
+    losses = [float(row["eval_loss"]) for row in rows(tmp_path / "cut")]
+    assert load(tmp_path / "cut/model_best.pth.tar")["metric"] == min(losses)
+    assert results["best"] == {"metric": "loss", "value": min(losses), "epoch": losses.index(min(losses))}
 
 
 def test_what_a_plateau_has_seen_is_restored():

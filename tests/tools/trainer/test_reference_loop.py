@@ -157,20 +157,3 @@ def test_recipes_differ_by_more_than_the_tolerance(image_folder):
         weights = reference(image_folder, case)["averaged" if recipe.ema_decay is not None else "weights"]
         distance = max((weights[name].float() - value.float()).abs().max() for name, value in plain.items())
         assert distance > 1e-4, case
-
-
-def test_channels_last_reaches_weights_and_images(tmp_path, image_folder):
-    layouts = {True: set(), False: set()}
-
-    def look(module, inputs):
-        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
-            images = inputs[0]
-            layouts[module.training].add(images.is_contiguous(memory_format=torch.channels_last))
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
-    try:
-        _, checkpoint, _ = run(tmp_path, image_folder, "--channels-last", "--no-mbj-diagnostics")
-    finally:
-        hook.remove()
-    assert layouts == {True: {True}, False: {True}}
-    assert checkpoint["state_dict"]["conv1.weight"].is_contiguous(memory_format=torch.channels_last)

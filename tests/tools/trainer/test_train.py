@@ -130,7 +130,10 @@ def test_with_eta_0_the_weights_are_the_baseline_s(tmp_path):
         ["--opt", "lars", "--lr", "0.5", "--grad-accum-steps", "2"],
         ["--opt", "lookahead_adamw", "--amp", "--amp-dtype", "bfloat16", "--channels-last"],
         ["--model-ema", "--model-ema-decay", "0.7", "--mixup", "0.3", "--loss", "ce", "--smoothing", "0.1"],
-        ["--sched", "plateau", "--patience-epochs", "0", "--eval-metric", "class_error", "--torchcompile", "aot_eager"],
+        [
+            *("--sched", "plateau", "--patience-epochs", "0", "--epochs", "5", "--mbj-start", "0"),
+            *("--eval-metric", "class_error", "--torchcompile", "aot_eager"),
+        ],
         ["--loss", "balanced_softmax", "--sampler", "class-balanced", "--mbj-recipe", "balanced"],
         [
             *("--model", "deit_tiny_distilled_patch16_224", "--input-size", "1", "16", "16", "--mbj-start", "0"),
