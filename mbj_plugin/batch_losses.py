@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbj_plugin.checks import Counts, Range, check_target, counts_tensor, host_values, on_host
+from mbj_plugin.checks import RANGES, Counts, check_logits, counts_tensor, host_values, on_host
 from mbj_plugin.functional import loss_dtype
 
 
@@ -33,7 +33,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits."""
-        check_target(target, *logits.shape, soft=True)
+        check_logits(logits, target, soft=True)
         return _cross_entropy(logits, target)
 
 
@@ -56,7 +56,7 @@ class BalancedSoftmaxLoss(nn.Module):
 
     def __init__(self, class_counts: Counts, tau: float = 1.0) -> None:
         super().__init__()
-        self.tau = Range().checked("tau", tau)
+        self.tau = RANGES["tau"].checked("tau", tau)
         counts = counts_tensor(class_counts).double()
         # Finite where N = 0, whose softmax is 0 all the same: a soft target's 0 times infinity would be NaN.
         self._exact = (counts / counts.sum()).log().clamp(min=-1e30)
@@ -64,7 +64,7 @@ class BalancedSoftmaxLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits."""
-        check_target(target, *logits.shape, soft=True)
+        check_logits(logits, target, len(self.log_prior), soft=True)
         logits = logits.to(loss_dtype(logits))
         prior = self.log_prior if logits.dtype == torch.float32 else self._exact.to(logits.device)
         return _cross_entropy(logits + self.tau * prior, target)
@@ -88,7 +88,7 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float = 1.0) -> None:
         super().__init__()
-        self.gamma = Range().checked("gamma", gamma)
+        self.gamma = RANGES["gamma"].checked("gamma", gamma)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits."""
@@ -100,7 +100,7 @@ class FocalLoss(nn.Module):
 
 def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """(B,) terms -(1 - p_y)^gamma log p_y, with p the softmax of (B, C) logits; 0 where unlabelled."""
-    check_target(target, *logits.shape)
+    check_logits(logits, target)
     logits = logits.to(loss_dtype(logits))
     log_p = -F.cross_entropy(logits, target.clamp(min=-1).long(), ignore_index=-1, reduction="none")
     # 1 - p by expm1: where p is close to 1, the difference would have no digits left. The clamp keeps the gradient of
@@ -147,6 +147,8 @@ def create_loss(name: str, class_counts: Counts, *, start: int = 0) -> nn.Module
         ValueError: for an unknown name, and for counts out of range.
     """
     made_by = loss_class(name)
+    if not callable(made_by):
+        raise ValueError(f"the loss {name} must be a class, got {made_by!r}")
     arguments = inspect.signature(made_by).parameters
     required = [p.name for p in arguments.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     given: dict[str, Any] = dict.fromkeys(
@@ -154,4 +156,10 @@ def create_loss(name: str, class_counts: Counts, *, start: int = 0) -> nn.Module
     )
     if "start" in arguments:
         given["start"] = start
-    return made_by(**given)
+    try:
+        loss = made_by(**given)
+    except TypeError as error:
+        raise ValueError(f"cannot make the loss {name} as Class(class_counts) or Class(): {error}") from error
+    if not isinstance(loss, nn.Module):
+        raise ValueError(f"the loss {name} must be a torch.nn.Module, got {type(loss).__name__}")
+    return loss

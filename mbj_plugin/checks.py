@@ -13,6 +13,7 @@ from torch import Tensor
 
 Counts = Tensor | Sequence[int] | Mapping[int, int]
 MOST_CLASSES = 10**7
+MOST_IMAGES = 10**12
 
 
 class Range(NamedTuple):
@@ -66,6 +67,8 @@ RANGES = {
     "momentum": Range(0, BELOW_1),
     "scale": Range(0, 1e6, above=True),
     "margin": Range(0, 1e6),
+    "tau": Range(0, 100),
+    "gamma": Range(0, 100),
 }
 
 
@@ -82,11 +85,15 @@ def counts_tensor(class_counts: Counts) -> Tensor:
     if class_counts is None:
         raise ValueError("class_counts is None: give the number of training images of each class")
     if isinstance(class_counts, Mapping):
-        wrong = [k for k in class_counts if not isinstance(k, Integral) or not 0 <= k < MOST_CLASSES]
+        wrong = [k for k in class_counts if isinstance(k, bool) or not isinstance(k, Integral)]
+        wrong = wrong or [k for k in class_counts if not 0 <= k < MOST_CLASSES]
         if wrong or not class_counts:
             raise ValueError(f"class_counts by class must have the class indices 0, 1, ... as keys, got {wrong[:3]}")
         class_counts = [class_counts.get(label, 0) for label in range(int(max(class_counts)) + 1)]
-    counts = torch.as_tensor(class_counts)
+    try:
+        counts = torch.as_tensor(class_counts)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"class_counts must be a list of C whole numbers, got {str(class_counts)[:100]}") from None
     if counts.ndim != 1 or counts.numel() == 0:
         raise ValueError(f"class_counts must be a list of C counts, got shape {tuple(counts.shape)}")
     switches = counts.dtype == torch.bool or (
@@ -96,6 +103,8 @@ def counts_tensor(class_counts: Counts) -> Tensor:
         raise ValueError(f"class_counts must be whole numbers >= 0, got {counts[:20].tolist()}")
     if not (counts > 0).any():
         raise ValueError("class_counts are all zero: give the number of training images of each class")
+    if (counts > MOST_IMAGES).any():
+        raise ValueError(f"class_counts must be at most {MOST_IMAGES:.0e} images of a class, got {counts.max().item()}")
     return counts
 
 
@@ -115,6 +124,8 @@ def check_target(target: Tensor, rows: int, classes: int | None = None, *, soft:
     Raises:
         ValueError: for anything else.
     """
+    if not isinstance(target, Tensor):
+        raise ValueError(f"the target must be a tensor, got {type(target).__name__}")
     shape, floating = tuple(target.shape), target.is_floating_point()
     if not floating and target.dtype != torch.bool and shape == (rows,):
         if rows and classes is not None and on_host(target) and (largest := host_values(target).max()) >= classes:
@@ -123,11 +134,34 @@ def check_target(target: Tensor, rows: int, classes: int | None = None, *, soft:
             )
         return
     if soft and floating and len(shape) == 2 and shape[0] == rows and shape[1] == (classes or shape[1]):
-        if rows and on_host(target) and target.detach().sum(1).max() > 1.01:
-            raise ValueError("the target's rows sum to more than 1: MBJ takes one class an image, no multi-hot labels")
+        if rows and on_host(target):
+            if target.detach().sum(1).max() > 1.01:
+                raise ValueError("the target's rows must sum to at most 1: MBJ takes one class for each image")
+            if target.detach().min() < 0:
+                raise ValueError(f"the target's probabilities must be from 0 to 1, got {target.min():g}")
         return
     wanted = f"({rows},) integer classes" + (f" or ({rows}, {classes or 'C'}) class probabilities" if soft else "")
     raise ValueError(f"the target must be {wanted}, got {shape} {target.dtype}" + _advice(target, soft))
+
+
+def check_matrix(name: str, value: Any, columns: int | None = None) -> None:
+    """Raise ValueError for what is no matrix of floating-point numbers with this many columns.
+
+    Args:
+        name: of the value.
+        value: logits, features or the weight of a classifier.
+        columns: its second size; None where any will do.
+    """
+    got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    if not floating or value.ndim != 2 or value.shape[1] != (columns or value.shape[1]):
+        raise ValueError(f"the {name} must be a floating-point tensor of shape (..., {columns or '...'}), got {got}")
+
+
+def check_logits(logits: Tensor, target: Tensor, classes: int | None = None, *, soft: bool = False) -> None:
+    """:func:`check_matrix` of (B, C) logits, and :func:`check_target` of their target."""
+    check_matrix("logits", logits, classes)
+    check_target(target, *logits.shape, soft=soft)
 
 
 def _advice(target: Tensor, soft: bool) -> str:

@@ -21,11 +21,13 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            message = self.explain_unknown(unknown.split()[0].partition("=")[0], message)
+            message = self.explain_unknown(unknown.partition(" ")[0].partition("=")[0], message)
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
     def explain_unknown(self, flag: str, message: str) -> str:
         """The message for a flag that is not known."""
+        if not flag:
+            return "an argument is empty: a variable of the shell may not be set"
         if not flag.startswith("-"):
             return message
         near = difflib.get_close_matches(flag, self._option_string_actions, 1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mbj_plugin.checks import Counts, Range, check_target, counts_tensor
+from mbj_plugin.checks import Counts, Range, check_logits, check_target, counts_tensor
 
 NORMS = ("sum", "max")
 # Logits beyond this many are never held at once: 2**24 in fp32 are 64 MiB (iNaturalist18's 25,000 x 8,142 are 814 MB).
@@ -135,7 +135,7 @@ def cosface_loss(cosine: Tensor, labels: Tensor, scale: float = 16.0, margin: fl
         >>> cosface_loss(cosine, torch.tensor([0]), margin=0.0), cosface_loss(cosine, torch.tensor([0]))
         (tensor(0.0082), tensor(0.1839))
     """
-    check_target(labels, *cosine.shape)
+    check_logits(cosine, labels)
     labels = torch.where(labels >= 0, labels, -1).long()
     cosine = torch.where(labels[:, None] >= 0, cosine, 0.0).to(loss_dtype(cosine))
     target = torch.zeros_like(cosine).scatter_(1, labels.clamp(min=0)[:, None], 1.0)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbj_plugin.checks import Counts, Range, counts_tensor
+from mbj_plugin.checks import RANGES, Counts, Range, check_matrix, check_target, counts_tensor
 from mbj_plugin.functional import memory_cross_entropy
 
 METRICS = ("cosine", "euclidean")
@@ -31,9 +31,10 @@ def logit_adjusted(
         ValueError: for a value out of range.
     """
     counts = _counts(weight, class_counts)
+    _check_bias(weight, bias)
     log_prior = (counts / counts.sum()).log()
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return weight.clone(), (bias.double() - Range().checked("tau", tau) * log_prior).to(weight.dtype)
+    return weight.clone(), (bias.double() - RANGES["tau"].checked("tau", tau) * log_prior).to(weight.dtype)
 
 
 def multiplicatively_adjusted(weight: Tensor, class_counts: Counts, gamma: float = 0.2) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def multiplicatively_adjusted(weight: Tensor, class_counts: Counts, gamma: float
         ValueError: for a value out of range.
     """
     counts = _counts(weight, class_counts)
-    factor = (counts.max() / counts) ** Range().checked("gamma", gamma)
+    factor = (counts.max() / counts) ** RANGES["gamma"].checked("gamma", gamma)
     adjusted = F.normalize(weight.double(), dim=1) * factor[:, None]
     return adjusted.to(weight.dtype), weight.new_zeros(len(weight))
 
@@ -67,8 +68,10 @@ def tau_normalized(weight: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: for a tau out of range.
     """
+    check_matrix("weight", weight)
+    tau = RANGES["tau"].checked("tau", tau)
     norms = weight.double().norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (weight.double() / norms ** Range().checked("tau", tau)).to(weight.dtype), weight.new_zeros(len(weight))
+    return (weight.double() / norms**tau).to(weight.dtype), weight.new_zeros(len(weight))
 
 
 def nearest_class_mean(
@@ -87,6 +90,8 @@ def nearest_class_mean(
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+    check_matrix("features", features)
+    check_target(labels, len(features), num_classes)
     features, labels = features[labels >= 0], labels[labels >= 0].long()
     counts = torch.bincount(labels, minlength=num_classes or 0)
     if not len(counts) or counts.min() == 0:
@@ -124,8 +129,10 @@ def retrained(
     Raises:
         ValueError: for a value out of range, or a memory that is empty.
     """
-    if not 0 < weight_decay < float("inf"):
-        raise ValueError(f"weight_decay must be a finite number > 0, got {weight_decay}")
+    Range(above=True).checked("weight_decay", weight_decay)
+    check_matrix("weight", weight)
+    check_matrix("features", features, weight.shape[1])
+    _check_bias(weight, bias)
     if not (labels >= 0).any():
         raise ValueError("the memory is empty: there is nothing to train on")
     anchor = weight.detach().double()
@@ -144,7 +151,13 @@ def retrained(
     return new_weight.detach().to(weight.dtype), new_bias.detach().to(weight.dtype)
 
 
+def _check_bias(weight: Tensor, bias: Tensor | None) -> None:
+    if bias is not None and not (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]):
+        raise ValueError(f"the bias must be a tensor of shape ({len(weight)},), got {bias!r}")
+
+
 def _counts(weight: Tensor, class_counts: Counts) -> Tensor:
+    check_matrix("weight", weight)
     counts = counts_tensor(class_counts).double().to(weight.device)
     if counts.shape != weight.shape[:1]:
         raise ValueError(f"class_counts must be ({len(weight)},) like the classifier, got {tuple(counts.shape)}")

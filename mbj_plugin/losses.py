@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbj_plugin.checks import RANGES, Counts, check_target, counts_tensor
+from mbj_plugin.checks import MOST_CLASSES, RANGES, Counts, Range, check_matrix, check_target, counts_tensor
 from mbj_plugin.functional import finite_cross_entropy, loss_dtype, multi_prototype_loss, sampling_probs
 from mbj_plugin.memory import MemoryBank, snapshot
 from mbj_plugin.sampling import DrawnModule, all_gather, check_even, hard_labels, rank_and_world, sample_slots
@@ -63,13 +63,16 @@ class _BankLoss(DrawnModule):
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _class_probs(self, weight: Tensor) -> Tensor:
+    def _class_probs(self, features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         if self.probs is None:
             raise ValueError("the class counts are not known: give class_counts, or call set_class_counts(counts)")
+        check_matrix("features", features, self.bank.dim)
+        check_matrix("weight", weight, self.bank.dim)
         if len(weight) != len(self.probs):
             raise ValueError(
                 f"the weight has {len(weight)} classes, the class counts {len(self.probs)}: they must agree"
             )
+        check_target(labels, len(features), len(weight), soft=True)
         return self.probs
 
     def _eta_times(self, loss: Callable[[], Tensor], *leaves: Tensor) -> Tensor:
@@ -158,8 +161,9 @@ class FeatureMemoryLoss(_BankLoss):
         Returns:
             Scalar.
         """
-        probs, learning = self._class_probs(weight), self._learning()
-        check_target(labels, len(features), len(weight), soft=True)
+        probs, learning = self._class_probs(features, labels, weight), self._learning()
+        if bias is not None and not (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]):
+            raise ValueError(f"the bias must be a tensor of shape ({len(weight)},), got {bias!r}")
         rank, world = rank_and_world() if learning else (0, 1)
         leaves = (weight,) if bias is None else (weight, bias)
         loss = self._eta_times(lambda: self._memory_loss(weight, bias, rank, world), *leaves)
@@ -250,6 +254,7 @@ class PrototypeMemoryLoss(_BankLoss):
             num_classes = len(self.class_counts) if self.class_counts is not None else num_classes
             if num_classes is None:
                 raise ValueError("momentum > 0 needs the number of classes: give class_counts or num_classes")
+            num_classes = Range(1, MOST_CLASSES, whole=True).checked("num_classes", num_classes)
             self.register_buffer("momentum_weight", torch.zeros(num_classes, dim))
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
@@ -264,8 +269,7 @@ class PrototypeMemoryLoss(_BankLoss):
         Returns:
             Scalar.
         """
-        probs, learning = self._class_probs(weight), self._learning()
-        check_target(labels, len(features), len(weight), soft=True)
+        probs, learning = self._class_probs(features, labels, weight), self._learning()
         loss = self._eta_times(lambda: self._memory_loss(features, labels), features)
         if learning:
             keep = self.uniform(len(probs), stream=0) < probs

@@ -125,6 +125,12 @@ def test_one_contract_for_targets(name):
     for each in [*wrong, torch.ones(9, 4), torch.ones(9, 3) / 3]:
         with pytest.raises(ValueError, match="label|target"):
             loss(logits, each)
+    for each in (torch.full((9, 4), -0.25), target.tolist(), None):
+        with pytest.raises(ValueError, match="target"):
+            loss(logits, each)
+    for each in (logits[0], logits[None], logits.long(), logits.numpy(), None):
+        with pytest.raises(ValueError, match="logits must be a floating-point tensor"):
+            loss(each, target)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -141,7 +147,12 @@ def test_double_precision_stays(name):
     [
         (lambda: create_loss("typo", COUNTS), "unknown loss 'typo'.*focal"),
         (lambda: create_loss("balanced_softmax", [0, 0]), "all zero"),
+        (lambda: create_loss("os:path", COUNTS), "os:path must be a class"),
+        (lambda: create_loss("torch.nn:Linear", COUNTS), "torch.nn:Linear as Class.*out_features"),
+        (lambda: create_loss("collections:Counter", COUNTS), "Counter must be a torch.nn.Module, got Counter"),
+        (lambda: BalancedSoftmaxLoss(COUNTS)(torch.zeros(2, 5), torch.tensor([0, 1])), r"logits.*, 4\), got \(2, 5\)"),
         (lambda: FocalLoss(-1), "gamma.*-1"),
+        (lambda: FocalLoss(1e300), "gamma.*1e\\+300"),
         (lambda: BalancedSoftmaxLoss(COUNTS, tau=-1), "tau.*-1"),
     ],
 )

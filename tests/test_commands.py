@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mbj_plugin.command_line import UserError, did_you_mean, one_line
+from mbj_plugin.command_line import OneLineParser, UserError, did_you_mean, one_line
 from mbj_plugin.files import read_jsonl
 from mbj_plugin.functional import sampling_probs
 from mbj_plugin.tools import command
@@ -75,6 +75,12 @@ def test_only_what_we_raise_for_a_user_is_one_line(monkeypatch):
         raise UserError("Caught UserError in DataLoader worker process 0.\nTrace\nno image can be read")
 
     assert end(in_a_worker, monkeypatch) == "command: error: no image can be read"
+
+
+def test_an_empty_argument_is_named(capsys):
+    with pytest.raises(SystemExit):
+        OneLineParser(prog="mbj").parse_args(["", ""])
+    assert capsys.readouterr().err.startswith("mbj: error: an argument is empty")
 
 
 def test_one_command_for_all(capsys):

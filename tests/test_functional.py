@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -267,6 +268,11 @@ def test_counts_by_class():
         ({"a": 1, "b": 1, "c": 1, "d": 1, 0: 1}, "got \\['a', 'b', 'c'\\]"),
         ({-1: 3, 0: 2}, "got \\[-1\\]"),
         ({}, "keys"),
+        ({True: 3}, "got \\[True\\]"),
+        ("abc", "got abc"),
+        (np.array(["3", "4"]), "whole numbers, got"),
+        ([None, 3], "whole numbers, got"),
+        ([1e30, 2], "at most 1e\\+12"),
     ):
         with pytest.raises(ValueError, match=message):
             sampling_probs(wrong)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mbj_plugin.batch_losses import focal_terms
-from mbj_plugin.checks import Range, check_target, counts_tensor
+from mbj_plugin.checks import Range, check_logits, counts_tensor
 
 
 def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:
@@ -62,7 +62,7 @@ class ClassBalancedFocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) logits and (B,) classes in [0, C)."""
-        check_target(target, *logits.shape)
+        check_logits(logits, target)
         return (self.class_weights[target] * focal_terms(logits, target, self.gamma)).mean()
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rivals.class_balanced import effective_number_weights
-from mbj_plugin.checks import Range, check_target, counts_tensor
+from mbj_plugin.checks import Range, check_logits, counts_tensor
 
 
 class CosineLinear(nn.Module):
@@ -111,7 +111,7 @@ class LDAMLoss(nn.Module):
 
     def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of (B, C) cosines and (B,) classes in [0, C); with weights, the weighted mean."""
-        check_target(target, *cosine.shape)
+        check_logits(cosine, target)
         margin = torch.zeros_like(cosine, dtype=torch.float32).scatter_(
             1, target[:, None], self.margins[target][:, None]
         )

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
+from mbj_plugin.checks import MOST_IMAGES
 from mbj_plugin.longtail import count_classes
 from mbj_plugin.start import is_number
 
 HOW_TO_GIVE_COUNTS = (
     "give the images per class as a JSON list, in the order of the class indices: "
-    "--mbj-class-counts counts.json (train_timm) or MBJ='class_counts=counts.json' (timm's train.py)"
+    "--mbj-class-counts counts.json (mbj train) or MBJ='class_counts=counts.json' (timm's train.py)"
 )
 
 
@@ -69,7 +70,8 @@ def counts_from_file(path: str | Path) -> np.ndarray:
         raise ValueError(f"the class counts {path} are no JSON: {error}") from error
     if isinstance(content, dict):
         content = content.get("pos_counts", content.get("class_counts"))
-    if not isinstance(content, list) or not all(is_number(n) and n >= 0 and float(n).is_integer() for n in content):
+    whole = isinstance(content, list) and all(is_number(n) and 0 <= n <= MOST_IMAGES and n == int(n) for n in content)
+    if not whole:
         raise ValueError(f"the class counts {path} must be a JSON list of whole numbers >= 0, one per class")
     return np.asarray(content, dtype=np.int64)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mbj_plugin.batch_losses import CrossEntropy
-from mbj_plugin.checks import BELOW_1, Counts, Range, check_target, counts_tensor
+from mbj_plugin.checks import BELOW_1, Counts, Range, check_logits, counts_tensor
 from mbj_plugin.memories import Memories
 from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
 from mbj_plugin.timm.classifiers import BATCH_CLASSIFIER, same_map
@@ -74,6 +74,11 @@ class MBJLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings or MBJSettings()
+        if not isinstance(self.settings, MBJSettings):
+            raise ValueError(f"settings must be MBJSettings(...), got {settings!r}")
+        for name, loss in (("base", base), ("classifier_loss", classifier_loss)):
+            if loss is not None and not callable(loss):
+                raise ValueError(f"{name} must be a loss that is called as loss(logits, target), got {loss!r}")
         if prototypes not in PROTOTYPES:
             raise ValueError(f"prototypes must be of one of {PROTOTYPES}, got {prototypes!r}")
         self.own_classifier = self.settings.classifier == "own" and self.settings.memory != "prototype"
@@ -149,7 +154,7 @@ class MBJLoss(nn.Module):
 
         Its value is L_total of Eq. 2 for the memory classifier; :attr:`parts` has what it is made of.
         """
-        check_target(target, *output.shape, soft=True)
+        check_logits(output, target, soft=True)
         batch_loss = self.base(output, target)
         if not (self.training and torch.is_grad_enabled()):
             return batch_loss

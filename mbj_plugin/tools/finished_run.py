@@ -47,7 +47,7 @@ def saved_args(folder: Path, device: str = "cpu", data: str | None = None) -> Na
     """
     path = folder / "args.yaml"
     if not path.is_file():
-        raise ValueError(f"there is no {path}: give the folder that a run of train_timm wrote")
+        raise ValueError(f"there is no {path}: give the folder of a run of mbj train")
     try:
         saved = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -69,12 +69,12 @@ def saved_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     if not path.is_file():
-        raise ValueError(f"there is no {path}: give the folder of a finished run of train_timm")
+        raise ValueError(f"there is no {path}: give the folder of a finished run of mbj train")
     try:
         results = json.loads(path.read_text())
         results["class_counts"]
     except (json.JSONDecodeError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is cut short, or no results of train_timm ({error!r})") from error
+        raise ValueError(f"{path} is cut short, or no results of mbj train ({error!r})") from error
     return results
 
 

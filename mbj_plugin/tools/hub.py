@@ -153,7 +153,7 @@ def model_card(architecture: str, results: dict[str, Any], name: str, licence: s
     details = {
         "MBJ": {k: v for k, v in (results["mbj"] or {}).items() if v is not None},
         "Seed": {"": settings.get("seed")},
-        "Settings other than train_timm's defaults": _changed(settings),
+        "Settings other than mbj train's defaults": _changed(settings),
         "Versions": results["versions"],
     }
     card = ModelCard.from_template(
@@ -174,7 +174,7 @@ def model_card(architecture: str, results: dict[str, Any], name: str, licence: s
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that are not train_timm's defaults; of files only the name, for it was somebody's machine."""
+    """Settings that are not mbj train's defaults; of files only the name, for it was somebody's machine."""
     defaults = vars(make_parser().parse_args([]))
     changed = {k: v for k, v in settings.items() if k not in PLACES and k in defaults and v != defaults[k]}
     return {k: Path(v).name if k in FILES else v for k, v in changed.items()}

@@ -100,6 +100,20 @@ class TestBoth:
         with pytest.raises(ValueError, match="label|target"):
             kind(COUNTS, dim=4)(torch.ones(2, 4), target, weight)
 
+    def test_shapes_are_checked_before_anything_is_remembered(self, kind, weight):
+        memory, labels, rows = kind(COUNTS, dim=4, norm="max"), torch.tensor([2, 2]), torch.ones(2, 4)
+        for features in (rows[0], rows[None], rows[:, 1:], rows.long(), rows.numpy(), None):
+            with pytest.raises(ValueError, match="features must be"):
+                memory(features, labels, weight)
+        for wrong in (weight[0], weight[:, 1:], weight[1:], torch.nn.Linear(4, 3), None):
+            with pytest.raises(ValueError, match="weight"):
+                memory(rows, labels, wrong)
+        if kind is FeatureMemoryLoss:
+            for bias in (torch.zeros(4), torch.zeros(3, 1), torch.zeros(()), 0.0):
+                with pytest.raises(ValueError, match=r"bias must be a tensor of shape \(3,\)"):
+                    memory(rows, labels, weight, bias)
+        assert memory.bank.filled == 0
+
     def test_compiled_as_one_graph_equals_eager(self, kind, weight):
         eager, compiled = kind(COUNTS, dim=4, size=5, norm="max"), kind(COUNTS, dim=4, size=5, norm="max")
         call = torch.compile(compiled, fullgraph=True, backend="aot_eager")

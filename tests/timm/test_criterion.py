@@ -218,6 +218,7 @@ def test_other_number_of_classes():
         ({"smoothing": 1.0}, "smoothing.*1.0"),
         ({"smoothing": -0.1}, "smoothing.*-0.1"),
         ({"prototypes": "typo"}, "prototypes.*'typo'"),
+        ({"base": "focal"}, "base must be a loss.*'focal'"),
         ({"classifier_loss": F.cross_entropy, "classifier": "shared"}, "classifier_loss trains"),
         ({"classifier_loss": F.cross_entropy, "memory": "prototype"}, "classifier_loss trains"),
     ],

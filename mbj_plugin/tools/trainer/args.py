@@ -197,6 +197,11 @@ def _warn(args: Namespace, typed: set[str]) -> None:
     """Say which flags of the command line do nothing."""
     if args.bce_loss and not (args.smoothing or args.mixup or args.cutmix or args.cutmix_minmax):
         _logger.warning("--bce-loss does nothing without --smoothing, --mixup or --cutmix, as in timm's train.py.")
+    if args.sched not in ("none", "constant") and args.warmup_epochs >= args.epochs:
+        _logger.warning(
+            f"The warm-up takes the whole run (--warmup-epochs {args.warmup_epochs}, --epochs {args.epochs}): the "
+            "learning rate stays low. Set a shorter warm-up, or more epochs."
+        )
     if not (args.mbj or args.compare):
         for name in (*MBJ_ONLY, *(["mbj_start"] if args.loss in LOSSES else [])):
             if name in typed:

@@ -123,6 +123,15 @@ def _create(args: Namespace) -> nn.Module:
             checkpoint_path=args.initial_checkpoint,
             **more,
         )
+    except OSError as error:
+        if not args.pretrained or args.pretrained_path:
+            raise
+        published = timm.get_pretrained_cfg(args.model)
+        page = f"huggingface.co/{published.hf_hub_id}" if published and published.hf_hub_id else "the model's page"
+        raise ValueError(
+            f"cannot download the weights of --model {args.model}: {reason(error)[:200]} On a machine without internet "
+            f"access, copy model.safetensors from {page}, and add --pretrained-path FILE"
+        ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # the ways in which timm refuses a value
         why = f"timm cannot make --model {args.model} of these flags: {reason(error)[:200]}"
         if args.initial_checkpoint and "size mismatch" in str(error):
@@ -216,29 +225,32 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
     mixup = _mixup_settings(args)
     # timm draws a number for a jitter of 0 too; CIFAR's recipe has none.
     jitter: Any = args.color_jitter if args.color_jitter or args.crop_pad is None else None
-    train_loader: Any = create_loader(
-        datasets[0],
-        batch_size=args.batch_size,
-        is_training=True,
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-        train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=jitter,
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=None if args.aa == "cifar10" else args.aa,
-        interpolation=(not args.no_aug and args.train_interpolation) or config["interpolation"],
-        worker_seeding=args.worker_seeding,
-        collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
-        **shared,
-    )
+    try:
+        train_loader: Any = create_loader(
+            datasets[0],
+            batch_size=args.batch_size,
+            is_training=True,
+            no_aug=args.no_aug,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            re_count=args.recount,
+            train_crop_mode=args.train_crop_mode,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            vflip=args.vflip,
+            color_jitter=jitter,
+            color_jitter_prob=args.color_jitter_prob,
+            grayscale_prob=args.grayscale_prob,
+            gaussian_blur_prob=args.gaussian_blur_prob,
+            auto_augment=None if args.aa == "cifar10" else args.aa,
+            interpolation=(not args.no_aug and args.train_interpolation) or config["interpolation"],
+            worker_seeding=args.worker_seeding,
+            collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
+            **shared,
+        )
+    except AssertionError as error:
+        raise ValueError(f"timm cannot make its augmentation, check --aa {args.aa}: {reason(error)}") from error
     if args.sampler:
         batches = loader_inside(train_loader).batch_sampler
         if batches is None:
@@ -309,6 +321,22 @@ def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Modul
     if mixup:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def check_input(args: Namespace, model: nn.Module, device: torch.device) -> None:
+    """Raise ValueError where the model cannot take images of this size, before any training."""
+    size = resolve_data_config(vars(args), model=model)["input_size"]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *size, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{args.model} cannot take images of {' x '.join(map(str, size))} ({reason(error)[:120]}): leave out "
+            f"--input-size; a transformer takes another size with --model-kwargs img_size={size[-1]}"
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def make_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:

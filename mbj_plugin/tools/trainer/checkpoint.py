@@ -118,5 +118,5 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             "resume from an older one in the same folder"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path} is no training checkpoint (it has no state_dict): give one that train_timm wrote")
+        raise UserError(f"{path} is no training checkpoint (it has no state_dict): give one that mbj train wrote")
     return checkpoint

@@ -22,7 +22,7 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in leaves:
         raise ValueError(f"the config {path} is its own _BASE_")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the config {path}: {reason(error)}") from error
     if not isinstance(values, dict):

@@ -264,7 +264,9 @@ def _split_folder(root: Path, split: str) -> str:
         for path in (root / name, root / f"{name}.tar"):
             if path.exists():
                 return str(path)
-    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    if not root.is_dir():
+        raise ValueError(f"{root} is a file: give the folder that holds a folder for each split")
+    found = sorted(path.name for path in root.iterdir())
     raise ValueError(
         f"{root} has no folder (or tar file) {split!r}, it holds {', '.join(found[:8]) or 'nothing'}: name the splits "
         "by --train-split and --val-split"

@@ -128,11 +128,11 @@ def memory_lines(
         if held < size / 2:
             smallest = int(facts.counts.argmin())
             lines.append(
-                f"The {kind} memory will hold about {held:.0f} of its {size} slots at the end of epoch {epochs}: Eq. 1 "
-                f"lets in {_number(held / epochs)} rows an epoch, the smallest class being {facts.name(smallest)} with "
-                f"{facts.counts[smallest]} image{'s' * int(facts.counts[smallest] != 1)}. "
-                f"{'--mbj-norm max or a' if loss.norm == 'sum' else 'A'} smaller --mbj-beta lets in more; --mbj-size "
-                "gives fewer slots."
+                f"At the end of the run the memory of {kind}s will hold about {held:.0f} entries, and its size is "
+                f"{size}: {_number(held / epochs)} entries are stored in an epoch (Eq. 1); the smallest class, "
+                f"{facts.name(smallest)}, has {facts.counts[smallest]} "
+                f"image{'s' * int(facts.counts[smallest] != 1)}. To store more, use "
+                f"{'--mbj-norm max or ' * (loss.norm == 'sum')}a smaller --mbj-beta; or give a smaller --mbj-size."
             )
         lines += _tiny_class(kind, facts, loss, steps)
     return lines
@@ -149,8 +149,9 @@ def _tiny_class(kind: str, facts: DataFacts, loss: Any, steps: int) -> list[str]
         return []
     return [
         f"The rarest class, {facts.name(int(order[0]))}, has {rarest} image{'s' * int(rarest != 1)}, the next "
-        f"{following}: by --mbj-norm max it alone decides that {_number(now)} rows an epoch enter the {kind} memory, "
-        f"without it {_number(without)} would. Is it a class? Else take it away, or give a smaller --mbj-beta."
+        f"{following}. With --mbj-norm max the rarest class decides how much is stored: {_number(now)} entries in an "
+        f"epoch enter the memory of {kind}s, and without this class {_number(without)} would. If it is no class of "
+        "yours, remove its folder; or use a smaller --mbj-beta."
     ]
 
 

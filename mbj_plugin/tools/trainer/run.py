@@ -69,6 +69,7 @@ def make_run(args: Namespace) -> TrainingRun:
     model = build.make_model(args, device)
     amp_autocast, loss_scaler = build.make_amp(args, device)
     data = build.make_loaders(args, model, datasets, device)
+    build.check_input(args, model, device)
     facts = _facts(datasets, data.counts)
     args.lr = args.lr or build.scaled_lr(args)
     updates_per_epoch = -(-len(data.train) // args.grad_accum_steps)

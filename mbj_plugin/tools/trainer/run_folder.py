@@ -61,6 +61,8 @@ def held_by(args: Namespace) -> None:
     or where a checkpoint is to go on in another folder than its own."""
     folder = folder_of(args)
     if args.resume:
+        if not Path(args.resume).is_file():
+            raise ValueError(f"no checkpoint at {args.resume}: --resume takes a file such as RUN/last.pth.tar")
         named = Path(args.output or "output/train", args.experiment) if args.experiment else folder
         if named.resolve() != folder.resolve():
             raise ValueError(f"a resumed run goes on in its own folder {folder}: leave out --experiment and --output")

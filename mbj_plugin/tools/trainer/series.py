@@ -121,4 +121,4 @@ def row_name(key: str, results: Results) -> str:
     settings = results["settings"]
     loss = LOSS_NAMES.get(settings["loss"], settings["loss"].rpartition(":")[2])
     loss = "binary cross-entropy" if settings["bce_loss"] else loss
-    return {"memory": "MBJ", "batch": loss, "batch_adjusted": "logit adjustment of it, tau 1"}[key]
+    return {"memory": "MBJ", "batch": loss, "batch_adjusted": f"{loss}, logit adjustment"}[key]

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command ``train_timm``: train, and print the test error of all classes and of each class group."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("timm").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its own lines
     with one_line("mbj train"):
         args = parse_args(argv)
         results = series.train_all(args, train)

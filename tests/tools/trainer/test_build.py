@@ -75,6 +75,24 @@ def test_weights_of_a_file(monkeypatch, tmp_path):
     assert asked[1]["checkpoint_path"] == ""
 
 
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise FileNotFoundError("Please check your connection.")
+
+    monkeypatch.setattr(build, "create_model", no_network)
+    for model, page in (("resnet18", "huggingface.co/timm/resnet18.a1_in1k"), ("resnet32_cifar", "the model's page")):
+        with pytest.raises(ValueError, match=f"--model {model}: .*connection.*from {page}, and add --pretrained-path"):
+            build.make_model(arguments(model=model, pretrained=True), CPU)
+
+
+def test_images_of_a_size_that_the_model_cannot_take():
+    model, name = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3), "vit_tiny_patch16_224"
+    build.check_input(arguments(model=name, input_size=[3, 224, 224]), model, CPU)
+    with pytest.raises(ValueError, match=f"{name} cannot take images of 3 x 64 x 64 .*img_size=64"):
+        build.check_input(arguments(model=name, input_size=[3, 64, 64]), model, CPU)
+    assert model.training
+
+
 def test_names_of_models(monkeypatch):
     monkeypatch.setattr(build, "create_model", lambda name, **kwargs: nn.Linear(2, 3))
     for name in ("resnet18", "resnet18.a1_in1k", "hf-hub:timm/resnet18"):

@@ -269,15 +269,20 @@ def test_the_start_of_a_run_says_what_it_trains_on(tmp_path, image_folder, said)
 def test_a_memory_that_stays_nearly_empty_is_said_once_with_the_way_out(tmp_path, image_folder, said):
     flags = [*folder_flags(image_folder), "--epochs", "1", "--mbj", "--output", str(tmp_path)]
     trainer.main([*flags, "--mbj-start", "0", "--mbj-norm", "sum"])
-    line = "The feature memory will hold about 9 of its 500 slots at the end of epoch 1"
-    assert said().count(line) == 1 and "'class2' with 6 images" in said()
+    line = "At the end of the run the memory of features will hold about 9 entries, and its size is 500"
+    assert said().count(line) == 1 and "'class2', has 6 images" in said()
     assert "--mbj-norm max or a smaller --mbj-beta" in said() and "--mbj-size" in said()
 
 
 @pytest.mark.parametrize(
     ("counts", "norm", "beta", "warned"),
     [
-        ([40, 1, 20, 10], "max", 1.5, "1.7 rows.* without it 22 "),  # the sum of N^-.5, without the 1 by 10^1.5
+        (
+            [40, 1, 20, 10],
+            "max",
+            1.5,
+            "1.7 entries.* without this class 22 ",
+        ),  # the sum of N^-.5, without the 1 by 10^1.5
         ([40, 3, 20, 10], "max", 1.5, None),
         ([40, 1, 20, 10], "sum", 1.5, None),
         ([40, 1, 20, 10], "max", 0.0, None),
@@ -288,7 +293,7 @@ def test_one_tiny_class_that_decides_the_memory_is_said(counts, norm, beta, warn
     memory = SimpleNamespace(bank=SimpleNamespace(labels=range(4)), beta=beta, norm=norm)
     facts = DataFacts(np.array(counts), list("abcd"), 10)
     text = "\n".join(memory_lines({"feature": memory}, facts, 0, 5, 3))
-    assert ("--mbj-norm max it alone" in text) == (warned is not None)
+    assert ("With --mbj-norm max the rarest class decides" in text) == (warned is not None)
     assert warned is None or re.search(f"'b', has 1 image, the next 10.*{warned}", text)
 
 

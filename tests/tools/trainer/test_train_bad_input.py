@@ -45,6 +45,8 @@ from test_train import QUICK, fails, run
         (["--loss", "focal", "--smoothing", "0.1"], "--loss focal takes hard labels"),
         (["--loss", "focall"], "unknown loss 'focall'"),
         (["--loss", "math:NoClass"], "math:NoClass"),
+        (["--loss", "os:path"], "os:path must be a class"),
+        (["--crop-pad", "4", "--aa", "nope"], "check --aa nope"),
         (["--mbj-class-counts", "missing.json"], "cannot read the class counts missing.json"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
