@@ -46,34 +46,34 @@ def launch(main: dict[str, Any], plugin: str = "") -> None:
         exec(code, main)
     except (Exception, KeyboardInterrupt) as error:
         said = one_line(error)
-        if said is None or os.environ.get(TRACEBACK, "0") != "0":
+        if said is None:
             raise
         sys.exit(said)
 
 
-def one_line(error: BaseException) -> str | None:
-    """What to say of an error that is a user's mistake, which a `raise` of ours made; None for any other."""
+def one_line(error: BaseException, plugin: str = "") -> str | None:
+    """What to say of an error that is a user's mistake, which a `raise` of ours or of the plugin's made; None for any
+    other, and where MBJ_TRACEBACK asks for the traceback."""
+    if os.environ.get(TRACEBACK, "0") != "0":
+        return None
+    ours = {"fastreid_today", (plugin or os.environ.get(PLUGIN) or "fastreid_today").partition(".")[0]}
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if type(error).__name__ == "ProcessRaisedException":  # of a spawned rank: text, with its traceback
         frames = re.findall(r'^  File "(.+)", line \d+, in .*\n +(\w+)', str(error), re.MULTILINE)
         kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
-        roots = [Path(sys.modules[name].__path__[0]) for name in _ours()]
-        ours = frames and frames[-1][1] == "raise" and any(Path(frames[-1][0]).is_relative_to(root) for root in roots)
-        return f"error: {said}" if ours and kind.rpartition(".")[2] in KINDS else None
+        roots = [Path(sys.modules[name].__path__[0]) for name in ours]
+        by_us = frames and frames[-1][1] == "raise" and any(Path(frames[-1][0]).is_relative_to(root) for root in roots)
+        return f"error: {said}" if by_us and kind.rpartition(".")[2] in KINDS else None
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None or not isinstance(error, MISTAKES):
         return None
     module, code = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_frame.f_code.co_code
-    if module.partition(".")[0] not in _ours() or code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
+    if module.partition(".")[0] not in ours or code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
         return None
     return f"error: {' '.join(str(error.args[0] if isinstance(error, KeyError) else error).split())}"
-
-
-def _ours() -> set[str]:
-    return {"fastreid_today", os.environ.get(PLUGIN, "").partition(".")[0] or "fastreid_today"}
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from mbj_plugin import logit_adjustment as formulas
+from mbj_plugin.checks import RANGES
 from mbj_plugin.command_line import OneLineParser, one_line
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.timm.counts import counts_from_file
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
+from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.error_table import COLUMNS, TABLES, error_rows, text_table
 
 #: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.
@@ -90,8 +92,11 @@ def _check(args: Namespace) -> None:
         raise ValueError(f"--write writes the checkpoint of one run, got {len(args.run)}")
     for name in ("tau", "gamma"):
         value = getattr(args, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise ValueError(f"--{name} must be a finite number >= 0, got {value}")
+        if value is not None:
+            RANGES[name].checked(f"--{name}", value)
+    if len({Path(folder).resolve() for folder in args.run}) < len(args.run):
+        raise ValueError(f"a run is given twice: {' '.join(args.run)}")
+    build.check_device(args.device)
     if args.output and not args.write:
         raise ValueError("--output is the file of --write: say which classifier to write")
 

@@ -73,7 +73,7 @@ def saved_results(folder: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text())
         results["class_counts"]
-    except (json.JSONDecodeError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is cut short, or no results of mbj train ({error!r})") from error
     return results
 

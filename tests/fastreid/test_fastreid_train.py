@@ -155,7 +155,7 @@ def test_a_series_is_paired_and_gone_on_with(make_cfg, tmp_path, capsys, monkeyp
     train.main(arguments)
     assert [folder for folder, _ in begun] == [str(out / "MBJ-seed5")]
     assert capsys.readouterr().out.splitlines()[-4].split()[:4] == shown[-4].split()[:4]
-    with pytest.raises(ValueError, match="SOLVER.BASE_LR .* now 0.5"):
+    with pytest.raises(SystemExit, match="^mbj train-fastreid: error: .*SOLVER.BASE_LR .* now 0.5"):
         train.main([*arguments, "SOLVER.BASE_LR", "0.5"])
 
 

@@ -271,8 +271,10 @@ def test_a_run_that_is_not_what_it_seems_is_said(mbj_run, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--tau", "-1"], "--tau must be a finite number >= 0, got -1"),
-        (["--gamma", "nan"], "--gamma must be a finite number >= 0, got nan"),
+        (["--tau", "-1"], "--tau must be a number from 0 to 100, got -1"),
+        (["--gamma", "nan"], "--gamma must be a number from 0 to 100, got nan"),
+        (["--tau", "1e300"], "--tau must be a number from 0 to 100, got 1e+300"),
+        (["--device", "banana"], "--device banana: torch knows no such device"),
         (["--choose-on", "dev"], "got 'dev'"),
         (["--output", "x"], "--output is the file of --write"),
         (["--write", "tau-norm", "--output", "nowhere/x.pth"], "cannot write nowhere/x.pth"),
@@ -290,6 +292,8 @@ def test_a_folder_that_is_no_run_is_one_line(digit_runs, mbj_run, tmp_path):
             main([str(path)])
     with pytest.raises(SystemExit, match="no memory of features"):
         main([str(digit_runs / "baseline"), "--write", "retrained"])
+    with pytest.raises(SystemExit, match="a run is given twice"):
+        main([str(mbj_run), str(mbj_run)])
     with pytest.raises(SystemExit, match="got 2"):
         main([str(digit_runs / "mbj"), str(mbj_run), "--write", "tau-norm"])
     for name in ("last.pth.tar", "model_best.pth.tar"):

@@ -142,4 +142,6 @@ def test_bad_input(run, tmp_path):
     assert "last.pth.tar" in fails(broken, new)
     (broken / "results.json").write_text("{")
     assert "results.json is cut short" in fails(broken, new)
+    (broken / "results.json").write_bytes(b"\x00\xff")
+    assert "results.json is cut short" in fails(broken, new)
     assert not new.exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from fastreid.engine import default_argument_parser
 
+from mbj_plugin.tools.fastreid import one_line
 from mbj_plugin.tools.fastreid.synthetic import FOLDER, Plan, draw_dataset
 from mbj_plugin.tools.fastreid.train import find_config, table, train_all
 
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     words = ["--config-file", find_config(CONFIG), *args.opts, "OUTPUT_DIR", str(args.output)]
     options = Namespace(**vars(default_argument_parser().parse_args(words)), compare=True, seed=0, seeds=args.seeds)
-    with contextlib.redirect_stdout(sys.stdout if args.verbose else io.StringIO()):
+    with one_line("mbj demo-fastreid"), contextlib.redirect_stdout(sys.stdout if args.verbose else io.StringIO()):
         scores = train_all(options)
     print(table(scores))
 

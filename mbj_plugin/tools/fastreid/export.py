@@ -19,6 +19,7 @@ from mbj_plugin.fastreid import timm_backbone
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
 from mbj_plugin.fastreid.datasets import EDITION
 from mbj_plugin.files import new_folder
+from mbj_plugin.tools.fastreid import one_line
 
 CONFIG = "config.yaml"
 
@@ -94,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--weights", default="model_final.pth", help="checkpoint of the run (default: %(default)s)")
     args = parser.parse_args(argv)
     output = args.output or args.run / "plain"
-    config = export(args.run, output, args.weights)
+    with one_line("mbj export"):
+        config = export(args.run, output, args.weights)
     print(f"{output / CONFIG} and {output / Path(args.weights).name} need no plugin")
     if needs_timm(config):
         file = output / Path(timm_backbone.__file__).name

@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 from mbj_plugin import files
 from mbj_plugin.files import read_jsonl
+from mbj_plugin.tools.fastreid import one_line
 from mbj_plugin.tools.report.fastreid_run import SCORES, dotted
 from mbj_plugin.tools.trainer.error_table import difference, mean_and_spread
 
@@ -161,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
         args.config_file = find_config(args.config_file)
     except ValueError as error:
         parser.error(str(error))
-    if args.compare or args.seeds != 1:
-        print(table(train_all(args)))
-    else:
-        start(args)
+    with one_line("mbj train-fastreid"):
+        if args.compare or args.seeds != 1:
+            print(table(train_all(args)))
+        else:
+            start(args)

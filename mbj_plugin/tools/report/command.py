@@ -62,8 +62,15 @@ def report(args: argparse.Namespace) -> Path:
     from mbj_plugin.tools.report.style import COLOURS
 
     sys.path.insert(0, os.getcwd())  # as python does for a script of the user's
+    if args.modules:
+        importlib.import_module("mbj_plugin.fastreid")  # fast-reid cannot be imported before it
     for module in args.modules:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise ValueError(f"--import {module}: there is no {module}.py here, and no such package") from error
     found = [run for folder in args.runs for run in run_folders(Path(folder))]
     folders = list({folder.resolve(): folder for folder in found}.values())  # one given twice is shown once
     if len(folders) > len(COLOURS):

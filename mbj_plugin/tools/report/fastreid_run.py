@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import mbj_plugin.fastreid  # noqa: F401  isort: skip  # fast-reid cannot be imported before it
 import fastreid.data.build as data_build
 import numpy as np
 import torch

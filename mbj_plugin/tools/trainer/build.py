@@ -66,17 +66,22 @@ def init_device(args: Namespace) -> torch.device:
         return torch.device(args.device)  # a later run of the same process, which has joined its group already
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        index = torch.device(args.device).index
-    except RuntimeError:
-        raise ValueError(f"--device {args.device}: torch knows no such device, take auto, cpu or cuda") from None
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if args.device.startswith("cuda") and (index or 0) >= found:
-        raise ValueError(f"--device {args.device}: torch {torch.__version__} sees {found or 'no'} CUDA device here")
+    check_device(args.device)
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     return utils.init_distributed_device(args)
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError for a device that torch does not know, or that is not here."""
+    try:
+        index = torch.device(name).index
+    except RuntimeError:
+        raise ValueError(f"--device {name}: torch knows no such device, use cpu or cuda") from None
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and (index or 0) >= found:
+        raise ValueError(f"--device {name}: torch {torch.__version__} sees {found or 'no'} CUDA device here")
 
 
 def make_model(args: Namespace, device: torch.device) -> nn.Module:

@@ -60,6 +60,11 @@ def held_by(args: Namespace) -> None:
     """Raise ValueError where the folder holds another run, whose checkpoints and curves would be mixed with this one's,
     or where a checkpoint is to go on in another folder than its own."""
     folder = folder_of(args)
+    if args.data_dir:
+        data, whole = Path(args.data_dir).resolve(), folder.resolve()
+        splits = (data / args.train_split, data / args.val_split)
+        if whole == data or any(whole.is_relative_to(split) for split in splits):
+            raise ValueError(f"the run's folder {folder} is a folder of the images: set another --output")
     if args.resume:
         if not Path(args.resume).is_file():
             raise ValueError(f"no checkpoint at {args.resume}: --resume takes a file such as RUN/last.pth.tar")

@@ -101,7 +101,7 @@ def test_the_same_features_without_the_plugin(run, command, tiny_opts, tmp_path,
 def test_what_is_no_run(run, monkeypatch, break_it, arguments, said):
     monkeypatch.chdir(run.parent)
     break_it(run)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(SystemExit, match=said):
         export.main([str(run), *arguments])
     assert not (run / "plain").exists()
 
@@ -110,7 +110,7 @@ def test_the_run_stays_as_it_is(run):
     """By a path of its own a checkpoint was once written over."""
     before = {path: path.read_bytes() for path in run.iterdir()}
     export.main([str(run), "--weights", str(run / "model_final.pth")])
-    with pytest.raises(ValueError, match="plain holds files"):
+    with pytest.raises(SystemExit, match="plain holds files"):
         export.main([str(run)])
     assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert {path.name for path in (run / "plain").iterdir()} == {"config.yaml", "model_final.pth"}

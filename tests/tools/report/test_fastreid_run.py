@@ -1,6 +1,9 @@
 """The report on a real run of fast-reid, whole and broken."""
 
+import os
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -101,3 +104,21 @@ def test_a_baseline_has_no_memory(make_trainer, tmp_path):
     (tmp_path / "out" / "config.yaml").write_text(trainer.cfg.dump())
     run = read(tmp_path / "out", use_model=False)
     assert run.memories == {} and run.searches == {} and run.curves["total loss"][""][0]
+
+
+def test_a_new_process_can_read_fast_reid(tmp_path):
+    """fast-reid cannot be imported unless it is repaired first, also by a module of the user's."""
+    (tmp_path / "shop.py").write_text("from fastreid.data.datasets import DATASET_REGISTRY\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for call, said in (
+        ("from mbj_plugin.tools.report import fastreid_run", ""),
+        (
+            "from mbj_plugin.tools.report import main; main(['nowhere', '--import', 'shop'])",
+            "there is no folder nowhere",
+        ),
+        ("from mbj_plugin.tools.report import main; main(['nowhere', '--import', 'shap'])", "there is no shap.py here"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", call], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert said in done.stderr and done.returncode == bool(said), done.stderr

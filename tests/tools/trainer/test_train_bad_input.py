@@ -76,6 +76,13 @@ def test_bad_folders(tmp_path):
     assert "class 'other' has no images in training" in fails(*flags)
 
 
+def test_no_run_goes_into_the_folders_of_the_images(image_folder):
+    data = image_folder
+    for output, name in ((data.parent, data.name), (data / "train", "run"), (data / "train" / "class0", "run")):
+        said = fails(str(data), "--output", str(output), "--experiment", name)
+        assert "is a folder of the images: set another --output" in said
+
+
 def test_unwritable_output(tmp_path, tiny):
     (tmp_path / "file").write_text("")
     assert "cannot write" in fails(*tiny, "--output", str(tmp_path / "file"))
