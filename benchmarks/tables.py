@@ -18,8 +18,8 @@ Measure = tuple[str, bool, int]
 PAIRS = (
     "± after a mean is the standard deviation over seeds; ± after a difference is the standard error of the mean of "
     "the paired differences (same seed = same initial weights, same batches, same crops), and (k/n) says in how many "
-    "of n pairs the first is better. Below three seeds the values themselves stand there. † marks differences between "
-    "runs of two versions of torch."
+    "of n pairs the first is better. With fewer than three seeds the values themselves are given. † marks differences "
+    "between runs of two versions of torch."
 )
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of pages: settings and changes to fast-reid from the code, the digits and their figure from rows.
+"""Write the tables of pages: settings and changes to fast-reid from the code, others and a figure from rows.
 
 python tools/write_pages.py
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.classification import digits  # noqa: E402
+from benchmarks.classification import digits, finetune  # noqa: E402
 from mbj_plugin.settings import RULES, MBJSettings  # noqa: E402
 
 # fast-reid's head has one classifier, and fast-reid counts the images itself.
@@ -52,6 +52,7 @@ TABLES = {
     "settings": ("docs/settings.md", settings_table),
     "repairs": ("docs/results/fastreid-changes.md", repairs_table),
     "digits": ("docs/results/digits.md", digits.table),
+    "finetune": ("docs/results/finetune.md", finetune.table),
 }
 
 

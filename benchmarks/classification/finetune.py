@@ -30,6 +30,7 @@ from torch import Tensor
 
 from benchmarks.cells import append_row, claimed, read_rows
 from benchmarks.classification.data import Images, load_images
+from benchmarks.tables import Table, results_text
 from mbj_plugin.command_line import one_line
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.logit_adjustment import logit_adjusted
@@ -47,6 +48,7 @@ RUNS = {
 }
 OF_MBJ = ("ce", "logit_adjusted", "logit_adjusted_chosen", "mbj")
 SIZE = (3, 64, 64)
+ROWS = Path("docs/results/finetune.jsonl")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 CHOICE_EPOCHS = 3
 TAUS = [round(float(tau), 1) for tau in np.arange(0, 3.01, 0.1)]
@@ -183,6 +185,22 @@ def settings(flags: tuple[str, ...]) -> dict[str, Any]:
     return {"config": load_config("finetune"), "input_size": SIZE, "flags": list(flags)}
 
 
+def table(path: Path = ROWS) -> str:
+    """Markdown for docs/results/finetune.md: the errors on the test images, a table for each data set that has rows."""
+    rows = [row for row in read_rows(path, Cell) if row["test"] == "test"]
+    numbers = {"error": "all", "head": "head", "medium": "medium", "tail": "tail"}
+    titles = {"cifar100_lt": "CIFAR-100-LT", "cifar10_lt": "CIFAR-10-LT"}
+    parts = []
+    for dataset, title in titles.items():
+        runs: Table = {}
+        for row in sorted(rows, key=lambda row: row["seed"]):
+            if row["dataset"] == dataset:
+                runs.setdefault(row["method"], {})[row["seed"]] = row
+        if runs:
+            parts += [f"## {title}", results_text(runs, ("error", True, 1), numbers, ["ce"], {})]
+    return "\n\n".join(parts)
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     p.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
     p.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    p.add_argument("--results", default="docs/results/finetune.jsonl", help="(default: %(default)s)")
+    p.add_argument("--results", default=str(ROWS), help="(default: %(default)s)")
     p.add_argument("--state-dir", default="output/finetune", help="images and runs (default: %(default)s)")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)

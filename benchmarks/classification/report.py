@@ -248,13 +248,13 @@ def _preface(results: str | Path) -> str:
     return (
         f"Made by `python tools/reproduce.py --report` from [{name}]({name}); do not edit. Errors in percent on the "
         "whole, balanced test set after the last epoch. head / medium / tail are the first 20 %, the next 20 % and the "
-        "last 60 % of the classes by number of training images. Under bf16 the logits tie (2.7 to 8.3 % of the test "
-        "images), and a tie counts for the larger class; every other precision has fp32 logits. With one draw of the "
-        f"images ± holds the training alone, with a draw for each seed the draw as well. {PAIRS} ‡ marks rows of runs "
-        "that may have been interrupted, which set their batch classifier back to the memory classifier. Choices "
-        "between methods are made on CIFAR-10-LT, rho 100, only, and on its test set, as the field does: read "
-        "differences of a point between many methods with that in mind. The scaled protocol has Table 3 and Fig. 4 of "
-        "the paper, which are not measured at its own scale."
+        "last 60 % of the classes by number of training images. Under bf16, 2.7 to 8.3 % of the test images have two "
+        "equal logits, and the class with more training images wins; every other precision has fp32 logits. If all "
+        "seeds of a row use the same images, ± includes only the training; otherwise it includes the choice of images "
+        f"too. {PAIRS} ‡ marks runs in which a resume may have replaced the batch classifier by the memory classifier. "
+        "Choices between methods are made only on CIFAR-10-LT, rho 100, and on its test set, as the field does, so "
+        "do not trust differences of a point between many methods. Table 3 and Fig. 4 of the paper were measured at "
+        "the small scale (`cpu`) alone."
     )
 
 
