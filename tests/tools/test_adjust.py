@@ -55,10 +55,8 @@ def stock_errors(folder, checkpoint):
         for image, label in datasets[1]:
             hits[label].append(int(model.eval()(image[None])[0].argmax()) == label)
     groups = {"all": range(10)} | class_groups(loaders.counts)
-    return [
-        100 * (1 - np.mean([hit for c in groups[name] for hit in hits[c]]))
-        for name in ("all", "head", "medium", "tail")
-    ]
+    shares = [np.mean([hit for c in groups[name] for hit in hits[c]]) for name in ("all", "head", "medium", "tail")]
+    return [100 * (1 - share) for share in shares]
 
 
 def test_one_run_with_mbj_has_every_answer(digit_runs, capsys):
@@ -179,10 +177,10 @@ def test_it_is_the_images_that_must_be_others_not_the_names(digit_runs, tmp_path
     for split, kind in (("test", "evaluated"), ("train", "trained")):
         with pytest.raises(SystemExit, match=f"--choose-on {split}: .*{kind} on"):
             main([str(digit_runs / "mbj"), "--choose-on", split])
-    flags = ["--dataset", "", "--val-split", "validation", "--batch-size", "4", "--workers", "0", *SHORT]
-    flags += ["--imbalance-ratio", "1", "--input-size", "3", "16", "16", "--mean", ".5", ".5", ".5"]
-    flags += ["--std", ".2", ".2", ".2", "--data-dir", str(image_folder), "--output", str(tmp_path)]
-    train.main([*flags, "--experiment", "run"])
+    flags = "-c digits --val-split validation --imbalance-ratio 1 -b 4 -j 0"
+    flags += " --input-size 3 16 16 --mean .5 .5 .5 --std .2 .2 .2"
+    places = ["--data-dir", str(image_folder), "--dataset", "", "--output", str(tmp_path), "--experiment", "run"]
+    train.main([*flags.split(), *SHORT, *places])
     with pytest.raises(SystemExit, match="--choose-on val: .*evaluated on 100 %"):  # timm's other name of the folder
         main([str(tmp_path / "run"), "--choose-on", "val"])
 

@@ -100,19 +100,8 @@ def test_an_architecture_of_ours_is_said(tmp_path, tiny, capsys):
 
 def test_the_model_is_made_as_the_run_made_it():
     """timm >= 1.0.31 records these by itself, older ones take them from us."""
-    flags = [
-        "--model",
-        "resnet18",
-        "--gp",
-        "max",
-        "--bn-eps",
-        "0.1",
-        "--in-chans",
-        "1",
-        "--model-kwargs",
-        "stem_width=8",
-    ]
-    args = parse_args(["DATA", *flags, "--drop", "0.5"])
+    flags = "--model resnet18 --gp max --bn-eps 0.1 --in-chans 1 --model-kwargs stem_width=8 --drop 0.5"
+    args = parse_args(["DATA", *flags.split()])
     assert hub._model_args(args) == {"stem_width": 8, "global_pool": "max", "bn_eps": 0.1, "in_chans": 1}
 
 

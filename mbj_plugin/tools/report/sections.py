@@ -16,7 +16,7 @@ from mbj_plugin.tools.report.run import RunRecord
 
 PAGE = "report.html"
 # Of no use to a reader who compares runs.
-PLACES = {"OUTPUT_DIR", *OF_A_SEED} - {"seed", "mbj_seed"}
+NOT_SHOWN = {"OUTPUT_DIR", *OF_A_SEED} - {"seed", "mbj_seed"}
 DRAW = (
     class_section,
     worst_section,
@@ -67,7 +67,7 @@ def _overview(runs: list[RunRecord]) -> Section:
 def _settings(runs: list[RunRecord]) -> Section:
     """Settings and versions, a column for each run; those that differ first."""
     all_of = [run.settings | {f"version of {name}": version for name, version in run.versions.items()} for run in runs]
-    names = dict.fromkeys(name for each in all_of for name in each if name not in PLACES)
+    names = dict.fromkeys(name for each in all_of for name in each if name not in NOT_SHOWN)
     rows = [[name, *(_text(each.get(name)) for each in all_of)] for name in names]
     header = ["setting", *(run.name for run in runs)]
     different = [row for row in rows if len(set(row[1:])) > 1]

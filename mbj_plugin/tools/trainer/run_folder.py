@@ -33,7 +33,7 @@ from mbj_plugin.tools.trainer.evaluate import errors as class_errors
 
 _logger = logging.getLogger("mbj_plugin")
 # What tells that a folder holds a run; half a first checkpoint, of a run that was killed, does not.
-RESULTS = ("last.pth.tar", "checkpoint-*.pth.tar", "model_best.pth.tar", "results.json")
+RUN_FILES = ("last.pth.tar", "checkpoint-*.pth.tar", "model_best.pth.tar", "results.json")
 HALF = "tmp.pth.tar"
 # Metrics of which less is better.
 DECREASING = ("loss", "class_error")
@@ -56,7 +56,7 @@ def folder_of(args: Namespace) -> Path:
     return Path(args.resume).parent if args.resume else Path(args.output or "output/train") / experiment(args)
 
 
-def held_by(args: Namespace) -> None:
+def check_folder(args: Namespace) -> None:
     """Raise ValueError where the folder holds another run, whose checkpoints and curves would be mixed with this one's,
     or where a checkpoint is to go on in another folder than its own."""
     folder = folder_of(args)
@@ -72,7 +72,7 @@ def held_by(args: Namespace) -> None:
         if named.resolve() != folder.resolve():
             raise ValueError(f"a resumed run goes on in its own folder {folder}: leave out --experiment and --output")
         return
-    found = next((path.name for pattern in RESULTS for path in sorted(folder.glob(pattern))), None)
+    found = next((path.name for pattern in RUN_FILES for path in sorted(folder.glob(pattern))), None)
     if found is not None:
         last = folder / "last.pth.tar"
         go_on = f", or go on with that run by --resume {last}" if last.is_file() else ""
@@ -89,7 +89,7 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Iterator[P
     if not lock(folder):
         raise ValueError(f"another process is training into {folder}: give another --experiment, or wait")
     try:
-        held_by(args)
+        check_folder(args)
         with writing_run(folder):
             write(folder / "args.yaml", yaml.safe_dump({k: to_builtin(v) for k, v in vars(args).items()}))
             if isinstance(train_set, LongTailSubset):

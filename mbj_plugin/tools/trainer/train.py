@@ -30,7 +30,7 @@ from mbj_plugin.tools.trainer.evaluate import Metrics, validate
 from mbj_plugin.tools.trainer.progress import Progress
 from mbj_plugin.tools.trainer.run import YOUNG, TrainingRun, make_run
 from mbj_plugin.tools.trainer.run_folder import (
-    held_by,
+    check_folder,
     log_epoch,
     make_saver,
     open_folder,
@@ -71,7 +71,7 @@ def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
         ValueError: for a wrong value, naming it and the fix, before any training.
     """
     started = time.time()
-    held_by(args)
+    check_folder(args)
     run = make_run(args)
     run.progress = progress or run.progress
     if not utils.is_primary(args):

@@ -40,15 +40,9 @@ def run(tmp_path, tiny_opts):
     folder = tmp_path / "run"
     folder.mkdir()
     cfg = get_cfg()
-    losses = (
-        "MODEL.LOSSES.NAME",
-        "('CrossEntropyLoss','MBJLoss')",
-        "MODEL.MBJ.MEMORY",
-        "both",
-        "MODEL.MBJ.MOMENTUM",
-        0.5,
-    )
-    cfg.merge_from_list([*tiny_opts, *losses, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
+    losses = ("MODEL.LOSSES.NAME", "('CrossEntropyLoss','MBJLoss')")
+    memory = ("MODEL.MBJ.MEMORY", "both", "MODEL.MBJ.MOMENTUM", 0.5)
+    cfg.merge_from_list([*tiny_opts, *losses, *memory, "MODEL.HEADS.NUM_CLASSES", 24, "MODEL.DEVICE", "cpu"])
     (folder / "config.yaml").write_text(cfg.dump())
     model = build_model(cfg)
     torch.nn.init.normal_(model.heads.weight)

@@ -127,23 +127,11 @@ def test_a_model_that_does_not_make_the_reported_error_is_told(mbj_run):
 
 
 def test_images_that_are_gone_are_a_line_and_data_finds_them(image_folder, tmp_path):
-    flags = ["--dataset", "", "--val-split", "validation", "--epochs", "1", "--decay-milestones", "1"]
-    flags += ["--imbalance-ratio", "2", "--input-size", "3", "16", "16", "--mean", "0.5", "0.5", "0.5"]
-    flags += [
-        "--std",
-        "0.2",
-        "0.2",
-        "0.2",
-        "--batch-size",
-        "4",
-        "--workers",
-        "0",
-        "--warmup-epochs",
-        "0",
-        "--no-progress",
-    ]
+    flags = "--val-split validation --epochs 1 --decay-milestones 1 --warmup-epochs 0 --imbalance-ratio 2 -b 4 -j 0"
+    flags += " --input-size 3 16 16 --mean 0.5 0.5 0.5 --std 0.2 0.2 0.2 --no-progress -c digits"
     data = shutil.copytree(image_folder, tmp_path / "data")
-    train.main([*flags, "--data-dir", str(data), "--output", str(tmp_path), "--experiment", "run"])
+    places = ["--data-dir", str(data), "--dataset", "", "--output", str(tmp_path), "--experiment", "run"]
+    train.main([*flags.split(), *places])
     shutil.move(data, tmp_path / "elsewhere")
     run = read(tmp_path / "run")
     assert "does not exist" in " ".join(run.missing) and run.truth is None and run.classifiers

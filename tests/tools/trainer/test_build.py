@@ -48,10 +48,9 @@ def test_the_model_is_what_the_flags_say(monkeypatch):
     asked = []
     monkeypatch.setattr(build, "create_model", lambda name, **kwargs: asked.append((name, kwargs)) or nn.Linear(2, 3))
     monkeypatch.setattr(build, "set_fast_norm", lambda: asked.append("fast norm"))
-    flags = (
-        "--drop 0.1 --drop-path 0.2 --drop-block 0.3 --gp max --bn-momentum 0.4 --bn-eps 0.5 --in-chans 1 --fast-norm"
-    )
-    args = arguments("--model", "resnet18", "--model-kwargs", "depth=8", *flags.split(), pretrained=True)
+    flags = "--model resnet18 --model-kwargs depth=8 --drop 0.1 --drop-path 0.2 --drop-block 0.3 --gp max"
+    flags += " --bn-momentum 0.4 --bn-eps 0.5 --in-chans 1 --fast-norm"
+    args = arguments(*flags.split(), pretrained=True)
     build.make_model(args, CPU)
     expected = {
         **{"pretrained": True, "in_chans": 1, "num_classes": 3, "drop_rate": 0.1, "drop_path_rate": 0.2},
@@ -104,9 +103,8 @@ def test_names_of_models(monkeypatch):
 
 
 def test_a_loss_can_adapt_the_model():
-    assert isinstance(
-        build.make_model(arguments(loss="benchmarks.rivals.ldam:LDAMLoss"), CPU).get_classifier(), CosineLinear
-    )
+    model = build.make_model(arguments(loss="benchmarks.rivals.ldam:LDAMLoss"), CPU)
+    assert isinstance(model.get_classifier(), CosineLinear)
 
 
 @pytest.mark.parametrize(("ranks", "sync"), [(2, True), (2, False), (1, True)])
@@ -154,13 +152,10 @@ def test_models_without_what_a_flag_asks_for():
     two = {"model": "deit_tiny_distilled_patch16_224", "model_kwargs": {}, "head_init_scale": 1.0, "in_chans": 3}
     with pytest.raises(ValueError, match="^--head-init-... needs one linear classifier, deit_.* has another$"):
         build.make_model(arguments(**two), CPU)
-    with pytest.raises(
-        ValueError, match="^resnet32_cifar has no gradient checkpointing: leave out --grad-checkpointing$"
-    ):
+    with pytest.raises(ValueError, match="^resnet32_cifar has no gradient checkpointing: leave out --grad-checkpoint"):
         build.make_model(arguments(grad_checkpointing=True), CPU)
-    assert build.make_model(
-        arguments(model="resnet18", model_kwargs={}, grad_checkpointing=True), CPU
-    ).grad_checkpointing
+    args = arguments(model="resnet18", model_kwargs={}, grad_checkpointing=True)
+    assert build.make_model(args, CPU).grad_checkpointing
 
 
 def test_mixed_precision(monkeypatch):
@@ -185,19 +180,16 @@ def test_data_sets(monkeypatch, tmp_path):
         build, "make_dataset", lambda args, split, training, mode: asked.append((split, training, mode)) or sets[split]
     )
     monkeypatch.setattr(build, "check_same_classes", lambda *both: asked.append(both))
-    args = arguments(val_split="held out", num_classes=None, imbalance_ratio=None)
+    values = {"val_split": "held out", "num_classes": None, "imbalance_ratio": None}
+    args = arguments(**values)
     assert build.make_datasets(args) == tuple(sets.values())
     assert asked == [("train", True, "L"), ("held out", False, "L"), tuple(sets.values())]
     assert args.num_classes == 5
     (tmp_path / "counts.json").write_text(json.dumps([3, 2, 2, 1, 1, 1, 1]))
-    args = arguments(
-        val_split="held out", num_classes=None, imbalance_ratio=None, mbj_class_counts=str(tmp_path / "counts.json")
-    )
-    build.make_datasets(args)
-    assert args.num_classes == 7
-    args = arguments(val_split="held out", num_classes=9, imbalance_ratio=None)
-    build.make_datasets(args)
-    assert args.num_classes == 9
+    for more, number in (({"mbj_class_counts": str(tmp_path / "counts.json")}, 7), ({"num_classes": 9}, 9)):
+        args = arguments(**values | more)
+        build.make_datasets(args)
+        assert args.num_classes == number
 
 
 def batch_loss(start=0, **values):

@@ -4,7 +4,7 @@ import pytest
 from test_args import refused
 
 from benchmarks.classification.settings import load_settings
-from mbj_plugin.files import config_folder, find_config
+from mbj_plugin.files import config_folder
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.tools.trainer.args import parse_args
 
@@ -57,19 +57,13 @@ def test_numbers_in_any_notation(tmp_path):
 
 
 def test_the_paper_to_the_letter_yields_to_flags():
-    args = parse_args(["--mbj", "--mbj-recipe", "paper"])
-    assert (args.mbj_norm, args.mbj_start) == ("sum", 0)
     args = parse_args(["--mbj", "--mbj-recipe", "paper", "--mbj-start", "auto"])
     assert (args.mbj_norm, args.mbj_start) == ("sum", "auto")
 
 
 @pytest.mark.parametrize(
     ("recipe", "name", "start"),
-    [
-        ("default", "mbj", "auto"),
-        ("balanced", "balanced_softmax_own_mbj", "auto"),
-        ("paper", "mbj_paper", 0),
-    ],
+    [("default", "mbj", "auto"), ("balanced", "balanced_softmax_own_mbj", "auto"), ("paper", "mbj_paper", 0)],
 )
 def test_the_recipes_are_methods_of_the_results_page(recipe, name, start):
     args = parse_args(["--mbj", "--mbj-recipe", recipe, "-c", "cifar10_lt100"])
@@ -125,10 +119,3 @@ def test_bad_configs(text, named, tmp_path, capsys):
     said = refused(capsys, "-c", str(tmp_path / "values.yaml"))
     assert "values.yaml" in said or named.startswith(("--epochs", "no config"))
     assert re.search(named.replace("[", "\\["), said)
-
-
-def test_names_of_no_config():
-    with pytest.raises(ValueError, match="no config 'nowhere'.*digits"):
-        find_config("nowhere", "timm", ".yaml")
-    with pytest.raises(ValueError, match="no config"):
-        find_config("nowhere/digits.yaml", "timm", ".yaml")

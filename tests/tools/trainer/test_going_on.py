@@ -239,16 +239,7 @@ def test_a_checkpoint_of_other_images_is_refused(folder_run, tmp_path, change, m
             shutil.copytree(images / split / "class1", images / split / "class3")
     if change == "remove":
         (images / "train/class0/0.png").unlink()
-    flags = [
-        *folder_flags(images),
-        "--epochs",
-        "2",
-        "--mbj",
-        "--mbj-start",
-        "0",
-        "--resume",
-        str(root / "run/last.pth.tar"),
-    ]
+    flags = [*folder_flags(images), *MBJ, "--epochs", "2", "--resume", str(root / "run/last.pth.tar")]
     assert message in fails(*flags)
 
 
@@ -397,4 +388,3 @@ def test_flags_of_train_py_that_cost_little_and_stock_timm(tmp_path, image_folde
     stock = timm.create_model("resnet10t", num_classes=3, checkpoint_path=last).state_dict()
     assert stock.keys() == weights.keys() and all(torch.equal(value, weights[key]) for key, value in stock.items())
     assert "--pretrained --pretrained-path" in fails(*flags, "--num-classes", "12", "--initial-checkpoint", last)
-    assert "has no gradient checkpointing" in fails(*SHORT, "--grad-checkpointing")

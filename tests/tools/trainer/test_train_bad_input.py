@@ -3,14 +3,13 @@
 import re
 
 import pytest
-import torch
+from PIL import Image
 from test_train import QUICK, fails, run
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "resnet18x"], "no model 'resnet18x', did you mean 'resnet18'"),
         (["nowhere"], "data folder nowhere does not exist"),
         (["--dataset", "torch/cifar10"], "give --data-dir"),
         (["--dataset", "torch/cifar99", "--data-dir", "."], "cannot read the train split of torch/cifar99"),
@@ -20,14 +19,8 @@ from test_train import QUICK, fails, run
         (["--num-classes", "5"], "label 9 is out of range"),
         (["--num-classes", "12"], "2 of 12 classes have no training images"),
         (["--mbj", "--mbj-size", "0"], "--mbj-size must be a whole number.* from 1 .*, got 0"),
-        (
-            ["--mbj", "--mbj-recipe", "balanced", "--smoothing", "0.1"],
-            "--mbj-classifier-loss balanced_softmax.*hard labels",
-        ),
         (["--mbj", "--mbj-recipe", "balanced", "--mbj-classifier", "shared"], "classifier_loss.*classifier 'own'"),
         (["--mbj", "--mbj-eta", "-1"], "eta.*-1"),
-        (["--mbj", "--mbj-eta", "nan"], "eta.*nan"),
-        (["--mbj", "--mbj-beta", "-2"], "beta.*-2"),
         (["--mbj", "--mbj-start", "100"], "epoch 100, past the end of the run of 60 epochs"),
         (["--mbj", "--mbj-start", "soon"], "start must be.*'soon'"),
         (["--mbj", "--mbj-momentum", "0.5"], "momentum 0.5"),
@@ -37,12 +30,10 @@ from test_train import QUICK, fails, run
         (["--opt-kwargs", "foo=1"], "--opt momentum.*foo"),
         (["--device", "foo"], "--device foo"),
         (["--batch-size", "4000"], "do not fill one batch"),
-        (["--device", "cuda:7"], "sees no CUDA device"),
         (["--resume", "missing.pth.tar"], "no checkpoint at missing.pth.tar"),
         (["--compare", "--resume", "x"], "--resume goes on with one run"),
         (["--seeds", "2", "--resume", "x"], "--resume goes on with one run"),
         (["--mbj", "--loss", "benchmarks.rivals.ldam:LDAMLoss"], "gives CosineLinear"),
-        (["--loss", "focal", "--smoothing", "0.1"], "--loss focal takes hard labels"),
         (["--loss", "focall"], "unknown loss 'focall'"),
         (["--loss", "math:NoClass"], "math:NoClass"),
         (["--loss", "os:path"], "os:path must be a class"),
@@ -53,8 +44,6 @@ from test_train import QUICK, fails, run
 )
 def test_bad_input(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "cuda:7" in flags and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
     assert re.search(message, fails(*flags))
 
 
@@ -64,8 +53,6 @@ def test_bad_folders(tmp_path):
     assert "Found 0 images" in fails(str(tmp_path))
     one = tmp_path / "one" / "train" / "only"
     one.mkdir(parents=True)
-    from PIL import Image
-
     Image.new("RGB", (8, 8)).save(one / "a.png")
     flags = (str(tmp_path / "one"), "--model", "resnet18")
     assert "has no folder (or tar file) 'validation', it holds train" in fails(*flags)
