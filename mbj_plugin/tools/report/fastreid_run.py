@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from fastreid_today.checkpoints import load_checkpoint
 from mbj_plugin.fastreid.run_folder import read_classes
 from mbj_plugin.tools.report.run import RunRecord, read_bank, series
-from mbj_plugin.tools.report.search import SearchImages, scores, search
+from mbj_plugin.tools.report.search import SCORES, SearchImages, scores, scores_by_size, search
 
 CHECKPOINTS = ("model_final.pth", "model_best.pth")
 CURVES = {
@@ -34,7 +34,6 @@ CURVES = {
     "lr": "learning rate",
     "cls_accuracy": "batch accuracy",
 }
-SCORES = ("mAP", "mINP", "Rank-1")
 BANK = re.compile(r"(?:(?P<head>.*)\.)?memories\.(?P<kind>\w+)\.bank\.(?P<entry>\w+)")
 
 
@@ -135,7 +134,11 @@ def _search(run: RunRecord, folder: Path, state: dict[str, Any], args: Namespace
             queries, gallery = (_extract(model, sorted(part), cfg) for part in (dataset.query, dataset.gallery))
             found = search(queries, gallery, cosine=cfg.TEST.METRIC == "cosine")
             run.searches[name] = found
-            run.facts[f"{name}, {len(found):,} queries"] = "mAP {:.1f} %, Rank-1 {:.1f} %".format(*scores(found))
+            run.facts[f"{name}, {len(found):,} queries"] = ", ".join(f"{k} {v:.1f} %" for k, v in scores(found).items())
+            if cfg.DATASETS.COMBINEALL:  # fast-reid trains on them under this name
+                run.retrieval_by_size |= scores_by_size(read_classes(folder), found, "_test_")
+            elif getattr(dataset, "trains_on_test_identities", False):
+                run.retrieval_by_size |= scores_by_size(read_classes(folder), found, "_")
 
 
 @torch.no_grad()

@@ -31,6 +31,10 @@ def headline(runs: list[RunRecord]) -> tuple[list[str], Section]:
         keys = dict.fromkeys(key for line in lines.values() for each in line for key in each or {})
         caption = "The last evaluation, in percent; higher is better. The change is that of the first score."
         section.tables.append(_table(lines, tuple(keys), caption))
+        by_size = _lines(runs, lambda run: {run.settings.get(name, "model"): run.retrieval_by_size})
+        keys_by_size = tuple(dict.fromkeys(key for run in runs for key in run.retrieval_by_size))
+        caption = "The model on test identities that it was trained on, by the size of their training class"
+        section.tables.append(_table(by_size, keys_by_size, caption, folded=True))
         key = next((key for key in keys if key.endswith("mAP")), next(iter(keys)))
         verdicts.append(_verdict(lines, key, key))
     return verdicts, section

@@ -40,10 +40,11 @@ class RunRecord:
     """A run of any host.
 
     ``classifiers`` are those of the run, "batch", "batch_adjusted" or "memory", and ``chosen`` is the key of the one
-    that the user chose at the start. ``retrieval`` maps a score, "mAP" say, to percent. ``curves`` maps the name of a
-    figure to its lines, "" for the run's own and a name for one of its classifiers, each (x, y) lists, x in
-    ``curve_unit``s; ``diagnostics`` are the rows of diagnostics.jsonl; ``searches`` maps a test set to its queries;
-    ``missing`` says in one line each what could not be read.
+    that the user chose at the start. ``retrieval`` maps a score, "mAP" say, to percent, and ``retrieval_by_size``
+    "tail mAP" and its kin, of identities that were trained on. ``curves`` maps the name of a figure to its lines, ""
+    for the run's own and a name for one of its classifiers, each (x, y) lists, x in ``curve_unit``s; ``diagnostics``
+    are the rows of diagnostics.jsonl; ``searches`` maps a test set to its queries; ``missing`` says in one line each
+    what could not be read.
     """
 
     name: str
@@ -58,6 +59,7 @@ class RunRecord:
     test_images: int = 0
     truth: np.ndarray | None = None
     retrieval: dict[str, float] = field(default_factory=dict)
+    retrieval_by_size: dict[str, float] = field(default_factory=dict)
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
     memories: dict[str, MemoryBank] = field(default_factory=dict)

@@ -6,19 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mbj_plugin.diagnostics.groups import GROUPS
+from mbj_plugin.longtail import class_groups
+
 CHUNK = 256
+SCORES = ("mAP", "mINP", "Rank-1")
 
 
 @dataclass
 class Query:
     """A query with at least one right image in the gallery.
 
-    ``precision`` is its average precision, ``rank`` the place of the best right image, from 1, and ``nearest`` its
-    path. ``best`` are the first images that were found: path, and whether it is right.
+    ``precision`` is its average precision, ``inverse_penalty`` the share of right images up to the last of them (mINP
+    is its mean), ``rank`` the place of the best right image, from 1, and ``nearest`` its path. ``best`` are the first
+    images that were found: path, and whether it is right.
     """
 
     path: str
+    identity: int
     precision: float
+    inverse_penalty: float
     rank: int
     nearest: str
     best: list[tuple[str, bool]]
@@ -60,16 +67,32 @@ def search(queries: SearchImages, gallery: SearchImages, cosine: bool = True, be
             precision = float(np.mean(np.arange(1, len(places) + 1) / (places + 1)))
             first = [(gallery.paths[i], bool(same)) for i, same in zip(order[:best], right[:best], strict=True)]
             nearest = gallery.paths[order[places[0]]]
-            found.append(Query(queries.paths[index], precision, int(places[0]) + 1, nearest, first))
+            penalty, who = len(places) / (int(places[-1]) + 1), int(queries.identities[index])
+            found.append(Query(queries.paths[index], who, precision, penalty, int(places[0]) + 1, nearest, first))
     if not found:
         raise ValueError("no query has an image of the same identity, by another camera, in the gallery")
     return found
 
 
-def scores(queries: list[Query]) -> tuple[float, float]:
-    """mAP and Rank-1 in percent."""
-    both = np.mean([(query.precision, query.rank == 1) for query in queries], axis=0)
-    return 100 * float(both[0]), 100 * float(both[1])
+def scores(queries: list[Query]) -> dict[str, float]:
+    """mAP, mINP and Rank-1 in percent."""
+    means = np.mean([(query.precision, query.inverse_penalty, query.rank == 1) for query in queries], axis=0)
+    return dict(zip(SCORES, (100 * means).tolist(), strict=True))
+
+
+def scores_by_size(sizes: dict[str, int], queries: list[Query], separator: str) -> dict[str, float]:
+    """Scores by the size of the class that an identity had in training; keys like "tail mAP".
+
+    Args:
+        sizes: training images of each class.
+        queries: of identities that were trained on.
+        separator: what stands before the identity in the name of its class.
+    """
+    groups, identities = class_groups(list(sizes.values())), [name.rpartition(separator)[2] for name in sizes]
+    group_of = {identities[label]: group for group in GROUPS for label in groups[group]}
+    parts = {group: [query for query in queries if group_of.get(str(query.identity)) == group] for group in GROUPS}
+    values = {name: scores(part) for name, part in parts.items() if part}
+    return {f"{name} {key}": values[name][key] for key in SCORES for name in values}
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -39,7 +39,8 @@ def test_a_run_is_read_whole_and_broken(run_folder, tiny_plan, tmp_path, monkeyp
     assert [line for line in run.missing if "diagnostics.jsonl" not in line] == []
     # The scores are fast-reid's own, of the same model.
     (found,) = run.searches.values()
-    assert scores_of(found) == pytest.approx((scores["mAP"], scores["Rank-1"]), abs=1e-3)
+    assert scores_of(found) == pytest.approx({key: scores[key] for key in ("mAP", "mINP", "Rank-1")}, abs=1e-3)
+    assert run.retrieval_by_size == {}  # its test identities are none of the training set
     assert len(found) == 2 * tiny_plan.test
     # Four identities of eight images, twenty of two.
     assert sorted(run.class_counts.tolist()) == [2] * 20 + [8] * 4
@@ -95,6 +96,8 @@ def test_scores_are_of_the_model_alone(make_trainer, tmp_path):
     run = read(tmp_path / "out")
     assert run.class_counts.tolist() == mbj_heads(trainer.model)[0].memories["prototype"].class_counts.tolist()
     assert any("without FLIP" in line for line in run.missing) and run.searches
+    # Trained on the test sets too, so each query is one of a group.
+    assert {key.split()[1] for key in run.retrieval_by_size} == {"mAP", "mINP", "Rank-1"}
 
 
 def test_a_baseline_has_no_memory(make_trainer, tmp_path):

@@ -18,7 +18,7 @@ from mbj_plugin.tools.report.headline import headline
 from mbj_plugin.tools.report.memory_view import memory_section
 from mbj_plugin.tools.report.retrieval import worst_section
 from mbj_plugin.tools.report.run import RunRecord
-from mbj_plugin.tools.report.search import SearchImages, search
+from mbj_plugin.tools.report.search import SearchImages, scores_by_size, search
 from mbj_plugin.tools.report.search import scores as scores_of
 
 # Test images of classes 0 to 4: 4, 2, 0, 3, 1. Sizes 120, 60, 30, 10, 4: head is class 0, medium 1, tail 2 to 4.
@@ -162,7 +162,23 @@ def test_retrieval_is_counted_and_the_worst_are_the_worst(found, axes):
     assert [query.path[-5] for query in found] == list("0123")  # identity 9 is not in the gallery
     np.testing.assert_allclose([query.precision for query in found], precision)
     assert [query.rank for query in found] == [1, 1, 2, 2]
-    np.testing.assert_allclose(scores_of(found), (100 * np.mean(precision), 50))
+    penalty = [2 / 3, 3 / 4, 3 / 5, 3 / 5]
+    assert scores_of(found) == pytest.approx({"mAP": 100 * np.mean(precision), "mINP": 65.41666667, "Rank-1": 50})
+    # The first query alone is of identity 1, a head class; where only "_test_" tells, toy_2 is another identity.
+    for sizes, separator in (
+        ({"toy_1": 9, "toy_2": 1}, "_"),
+        ({"toy_test_1": 9, "toy_2": 8, "toy_test_2": 1}, "_test_"),
+    ):
+        by_size = scores_by_size(sizes, found, separator)
+        assert by_size == pytest.approx(
+            {
+                **{"head mAP": 100 * precision[0], "tail mAP": 100 * np.mean(precision[1:])},
+                **{"head mINP": 100 * penalty[0], "tail mINP": 100 * np.mean(penalty[1:])},
+                **{"head Rank-1": 100, "tail Rank-1": 100 / 3},
+            }
+        )
+    run = RunRecord("a", retrieval={"mAP": 50.0}, retrieval_by_size=by_size)
+    assert headline([run])[1].tables[1].rows[0][1:3] == ["83.33", "67.96"]
     section = worst_section([RunRecord("a", searches={"toy": found})])
     shown = [axis for key, value in axes.items() if isinstance(key, Figure) for axis in value]
     titles = [[axis.get_title() for axis in shown[5 * row : 5 * row + 5]] for row in range(4)]

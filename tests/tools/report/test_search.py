@@ -14,7 +14,7 @@ def images(count, seed, identities=5, cameras=3):
 
 
 def reference(queries, gallery, index, cosine):
-    """(average precision, rank, path) of one query by the definition; None where it has no right image."""
+    """(average precision, inverse penalty, rank, path) by the definition; None where no image is right."""
     ranked = []
     for j in range(len(gallery.paths)):
         if gallery.identities[j] == queries.identities[index] and gallery.cameras[j] == queries.cameras[index]:
@@ -28,7 +28,9 @@ def reference(queries, gallery, index, cosine):
     if not any(right):
         return None
     precisions = [sum(right[: place + 1]) / (place + 1) for place, same in enumerate(right) if same]
-    return sum(precisions) / len(precisions), right.index(True) + 1, sorted(ranked)[right.index(True)][2]
+    last = max(place for place, same in enumerate(right, 1) if same)
+    path = sorted(ranked)[right.index(True)][2]
+    return sum(precisions) / len(precisions), sum(right) / last, right.index(True) + 1, path
 
 
 @pytest.mark.parametrize("cosine", [True, False])
@@ -39,10 +41,9 @@ def test_queries_are_ranked_by_the_definition(cosine, monkeypatch):
     slow = {queries.paths[i]: reference(queries, gallery, i, cosine) for i in range(20)}
     assert [query.path for query in found] == [path for path in slow if slow[path]]
     for query in found:
-        assert (query.precision, query.rank, query.nearest) == (
-            pytest.approx(slow[query.path][0]),
-            *slow[query.path][1:],
-        )
+        precision, penalty, rank, nearest = slow[query.path]
+        assert (query.precision, query.inverse_penalty) == pytest.approx((precision, penalty))
+        assert (query.rank, query.nearest) == (rank, nearest)
 
 
 def test_images_of_the_querys_own_camera_do_not_count():
