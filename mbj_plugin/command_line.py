@@ -90,3 +90,16 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The end of a message on a name that is not known; empty where none of ``names`` is near."""
     near = difflib.get_close_matches(name, list(names), 1)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError for a device that torch does not know, or that is not here."""
+    import torch  # slow, and --help does not need it
+
+    try:
+        index = torch.device(name).index
+    except RuntimeError:
+        raise ValueError(f"--device {name}: torch knows no such device, use cpu or cuda") from None
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and (index or 0) >= found:
+        raise ValueError(f"--device {name}: torch {torch.__version__} sees {found or 'no'} CUDA device here")

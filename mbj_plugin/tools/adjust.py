@@ -13,11 +13,10 @@ import torch
 
 from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.checks import RANGES
-from mbj_plugin.command_line import OneLineParser, one_line
+from mbj_plugin.command_line import OneLineParser, check_device, one_line
 from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.timm.counts import counts_from_file
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
-from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.error_table import COLUMNS, TABLES, error_rows, text_table
 
 #: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.
@@ -96,7 +95,7 @@ def _check(args: Namespace) -> None:
             RANGES[name].checked(f"--{name}", value)
     if len({Path(folder).resolve() for folder in args.run}) < len(args.run):
         raise ValueError(f"a run is given twice: {' '.join(args.run)}")
-    build.check_device(args.device)
+    check_device(args.device)
     if args.output and not args.write:
         raise ValueError("--output is the file of --write: say which classifier to write")
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mbj_plugin.command_line import OneLineParser, one_line
+from mbj_plugin.command_line import OneLineParser, check_device, one_line
 from mbj_plugin.tools.report.run import RunRecord
 
 # Files that tell whose run it is, without importing the host.
@@ -58,6 +58,9 @@ def report(args: argparse.Namespace) -> Path:
     Raises:
         ValueError: for a folder that holds no run or cannot be written, or too many runs.
     """
+    check_device(args.device)
+    if args.data is not None and not Path(args.data).is_dir():
+        raise ValueError(f"--data {args.data}: there is no such folder")
     from mbj_plugin.tools.report.sections import write_report
     from mbj_plugin.tools.report.style import COLOURS
 
@@ -82,6 +85,8 @@ def report(args: argparse.Namespace) -> Path:
         runs.append(RunRecord(name))
         host: Any = importlib.import_module(f"mbj_plugin.tools.report.{kind_of(folder)}_run")
         host.read_run(runs[-1], folder, args)
+        for line in runs[-1].missing:
+            print(f"  {line}")
     return write_report(runs, Path(args.output or Path(args.runs[0], "report")))
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import WeightedRandomSampler
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from mbj_plugin.batch_losses import create_loss, loss_class
-from mbj_plugin.command_line import did_you_mean, reason
+from mbj_plugin.command_line import check_device, did_you_mean, reason
 from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
 from mbj_plugin.tools.trainer.data import (
@@ -71,17 +71,6 @@ def init_device(args: Namespace) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     return utils.init_distributed_device(args)
-
-
-def check_device(name: str) -> None:
-    """Raise ValueError for a device that torch does not know, or that is not here."""
-    try:
-        index = torch.device(name).index
-    except RuntimeError:
-        raise ValueError(f"--device {name}: torch knows no such device, use cpu or cuda") from None
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name.startswith("cuda") and (index or 0) >= found:
-        raise ValueError(f"--device {name}: torch {torch.__version__} sees {found or 'no'} CUDA device here")
 
 
 def make_model(args: Namespace, device: torch.device) -> nn.Module:

@@ -117,6 +117,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"cannot read the checkpoint {path}, it is no checkpoint or cut short ({reason(error)[:120]}): "
             "resume from an older one in the same folder"
         ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path} is no training checkpoint (it has no state_dict): give one that mbj train wrote")
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
+    needed = ["state_dict"] + ["task_state"] * bool(getattr(checkpoint.get("args"), "mbj", False))
+    if missing := [key for key in needed if not isinstance(checkpoint.get(key), dict)]:
+        raise UserError(f"{path} is no training checkpoint (it has no {missing[0]}): give one that mbj train wrote")
     return checkpoint

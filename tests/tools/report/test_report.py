@@ -164,6 +164,9 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
             main([str(tmp_path / "runs")])
     with pytest.raises(SystemExit, match="there is no folder"):
         main([str(tmp_path / "nowhere")])
+    for flags in (["--device", "banana"], ["--data", str(tmp_path / "nowhere")]):
+        with pytest.raises(SystemExit, match=" ".join(flags)):
+            main([str(tmp_path / "runs/1"), *flags])
     with pytest.raises(SystemExit, match="cannot write|holds files"):
         main([str(tmp_path / "runs/1"), "--output", str(tmp_path / "runs/1/summary.csv/report")])
     for flags, message in ((["--divice", "cpu"], "did you mean --device?"), (["--device"], "expected one")):
@@ -184,4 +187,5 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
 def test_a_run_given_twice_is_shown_once(tmp_path, capsys):
     write(tmp_path / "run/results.json", "{}")
     main([str(tmp_path), str(tmp_path / "run"), "--no-model", "--output", str(tmp_path / "out")])
-    assert capsys.readouterr().out.count("Reading") == 1
+    said = capsys.readouterr().out
+    assert said.count("Reading") == 1 and "  results.json: " in said  # what cannot be read is said here, too

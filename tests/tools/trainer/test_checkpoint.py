@@ -1,6 +1,7 @@
 """What a checkpoint holds beside timm's, and what is said of a file that is none."""
 
 import random
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=f"cannot read the checkpoint {path}") as error:
         read_checkpoint(str(path))
     assert "\n" not in str(error.value)
-    for content in ([1, 2], {"state_dict": [1]}, {"weights": {}}):
+    of_mbj = {"state_dict": {}, "args": Namespace(mbj=True)}
+    for content in ([1, 2], {"state_dict": [1]}, {"weights": {}}, of_mbj, of_mbj | {"task_state": [1]}):
         torch.save(content, path)
         with pytest.raises(ValueError, match=f"{path} is no training checkpoint"):
             read_checkpoint(str(path))
