@@ -20,7 +20,7 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 
-from mbj_plugin.tools.fastreid.synthetic import Plan, draw_dataset
+from benchmarks.retrieval.synthetic import Plan, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where there is CUDA, fast-reid's loader puts every batch there.

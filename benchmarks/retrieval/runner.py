@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from benchmarks.retrieval.settings import Cell, Settings, load_settings
 from mbj_plugin import __version__
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts
-from mbj_plugin.tools.fastreid.demo import quiet_fastreid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,17 @@ def run_cells(cells: list[Cell], job: Job) -> int:
     for names in {settings.config(cell, job.options).DATASETS.NAMES for cell in cells}:
         DATASET_REGISTRY.get(names[0])(root=job.data)  # images that are missing are an error now, not in a worker
     return run_in_processes(cells, job, _work)
+
+
+def quiet_fastreid() -> None:
+    """Keep fast-reid's log off the screen, and what torch says of its code: a storage type that it uses, and the four
+    workers of its test loader. Without a handler the trainer sets one up, which prints every layer."""
+    logger = logging.getLogger("fastreid")
+    logger.addHandler(logging.NullHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for message in ("TypedStorage is deprecated", "This DataLoader will create"):
+        warnings.filterwarnings("ignore", message)
 
 
 def _work(rank: int, cells: list[Cell], job: Job) -> None:

@@ -103,9 +103,9 @@ def fastreid_step(folder: Path, device: str, head: str, size: tuple[int, int], b
     from fastreid.engine import DefaultTrainer
     from fastreid.utils.events import EventStorage
 
+    from benchmarks.retrieval.runner import quiet_fastreid
+    from benchmarks.retrieval.synthetic import Plan, draw_dataset
     from mbj_plugin.fastreid.diagnostics import add_hook
-    from mbj_plugin.tools.fastreid.demo import quiet_fastreid
-    from mbj_plugin.tools.fastreid.synthetic import Plan, draw_dataset
     from mbj_plugin.tools.fastreid.train import find_config
 
     quiet_fastreid()

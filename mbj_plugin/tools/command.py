@@ -13,7 +13,6 @@ COMMANDS = {
     "report": ("mbj_plugin.tools.report", "write a page on one run or several"),
     "hub": ("mbj_plugin.tools.hub", "write a run as a folder that timm loads, also from Hugging Face's hub"),
     "train-fastreid": ("mbj_plugin.tools.fastreid.train", "train a fast-reid model"),
-    "demo-fastreid": ("mbj_plugin.tools.fastreid.demo", "train fast-reid on a small synthetic set"),
     "export": ("mbj_plugin.tools.fastreid.export", "write a fast-reid run as files that need no plugin"),
     "doctor": ("fastreid_today.doctor", "check whether fast-reid works here, and list the repairs"),
 }

@@ -10,11 +10,11 @@ import torch
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
+from benchmarks.retrieval import synthetic
 from mbj_plugin.fastreid.collect import mbj_heads
 from mbj_plugin.fastreid.counts import class_counts
 from mbj_plugin.fastreid.datasets import register_edition
 from mbj_plugin.functional import sampling_probs
-from mbj_plugin.tools.fastreid import synthetic
 
 IMAGES = 72  # of the tiny set: 4 identities with 8, 20 with 2
 

@@ -12,10 +12,10 @@ from fastreid.config import get_cfg
 from page_runner import DOCS, run_page
 from PIL import Image
 
+from benchmarks.retrieval.synthetic import FOLDER
 from mbj_plugin.fastreid.config import DEFAULTS
 from mbj_plugin.tools import report
 from mbj_plugin.tools.fastreid import export
-from mbj_plugin.tools.fastreid.synthetic import FOLDER
 from mbj_plugin.tools.fastreid.train import find_config
 
 # What comes last counts.

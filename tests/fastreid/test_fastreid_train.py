@@ -10,7 +10,7 @@ from fastreid.utils.checkpoint import Checkpointer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbj_plugin.fastreid.collect import mbj_heads
-from mbj_plugin.tools.fastreid import demo, train
+from mbj_plugin.tools.fastreid import train
 
 MAX = ("MODEL.MBJ.NORM", "max", "MODEL.MBJ.SIZE", 64)
 SCALARS = ("loss_mbj", "mbj/prototype/fill", "mbj/prototype/coverage")
@@ -157,13 +157,3 @@ def test_a_series_is_paired_and_gone_on_with(make_cfg, tmp_path, capsys, monkeyp
     assert capsys.readouterr().out.splitlines()[-4].split()[:4] == shown[-4].split()[:4]
     with pytest.raises(SystemExit, match="^mbj train-fastreid: error: .*SOLVER.BASE_LR .* now 0.5"):
         train.main([*arguments, "SOLVER.BASE_LR", "0.5"])
-
-
-def test_demo(monkeypatch, capsys, tiny_plan, tmp_path):
-    monkeypatch.setattr(demo, "Plan", lambda: tiny_plan)
-    monkeypatch.setattr("fastreid.data.build._root", None)
-    demo.main(["--output", str(tmp_path), "SOLVER.MAX_EPOCH", "1", "SOLVER.IMS_PER_BATCH", "16"])
-    lines = capsys.readouterr().out.splitlines()
-    assert any("Synthetic" in line for line in lines)
-    assert lines[-6].split() == ["%", "baseline", "MBJ", "difference"]
-    assert [line.split()[0] for line in lines[-4:]] == ["mAP", "mINP", "Rank-1", "1"]

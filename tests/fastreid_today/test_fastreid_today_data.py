@@ -6,7 +6,7 @@ import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from mbj_plugin.tools.fastreid.synthetic import FOLDER
+from benchmarks.retrieval.synthetic import FOLDER
 
 
 def test_a_finished_run_resumed(make_trainer):

@@ -1,4 +1,4 @@
-"""The commands for fast-reid: training, a demo without a data set, and the export of a finished run."""
+"""The commands for fast-reid: training, and the export of a finished run."""
 
 import sys
 from collections.abc import Iterator
