@@ -8,6 +8,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+GROUPS = ("head", "medium", "tail")
+SHOTS = ("many_shot", "medium_shot", "few_shot")
+
 
 def count_classes(labels: ArrayLike, num_classes: int | None = None) -> np.ndarray:
     """(C,) int64 number of images of each class. Negative labels are unlabelled and do not count.

@@ -19,7 +19,6 @@ OF_EACH = {"feature": {"eta": 15.0, "size": 500}, "prototype": {"eta": 1 / 7, "s
 NO_OWN_CLASSIFIER = (
     "classifier_loss trains a classifier of the memory's own: it needs classifier 'own' and memory 'feature' or 'both'"
 )
-WORDS = {"0": False, "1": True, "false": False, "true": True}
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,6 @@ def _in_range(name: str, default: float | None, help: str) -> Any:
 def _one_of(default: str | None, choices: tuple[str, ...], help: str) -> Any:
     wanted = f"one of {', '.join(choices)}"
     return _setting(default, str, wanted, lambda value: value if value in choices else None, help, choices)
-
-
-def _switch(default: bool, help: str) -> Any:
-    return _setting(default, bool, "True or False", lambda value: value if isinstance(value, bool) else None, help)
 
 
 @dataclass(frozen=True)
@@ -140,10 +135,6 @@ class MBJSettings:
         "the name of a file",
         lambda value: value if isinstance(value, str) else None,
         "JSON list of the number of training images of each class, for data sets that cannot be counted",
-    )
-    diagnostics: bool = _switch(
-        True,
-        "write what the memory holds and how features jitter, also without MBJ; this does not change the run",
     )
 
     def __post_init__(self) -> None:
@@ -231,9 +222,7 @@ def checked(name: str, value: Any, shown: str = "") -> Any:
 
 def read(name: str, value: Any, shown: str = "") -> Any:
     """:func:`checked` of what a config or a command line gives, where a number can be text (YAML's 1e-3 is)."""
-    if isinstance(value, str) and RULES[name].kind is bool:
-        value = WORDS.get(value.strip().lower(), value)
-    elif isinstance(value, str) and not RULES[name].choices and name != "class_counts":
+    if isinstance(value, str) and not RULES[name].choices and name != "class_counts":
         value = _as_number(value)
     return checked(name, value, shown)
 

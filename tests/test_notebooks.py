@@ -12,7 +12,7 @@ from tests.in_fork import in_fork
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Pictures of each cell that draws any.
-PICTURES = {"timm": [4, 2, 2], "fastreid": [2, 3]}
+PICTURES = {"timm": [4, 2, 1], "fastreid": [2, 2]}
 
 
 def run(cells, folder):

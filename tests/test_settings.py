@@ -74,7 +74,7 @@ def test_presets_are_settings(task):
 @pytest.mark.parametrize(
     ("name", "given", "value"),
     [
-        *[("eta", "1e-3", 0.001), ("size", "500", 500), ("size", 500.0, 500), ("diagnostics", "0", False)],
+        *[("eta", "1e-3", 0.001), ("size", "500", 500), ("size", 500.0, 500)],
         *[("start", "0.5", 0.5), ("start", "12.5", 12.5), ("start", "1", 1)],
         *[("seed", None, None), ("class_counts", "7", "7"), ("norm", "sum", "sum"), ("start", 3.0, 3)],
     ],
@@ -89,7 +89,7 @@ def test_read(name, given, value):
     [
         *[("eta", value) for value in (-1, 1e7, float("nan"), True, "much", None) if value is not None],
         *[("size", value) for value in (0, 2.5, 10**400)],
-        *[("scale", 0), ("momentum", 1.0), ("seed", 2**63), ("diagnostics", 1), ("beta", None)],
+        *[("scale", 0), ("momentum", 1.0), ("seed", 2**63), ("beta", None)],
         *[("start", value) for value in (1.0, "1.0", -1, "soon", True, float("nan"), float("inf"), 10**400)],
     ],
 )
@@ -168,11 +168,6 @@ def test_presets():
     assert MBJSettings(memory="both").effective()["eta"] == {"feature": 15.0, "prototype": 1 / 7}
     both = MBJSettings(memory="both", size=7.0)
     assert both.effective()["size"] == {"feature": 7, "prototype": 7} and both.effective()["norm"] == "max"
-    assert both.kinds == ("feature", "prototype") and type(both.size) is int and both.diagnostics is True
+    assert both.kinds == ("feature", "prototype") and type(both.size) is int
     with pytest.raises(dataclasses.FrozenInstanceError):
         both.size = 8
-
-
-@pytest.mark.parametrize(("text", "value"), [("0", False), ("1", True), ("False ", False), (" TRUE", True)])
-def test_switches_in_words(text, value):
-    assert read("diagnostics", text) is value

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imported once, and not in every fork. Not fast-reid itself, which the plugin must come before.
 PRELOADED = (
     *("timm.data", "timm.loss", "timm.optim", "timm.scheduler", "timm.task", "yacs.config"),
-    *("sklearn.datasets", "sklearn.metrics", "torch.utils.tensorboard"),
+    *("sklearn.datasets", "sklearn.metrics"),
 )
 # One other operator for each, and one other bound: the dozen that cosmic-ray has say little more, at a dozen times the
 # cost. A "|" is mostly of an annotation.

@@ -21,7 +21,7 @@ from mbj_plugin.tools.fastreid.train import find_config
 #: The parts of a config that a row carries: what makes the run, without paths and logging.
 RECORDED = ("MODEL", "INPUT", "DATALOADER", "SOLVER", "TEST")
 #: What makes no difference to a row, so that it can be given as an option: where and in what batches the model runs.
-FREE = ("MODEL.DEVICE", "MODEL.MBJ.DIAGNOSTICS", "TEST.IMS_PER_BATCH")
+FREE = ("MODEL.DEVICE", "TEST.IMS_PER_BATCH")
 #: A row does not carry these: every cell is tested once, after its last epoch, since a test draws random numbers.
 UNRECORDED = (*FREE, "TEST.EVAL_PERIOD")
 #: Keys of MODEL.MBJ that are younger than the first rows, which stand for these values, and one that is gone.
@@ -122,8 +122,6 @@ class Settings:
         name = register_edition(base, cell.num_head, cell.tail_size)
         cfg.merge_from_list(["DATASETS.NAMES", (name,), "DATASETS.TESTS", (dataset.name,)])
         cfg.merge_from_list(["MODEL.HEADS.NAME", "MBJHead" if "MBJ" in method else "EmbeddingHead"])
-        # A baseline has none; off in all arms, so that they differ in nothing but the method.
-        cfg.merge_from_list(["MODEL.MBJ.DIAGNOSTICS", False])
         for node, values in method.items():
             for key, value in values.items():
                 try:

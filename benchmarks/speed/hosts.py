@@ -1,4 +1,4 @@
-"""Pairs of whole steps and runs in the hosts: with MBJ, its diagnostics on, against the same without."""
+"""Pairs of whole steps and runs in the hosts: with MBJ, its diagnostics included, against the same without."""
 
 import contextlib
 import copy
@@ -69,12 +69,6 @@ def run_pairs(device: str) -> Iterator[Pair]:
     without."""
     on, off = (partial(whole_run, device, *more) for more in (["--mbj"], []))
     yield "a whole run of train_timm with --mbj and its table / without (resnet32_cifar, digits at 32 x 32)", on, off
-
-
-def diagnostics_pairs(device: str) -> Iterator[Pair]:
-    """A whole run with its diagnostics against one without."""
-    on, off = (partial(whole_run, device, "--mbj", *more) for more in ([], ["--no-mbj-diagnostics"]))
-    yield "a whole run of train_timm --mbj with its diagnostics / without", on, off
 
 
 def whole_run(device: str, *flags: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from benchmarks.speed import core, hosts, ranks
 from benchmarks.speed.timing import Pair, Seconds, in_turn, ratio, versions
 
-PARTS = ("enqueue", "start", "sample", "inat", "product", "timm", "run", "diagnostics", "fastreid", "ranks")
+PARTS = ("enqueue", "start", "sample", "inat", "product", "timm", "run", "fastreid", "ranks")
 
 
 def pairs(part: str, device: str, dim: int) -> Iterator[Pair]:

@@ -29,8 +29,8 @@ import mbj_plugin.timm.models  # registers resnet32_cifar
 from benchmarks.classification.data import Images, class_ranks, load_images
 from benchmarks.classification.recipe import STATISTICS, crop_and_flip, normalize, pad_images
 from benchmarks.tables import markdown
+from mbj_plugin import diagnostics
 from mbj_plugin.command_line import one_line
-from mbj_plugin.diagnostics.jitter import angular_variance
 from mbj_plugin.files import write
 from mbj_plugin.tools.trainer.data import Digits
 
@@ -150,6 +150,13 @@ def jitter(features: Tensor) -> dict[str, Any]:
         "jitter_one": float(variances[-1, 0]),
         "curve": [[int(mark), float(v.mean())] for mark, v in zip(marks, variances, strict=True)],
     }
+
+
+def angular_variance(vectors: Tensor) -> Tensor:
+    """(...) angular variance in rad^2 of (..., T, D), T features of each instance."""
+    instances, times = vectors.shape[:-2], vectors.shape[-2]
+    owner = torch.arange(instances.numel()).repeat_interleave(times)
+    return diagnostics.angular_variance(vectors.flatten(0, -2), owner, instances.numel()).reshape(instances)
 
 
 def _batches(count: int, study: Study, rng: np.random.Generator) -> Iterator[Tensor]:

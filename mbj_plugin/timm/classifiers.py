@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,18 +56,6 @@ def affine_map(layer: Any) -> tuple[Tensor, Tensor | None]:
         bias = forward(layer, layer.weight.new_zeros(1, dim).view(shape)).flatten(1)
         weight = forward(layer, units.view(shape)).flatten(1) - bias
     return weight.T, bias[0]
-
-
-@contextmanager
-def recorded_inputs(layers: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """The (B, D) input of each layer, in the order in which they are called."""
-    inputs: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1))) for layer in layers]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def same_map(weight: Tensor, bias: Tensor | None, features: Tensor, output: Tensor, tolerance: float = 0.05) -> bool:

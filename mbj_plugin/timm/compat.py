@@ -21,7 +21,7 @@ from timm.utils import cuda as timm_cuda
 
 KNOWN = "1.0.27 to 1.0.31"
 # Of timm's train.py: locals of the function that builds its task, and what is read of its arguments.
-LOCALS = ("args", "loader_train", "loader_eval")
+LOCALS = ("args", "loader_train")
 ARGUMENTS = ("num_classes", "grad_accum_steps", "seed", "smoothing", "epochs")
 
 
@@ -54,8 +54,8 @@ def expect(condition: bool, name: str) -> None:
 
 
 @relies("train.py", f"the function that builds the task has the locals {', '.join(LOCALS)}")
-def training_run() -> tuple[Namespace, Any, Any]:
-    """Arguments, training loader and evaluation loader (None without) of the script that is building its task.
+def training_run() -> tuple[Namespace, Any]:
+    """Arguments and training loader of the script that is building its task.
 
     train.py hands none to the task, and keeps them as locals of the function that builds it.
 
@@ -64,11 +64,11 @@ def training_run() -> tuple[Namespace, Any, Any]:
     """
     frame = inspect.currentframe()
     while frame is not None:
-        args, train_loader, evaluation_loader = (frame.f_locals.get(name) for name in LOCALS)
+        args, train_loader = (frame.f_locals.get(name) for name in LOCALS)
         if isinstance(args, Namespace) and train_loader is not None:
             shape = hasattr(train_loader, "dataset") and all(hasattr(args, name) for name in ARGUMENTS)
             expect(shape, "training_run")
-            return args, train_loader, evaluation_loader
+            return args, train_loader
         frame = frame.f_back
     # train.py itself is known by its own names; any other script is not what the module is for.
     expect(not hasattr(sys.modules.get("__main__"), "_parse_args"), "training_run")

@@ -7,8 +7,10 @@ builds anything; from then on ``ClassificationTask(...)`` gives an :class:`MBJTa
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +18,7 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from mbj_plugin.command_line import one_line
-from mbj_plugin.diagnostics.monitor import Monitor
-from mbj_plugin.sampling import rank_and_world
+from mbj_plugin.diagnostics import memories_report
 from mbj_plugin.timm import clip
 from mbj_plugin.timm.compat import (
     create_classification_loss,
@@ -26,7 +27,7 @@ from mbj_plugin.timm.compat import (
     training_run,
 )
 from mbj_plugin.timm.counts import training_counts
-from mbj_plugin.timm.diagnostics import EpochDiagnostics, fit_columns, make_monitor
+from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.settings import from_text, make_criterion
 from mbj_plugin.timm.task import MBJTask
@@ -46,7 +47,7 @@ class EnabledTask(MBJTask):
         verbose: bool = True,
         criterion_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        args, loader, evaluation_loader = training_run()
+        args, loader = training_run()
         if criterion is None and criterion_kwargs:
             criterion = create_classification_loss(**criterion_kwargs)
         updates = -(-len(loader) // max(1, args.grad_accum_steps))
@@ -62,27 +63,25 @@ class EnabledTask(MBJTask):
                 f"MBJ: {settings}, memory loss from epoch {epoch:g}, {counts.min()} to {counts.max()} images a class"
             )
         super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
-        if settings.diagnostics and rank_and_world()[0] == 0:
-            _SUMMARY.watch(make_monitor(model, mbj_loss, counts, loader, evaluation_loader), len(loader))
+        _SUMMARY.watch(mbj_loss, len(loader))
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         result = super().forward(input, target)
-        if _SUMMARY.monitor is not None:
-            _SUMMARY.add(self.criterion.parts)
+        _SUMMARY.add(self.criterion.parts)
         return result
 
 
 class _Summary:
-    """timm's ``update_summary``, which train.py calls after each epoch, with the diagnostics of the last task."""
+    """timm's ``update_summary``, which train.py calls after each epoch on the first rank, with the diagnostics of the
+    last task."""
 
     def __init__(self, update_summary: Callable[..., None]) -> None:
         self.update_summary = update_summary
         self.watch(None, 0)
 
-    def watch(self, monitor: Monitor | None, iterations: int) -> None:
-        self.monitor, self.iterations = monitor, iterations
+    def watch(self, criterion: MBJLoss | None, iterations: int) -> None:
+        self.criterion, self.iterations = criterion, iterations
         self.sums: dict[str, Tensor] = {}  # of the losses of the epoch's steps
-        self.diagnostics: EpochDiagnostics | None = None
 
     def add(self, parts: dict[str, Tensor]) -> None:
         self.sums = {name: self.sums.get(name, 0) + part.float() for name, part in parts.items()}
@@ -97,18 +96,30 @@ class _Summary:
         write_header: bool | None = None,
         log_wandb: bool = False,
     ) -> None:
-        """As timm's; the first epoch that is reported is the one that the run began or went on with."""
-        if self.monitor is not None:
-            if self.diagnostics is None:
-                folder = os.path.dirname(filename)
-                self.diagnostics = EpochDiagnostics(self.monitor, folder, epoch, self.iterations)
+        """As timm's."""
+        if self.criterion is not None:
             losses = {name: total.item() / self.iterations for name, total in self.sums.items()}
             self.sums = {}
             # A new dict: train.py prints its own at the end, as JSON.
-            train_metrics = {**train_metrics, **losses, **self.diagnostics.report(epoch, losses)}
+            held = memories_report([self.criterion.memories], self.criterion.class_counts)
+            train_metrics = {**train_metrics, **losses, **held}
         if not write_header:
-            train_metrics = fit_columns(train_metrics, filename)
+            train_metrics = _fit_columns(train_metrics, filename)
         self.update_summary(epoch, train_metrics, eval_metrics, filename, lr, write_header, log_wandb)
+
+
+def _fit_columns(train_metrics: dict[str, float], summary: str) -> dict[str, float]:
+    """The training metrics of a row of timm's summary.csv, which writes them in order under the header that is there.
+
+    Where a run was resumed with or without MBJ, exactly the columns of that header, NaN in those that this run does not
+    have. Older timm writes a new header there, and the last one counts.
+    """
+    lines = Path(summary).read_text().splitlines() if Path(summary).exists() else []
+    headers = [line.split(",") for line in lines if line.startswith("epoch,")]
+    if not headers:
+        return train_metrics
+    names = [name.removeprefix("train_") for name in headers[-1] if name.startswith("train_")]
+    return {name: train_metrics.get(name, math.nan) for name in names}
 
 
 def _new(cls: type, *args: Any, **kwargs: Any) -> Any:

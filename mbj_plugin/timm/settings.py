@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from mbj_plugin.batch_losses import create_loss
@@ -73,11 +73,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "train exactly as in the paper); other flags override the recipe (default: %(default)s)",
     )
     for name, rule in RULES.items():
-        more: dict[str, Any] = {"action": BooleanOptionalAction}
-        if rule.kind is not bool:
-            metavar = {int: "N", float: "X"}.get(rule.kind, "FILE" if name == "class_counts" else "WHEN")
-            more = {"choices": rule.choices} if rule.choices else {"type": rule.kind, "metavar": metavar}
+        metavar = {int: "N", float: "X"}.get(rule.kind, "FILE" if name == "class_counts" else "WHEN")
+        more: dict[str, Any] = {"choices": rule.choices} if rule.choices else {"type": rule.kind, "metavar": metavar}
         default = getattr(MBJSettings, name)
-        shown = {True: "on", False: "off"}[default] if rule.kind is bool else default
-        text = rule.help if default is None else f"{rule.help} (default: {shown})"
+        text = rule.help if default is None else f"{rule.help} (default: {default})"
         group.add_argument(flag(f"mbj_{name}"), default=default, help=text, **more)

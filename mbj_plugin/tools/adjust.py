@@ -14,9 +14,9 @@ import torch
 from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.checks import RANGES
 from mbj_plugin.command_line import OneLineParser, check_device, one_line
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.timm.counts import counts_from_file
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
+from mbj_plugin.tools.group_errors import group_errors
 from mbj_plugin.tools.trainer.error_table import COLUMNS, TABLES, error_rows, text_table
 
 #: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mbj_plugin.files import new_file
-from mbj_plugin.timm.classifiers import classifier_layers, recorded_inputs, same_map
-from mbj_plugin.timm.diagnostics import input_layers
+from mbj_plugin.timm.classifiers import classifier_layers, same_map
 from mbj_plugin.timm.head import Heads
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.args import make_parser
@@ -104,6 +104,29 @@ def memory_states(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if bank == "bank":
             states.setdefault(kind, {})[entry] = value
     return states
+
+
+@contextmanager
+def recorded_inputs(layers: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """The (B, D) input of each layer, in the order in which they are called."""
+    inputs: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(1))) for layer in layers]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _input_layers(model: Any) -> list[nn.Module]:
+    """The layers that classify: linear ones, or one of a loss's own; none where the model has no such classifier."""
+    classifier: Any = model.get_classifier()
+    if isinstance(classifier, nn.Module) and getattr(getattr(classifier, "weight", None), "ndim", 0) == 2:
+        return [classifier]
+    try:
+        return classifier_layers(model)
+    except ValueError:
+        return []
 
 
 @dataclass
@@ -246,11 +269,7 @@ class FinishedRun:
         Unlabelled images are left out. Of a model without a plain classifier the inputs are (B, 0).
         """
         self.model.eval()
-        try:
-            layers = input_layers(self.model)
-        except ValueError:
-            layers = []
-        with recorded_inputs(layers) as inputs:
+        with recorded_inputs(_input_layers(self.model)) as inputs:
             for images, labels in loader:
                 inputs.clear()
                 logits = self.model(images.to(self.device)).float().cpu()

@@ -95,8 +95,6 @@ def test_bad_keys_and_values_are_named(key, value):
         ("SCALE", 0, "a number above 0 to 1e+06, got 0"),
         ("SCALE", 1000001, "a number above 0 to 1e+06, got 1000001"),
         ("MARGIN", 1000001, "a number from 0 to 1e+06, got 1000001"),
-        ("DIAGNOSTICS", 1, "True or False, got 1"),
-        ("DIAGNOSTICS", "yes", "True or False, got 'yes'"),
     ],
 )
 def test_what_a_value_must_be_is_said_to_the_letter(key, value, said):
@@ -110,19 +108,17 @@ def test_what_a_value_must_be_is_said_to_the_letter(key, value, said):
     [
         *[("SIZE", (1, 10**7)), ("ETA", (0, 1e6)), ("BETA", (0, 100)), ("MARGIN", (0, 1e6))],
         *[("MOMENTUM", (0, 1 - 2**-53)), ("SCALE", (5e-324, 1e6)), ("START", (0, 1, 2, 10**12, 1 - 2**-53, 5e-324))],
-        ("DIAGNOSTICS", (True, False)),
     ],
 )
 def test_the_ends_of_a_range_belong_to_it(key, values):
     for value in values:
         found = checked(key, value)
         assert found == value
-        assert type(found) is type(value) or key not in ("SIZE", "START", "DIAGNOSTICS")
+        assert type(found) is type(value) or key not in ("SIZE", "START")
 
 
 def test_values_of_the_command_line_are_text():
-    cfg = merged("MODEL.MBJ.DIAGNOSTICS", "False", "SOLVER.MAX_EPOCH", "7", "MODEL.MBJ.SIZE", "9")
-    assert cfg.MODEL.MBJ.DIAGNOSTICS is False
+    cfg = merged("SOLVER.MAX_EPOCH", "7", "MODEL.MBJ.SIZE", "9")
     assert (cfg.SOLVER.MAX_EPOCH, cfg.MODEL.MBJ.SIZE) == (7, 9)
 
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mbj_plugin.timm import attach_head
-from mbj_plugin.timm.classifiers import recorded_inputs, same_map
+from mbj_plugin.timm.classifiers import same_map
 from mbj_plugin.timm.head import detach_head
+from mbj_plugin.tools.finished_run import recorded_inputs
 
 # name, image size, layers of the classifier: linear, convolution, two heads that are averaged
 MODELS = [("resnet18", 32, 1), ("dla46_c", 64, 1), ("deit_tiny_distilled_patch16_224", 224, 2)]

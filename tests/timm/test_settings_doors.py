@@ -7,8 +7,7 @@ from mbj_plugin.tools.trainer.args import make_parser
 
 def test_flags_and_text_say_the_same():
     argv = "--mbj-memory both --mbj-eta 3 --mbj-size 9 --mbj-beta 1 --mbj-norm sum --mbj-start 0.5 --mbj-momentum 0.9"
-    argv += " --no-mbj-diagnostics"
-    text = "memory=both, eta=3,size=9,beta=1,norm=sum,start=0.5,momentum=0.9,diagnostics=0"
+    text = "memory=both, eta=3,size=9,beta=1,norm=sum,start=0.5,momentum=0.9"
     assert from_args(make_parser().parse_args(argv.split())) == from_text(text)
     assert from_args(make_parser().parse_args([])) == from_text("") == MBJSettings()
 
@@ -20,7 +19,6 @@ def test_flags_and_text_say_the_same():
         ("eta", "'eta'.*key=value"),
         ("eta=big", "MBJ: eta must be a number .*, got 'big'"),
         ("size=0.5", "MBJ: size must be a whole number .*, got 0.5"),
-        ("diagnostics=2", "diagnostics must be True or False, got '2'"),
     ],
 )
 def test_bad_text(text, message):

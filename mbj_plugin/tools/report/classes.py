@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from mbj_plugin.diagnostics.groups import GROUPS
-from mbj_plugin.longtail import class_groups
+from mbj_plugin.longtail import GROUPS, class_groups
 from mbj_plugin.tools.report.page import Section, Table
 from mbj_plugin.tools.report.run import RunRecord, Scores, side_by_side
 from mbj_plugin.tools.report.style import (

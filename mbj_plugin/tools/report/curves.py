@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mbj_plugin.diagnostics.groups import GROUPS
+from mbj_plugin.longtail import GROUPS
 from mbj_plugin.tools.report.page import Section
 from mbj_plugin.tools.report.run import RunRecord, colour_of, series
 from mbj_plugin.tools.report.style import draw_lines, plot, shown
 
 UNITS = {"error": "error, %", "tail error": "error, %", "batch loss": "loss", "memory loss": "eta × loss"}
-#: What is recorded of the probe images and of each memory: a figure's title, and its axis.
-RECORDED = {"mbj/probe_jitter": ("jitter of fixed images", "angular variance, rad²")}
+#: What is recorded of each memory: a figure's title, and its axis.
+RECORDED: dict[str, tuple[str, str]] = {}
 for kind in ("feature", "prototype"):
     RECORDED[f"mbj/{kind}/entries"] = (f"{kind} memory, rows", "rows")
     RECORDED[f"mbj/{kind}/age"] = (f"{kind} memory, age", "mean age, iterations")
@@ -36,20 +36,19 @@ def curve_section(runs: list[RunRecord]) -> Section:
 
 
 def recorded_section(runs: list[RunRecord]) -> Section:
-    """What the run itself recorded of its memories and its probe images, a figure for each with a line a group."""
+    """What the run itself recorded of its memories, a figure for each with a line a group."""
     section = Section(
-        "Memory and jitter over iterations (Fig. 2)",
-        "Jitter is how far the features of one image spread over the recorded editions of the model: the mean squared "
-        "angle to their mean direction. The paper's finding is that the tail's jitter is the smaller one, and falls "
-        "with the learning rate. The rows of a class in a memory of features differ by their images as well.",
+        "Memory and jitter while training",
+        "Jitter is how far the rows of a class in the memory spread: the mean squared angle to their mean direction. "
+        "For prototypes it is the paper's jitter alone; the rows of features differ by their images as well.",
     )
     for number, run in enumerate(runs):
         for key, (what, unit) in RECORDED.items():
-            lines = {group: series(run.diagnostics, "step", f"{key}_{group}") for group in GROUPS}
+            lines = {group: series(run.diagnostics, run.curve_unit, f"{key}_{group}") for group in GROUPS}
             last = ", ".join(f"{group} {ys[-1]:,.4g}" for group, (_, ys) in lines.items() if ys)
             if last:
                 caption = f"{run.name}, {what}: at the end {last}."
                 file = f"recorded-{number}-{key.removeprefix('mbj/')}"
                 with plot(section, file, f"{shown(run.name)}: {what}", unit, caption) as axis:
-                    draw_lines(axis, lines, "iteration", log="rad" in unit)
+                    draw_lines(axis, lines, run.curve_unit, log="rad" in unit)
     return section

@@ -51,7 +51,6 @@ def read_run(run: RunRecord, folder: Path, args: Namespace) -> None:
         run.class_counts = np.array(list(sizes.values()))
         run.class_names = [name.rpartition("_")[2] for name in sizes]
         run.facts["training images"] = f"{run.class_counts.sum():,} of {len(sizes):,} identities"
-    run.read_diagnostics(folder)
     with run.part("checkpoint"):
         state = _checkpoint(run, folder)
         run.memories = {kind: read_bank(bank) for kind, bank in _banks(state).items()}
@@ -71,7 +70,7 @@ def dotted(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_metrics(run: RunRecord, folder: Path) -> None:
-    rows = run.read_lines(folder / "metrics.json", "iteration")
+    run.diagnostics = rows = run.read_lines(folder / "metrics.json", "iteration")
     for key in dict.fromkeys(key for row in rows for key in row):
         name = CURVES.get(key, key.removeprefix("loss_") + " loss" if key.startswith("loss_") else None)
         points = series(rows, "iteration", key)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mbj_plugin.diagnostics.groups import GROUPS, SHOTS
+from mbj_plugin.longtail import GROUPS, SHOTS
 from mbj_plugin.tools.report.page import Section, Table
 from mbj_plugin.tools.report.run import RunRecord
 from mbj_plugin.tools.trainer.error_table import Errors, difference, error_rows, mean_and_spread, paired

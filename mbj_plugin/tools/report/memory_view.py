@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mbj_plugin.diagnostics.groups import GROUPS
-from mbj_plugin.diagnostics.memory_report import memory_report
+from mbj_plugin.diagnostics import memory_report
+from mbj_plugin.longtail import GROUPS
 from mbj_plugin.memory import MemoryBank
 from mbj_plugin.tools.report.page import Section, Table
 from mbj_plugin.tools.report.run import RunRecord, colour_of

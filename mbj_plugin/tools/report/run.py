@@ -25,7 +25,7 @@ Curve = tuple[list[float], list[float]]
 class Scores:
     """One classifier on the test images.
 
-    ``errors`` are those of :func:`mbj_plugin.diagnostics.groups.group_errors`; ``by_class`` (C,) percent, NaN for a
+    ``errors`` are those of :func:`mbj_plugin.tools.group_errors.group_errors`; ``by_class`` (C,) percent, NaN for a
     class without test images; ``answers`` (N,) classes beside the run's ``truth``, where the model was run.
     """
 
@@ -43,8 +43,8 @@ class RunRecord:
     that the user chose at the start. ``retrieval`` maps a score, "mAP" say, to percent, and ``retrieval_by_size``
     "tail mAP" and its kin, of identities that were trained on. ``curves`` maps the name of a figure to its lines, ""
     for the run's own and a name for one of its classifiers, each (x, y) lists, x in ``curve_unit``s; ``diagnostics``
-    are the rows of diagnostics.jsonl; ``searches`` maps a test set to its queries; ``missing`` says in one line each
-    what could not be read.
+    are rows of what the run recorded of its memories, each with its ``curve_unit``; ``searches`` maps a test set to its
+    queries; ``missing`` says in one line each what could not be read.
     """
 
     name: str
@@ -85,11 +85,6 @@ class RunRecord:
         if broken:
             self.missing.append(f"{path.name}: {broken} broken line{'s' * (broken > 1)} left out")
         return rows
-
-    def read_diagnostics(self, folder: Path) -> None:
-        """What was recorded while the run trained."""
-        with self.part("what was recorded while training (diagnostics.jsonl)"):
-            self.diagnostics = self.read_lines(folder / "diagnostics.jsonl", "step")
 
 
 def side_by_side(runs: list[RunRecord]) -> list[tuple[str, RunRecord, Scores]]:

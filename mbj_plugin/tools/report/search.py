@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mbj_plugin.diagnostics.groups import GROUPS
-from mbj_plugin.longtail import class_groups
+from mbj_plugin.longtail import GROUPS, class_groups
 
 CHUNK = 256
 SCORES = ("mAP", "mINP", "Rank-1")

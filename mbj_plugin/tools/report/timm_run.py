@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.logit_adjustment import logit_adjusted
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, memory_states, newest_checkpoint, saved_results
+from mbj_plugin.tools.group_errors import group_errors
 from mbj_plugin.tools.report.run import RunRecord, Scores, read_bank
 from mbj_plugin.tools.trainer.dataset_summary import class_names
 from mbj_plugin.tools.trainer.series import row_name
@@ -36,7 +36,6 @@ def read_run(run: RunRecord, folder: Path, args: Namespace) -> None:
         _read_results(run, folder)
     with run.part("curves (summary.csv)"):
         _read_summary(run, folder)
-    run.read_diagnostics(folder)
     with run.part("checkpoint"):
         name, checkpoint, broken = newest_checkpoint(folder)
         for each in broken:
@@ -75,6 +74,9 @@ def _read_summary(run: RunRecord, folder: Path) -> None:
     for row in rows:
         if row.get("eval_top1"):
             row["eval_error"] = str(100 - float(row["eval_top1"]))
+        recorded = {key.removeprefix("train_"): value for key, value in row.items() if key and "mbj/" in key}
+        run.diagnostics.append({name: float(value) for name, value in recorded.items() if value})
+        run.diagnostics[-1]["epoch"] = float(row["epoch"])
     for key in dict.fromkeys(key for row in rows for key in row if key):
         figure, line = CURVES.get(key, ""), ""
         if match := ERROR.fullmatch(key):

@@ -24,7 +24,7 @@ _logger = logging.getLogger("mbj_plugin")
 # Without a data set the main job runs: MBJ on scikit-learn's digits.
 DEFAULT_CONFIG = "digits"
 # What MBJ alone reads. Its start is also that of a late phase of one's own loss.
-MBJ_ONLY = [f"mbj_{name}" for name in RULES if name not in ("start", "class_counts", "diagnostics")]
+MBJ_ONLY = [f"mbj_{name}" for name in RULES if name not in ("start", "class_counts")]
 # What the crop of --crop-pad stands in for, or contradicts.
 NOT_WITH_CROP_PAD = ("scale", "ratio", "train_crop_mode", "train_interpolation", "no_aug")
 # Flags that do nothing without another one.

@@ -16,7 +16,6 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from mbj_plugin.command_line import UserError, reason
-from mbj_plugin.diagnostics.monitor import Monitor
 from mbj_plugin.sampling import rank_and_world
 from mbj_plugin.timm.compat import UpstreamChangedError, load_checkpoint
 from mbj_plugin.timm.task import MBJTask
@@ -41,12 +40,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 class _ExactResume:
-    """Adds to a task's checkpoint the generators of all ranks, as they were when :meth:`remember_rng` was called, and
-    the diagnostics."""
+    """Adds to a task's checkpoint the generators of all ranks, as they were when :meth:`remember_rng` was called."""
 
     rng_states: list[dict[str, Any]] | None = None
-    #: Diagnostics of the run, on the first rank, where they are on.
-    monitor: Monitor | None = None
     #: What a schedule that looks at a metric sees.
     schedule_metric: float | None = None
     #: What else of the run goes into the checkpoint, when it is written.
@@ -65,8 +61,6 @@ class _ExactResume:
         state = super().get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)  # type: ignore[misc]
         if not ema:
             state["batch_loss"] = batch_loss(self).state_dict()
-            if self.monitor is not None:
-                state["diagnostics"] = self.monitor.state_dict()
             state |= self.run_state()
             if self.rng_states is not None:
                 state["rng_states"] = self.rng_states

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tabulate import tabulate
 
-from mbj_plugin.diagnostics.groups import GROUPS, SHOTS
+from mbj_plugin.longtail import GROUPS, SHOTS
 
 TABLES = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
 #: Classifier to its errors for each seed, None where that run has not the classifier.

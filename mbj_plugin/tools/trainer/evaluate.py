@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.sampling import rank_and_world
 from mbj_plugin.timm.head import BATCH_CLASSIFIER, classifier_layers, evaluate_classifiers
+from mbj_plugin.tools.group_errors import group_errors
 
 Metrics = dict[str, Any]
 

@@ -274,7 +274,7 @@ PLACES = frozenset(
     {
         *("config", "mbj_recipe", "data", "data_dir", "dataset_download", "output", "experiment", "resume"),
         *("device", "rank", "local_rank", "distributed", "workers", "pin_mem", "prefetcher"),
-        *("no_prefetcher", "validation_batch_size", "checkpoint_hist", "mbj_diagnostics", "log_wandb"),
+        *("no_prefetcher", "validation_batch_size", "checkpoint_hist", "log_wandb"),
         *("wandb_project", "compare", "seeds", "seed", "progress", "table"),
     }
 )

@@ -71,8 +71,6 @@ class Resumed:
         epoch = resume_task_checkpoint(task, self.path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=False)
         assert epoch is not None and epoch > 0
         batch_loss(task).load_state_dict(checkpoint.get("batch_loss", {}))
-        if task.monitor is not None:
-            task.monitor.load_state_dict(checkpoint.get("diagnostics", {}))
         #: The epoch to go on with.
         self.epoch: int = epoch
         #: The learning rates that the checkpoint was written with; a new schedule sets them anew.

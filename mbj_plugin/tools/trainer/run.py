@@ -16,7 +16,6 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint
 
 from mbj_plugin.timm import clip
-from mbj_plugin.timm.diagnostics import make_monitor
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.settings import from_args, make_criterion
 from mbj_plugin.tools.trainer import build
@@ -84,8 +83,6 @@ def make_run(args: Namespace) -> TrainingRun:
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
-    if args.mbj_diagnostics and utils.is_primary(args):
-        task.monitor = make_monitor(model, task.criterion, data.counts, data.train, data.evaluation)
     optimizer = build.make_optimizer(args, task.get_trainable_module())
     checkpoint = None
     if args.resume:

@@ -22,9 +22,9 @@ from timm import utils
 from timm.models import safe_model_name
 
 from mbj_plugin import __version__
+from mbj_plugin.diagnostics import memories_report
 from mbj_plugin.files import drop_epochs, lock, unlock, write, writing
 from mbj_plugin.timm.compat import go_on_saving
-from mbj_plugin.timm.diagnostics import fit_columns
 from mbj_plugin.timm.settings import from_args
 from mbj_plugin.tools.trainer.checkpoint import undamaged
 from mbj_plugin.tools.trainer.data import LongTailSubset
@@ -117,7 +117,6 @@ def log_epoch(
     run: Any,
     epoch: int,
     train_metrics: dict[str, float],
-    columns: dict[str, float],
     metrics: dict[str, Metrics],
     folder: Path,
     log_wandb: bool,
@@ -128,7 +127,6 @@ def log_epoch(
         run: of which the epoch is.
         epoch: counted from 0, here as in summary.csv and the checkpoints' names, which are timm's.
         train_metrics: of :func:`mbj_plugin.tools.trainer.train.train_one_epoch`.
-        columns: of the diagnostics.
         metrics: of each classifier.
         folder: of the run.
         log_wandb: whether to log there.
@@ -146,11 +144,12 @@ def log_epoch(
         f"{key.replace('_', ' ')} %: {said}  head / medium / tail {groups}  {run.progress.left(epoch + 1)}"
     )
     summary = folder / "summary.csv"
+    held = memories_report([run.task.criterion.memories], run.data.counts) if run.args.mbj else {}
     evaluated = {name: own[name] for name in ("loss", "top1", "top5", "class_error")}
     evaluated |= {f"{k}_error": v for k, v in own_errors.items() if not k.endswith("error")}
     utils.update_summary(
         epoch,
-        fit_columns(train_metrics | columns, summary),
+        train_metrics | held,
         evaluated | {f"{name}_error": each["error"] for name, each in errors.items()},
         filename=str(summary),
         lr=lr,

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from mbj_plugin.command_line import one_line
 from mbj_plugin.files import write
-from mbj_plugin.timm.diagnostics import EpochDiagnostics
 from mbj_plugin.tools.trainer import series
 from mbj_plugin.tools.trainer.args import parse_args
 from mbj_plugin.tools.trainer.evaluate import Metrics, validate
@@ -88,9 +87,6 @@ def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
 def _epochs(run: TrainingRun, folder: Path | None, started: float) -> dict[str, Any]:
     """The epochs that are left, each evaluated and saved; ``folder`` is the first rank's alone."""
     args = run.args
-    diagnostics = None
-    if folder is not None and run.task.monitor is not None:
-        diagnostics = EpochDiagnostics(run.task.monitor, folder, run.first_epoch, len(run.data.train))
     saver = make_saver(run, folder) if folder else None
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
@@ -114,14 +110,10 @@ def _epochs(run: TrainingRun, folder: Path | None, started: float) -> dict[str, 
             run.task.remember_rng()
             if folder is not None and saver is not None:
                 with writing_run(folder):
-                    losses = {"loss_batch" if name == "loss" else name: v for name, v in train_metrics.items()}
-                    columns = diagnostics.report(epoch, losses) if diagnostics else {}
-                    log_epoch(run, epoch, train_metrics, columns, metrics, folder, log_wandb)
+                    log_epoch(run, epoch, train_metrics, metrics, folder, log_wandb)
                     best = saver.save_checkpoint(epoch, metric=metrics[run.choice][args.eval_metric])
             if run.scheduler is not None:
                 run.scheduler.step(epoch + 1, run.task.schedule_metric)
-    if diagnostics is not None:
-        diagnostics.close()
     assert metrics is not None
     plain = _evaluate(run, averaged=False) if run.initial_share > YOUNG else {}
     results = result(run, metrics, plain, best, time.time() - started)

@@ -129,7 +129,6 @@ def test_before_its_loss_counts_mbj_is_the_baseline(call, monkeypatch):
 def test_free_options_reach_the_config(settings_file):
     cell, settings = Cell("market1501", 20, 5, "baseline", 0), load_settings(settings_file)
     assert settings.config(cell, ["MODEL.DEVICE", "cuda"]).MODEL.DEVICE == "cuda"
-    assert settings.config(cell).MODEL.MBJ.DIAGNOSTICS is False
 
 
 def test_settings_of_another_shape(settings_file):

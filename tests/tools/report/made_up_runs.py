@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.memory import MemoryBank
+from mbj_plugin.tools.group_errors import group_errors
 from mbj_plugin.tools.report.run import RunRecord, Scores
 
 COUNTS = np.array([120, 60, 30, 10, 4])
@@ -29,7 +29,7 @@ def classifier_run(name, seed=0, with_memory=True):
         "error": {"": ([1.0, 2.0], [90.0, 40.0]), "cross-entropy": ([1.0, 2.0], [90.0, 40.0])},
         "learning rate": {"": ([1.0, 2.0, 3.0], [0.1, 0.01, 1e-5])},
     }
-    run.diagnostics = [{"step": s, "mbj/probe_jitter_tail": 1 / s, "mbj/feature/age_tail": s} for s in (1, 2, 3)]
+    run.diagnostics = [{"epoch": s, "mbj/feature/jitter_tail": 1 / s, "mbj/feature/age_tail": s} for s in (1, 2, 3)]
     if with_memory:
         bank = MemoryBank(10, 8)
         for label in (2, 3, 3, 4, 4, 4):  # of ages 5 to 0

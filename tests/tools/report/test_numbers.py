@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -12,7 +13,7 @@ from made_up_runs import COUNTS, classifier_run, scores
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mbj_plugin.diagnostics.jitter import angular_variance
+from mbj_plugin.diagnostics import angular_variance
 from mbj_plugin.tools.report.classes import class_section, confusion_section
 from mbj_plugin.tools.report.headline import headline
 from mbj_plugin.tools.report.memory_view import memory_section
@@ -138,7 +139,7 @@ def test_what_the_memory_held(axes):
         ["tail", "6", "2"],  # 2.5: ages 0 to 5
     ]
     rows = run.memories["feature"].rows
-    spread = (angular_variance(rows[1:3].double()) + angular_variance(rows[3:6].double())) / 2
+    spread = angular_variance(rows[1:6], torch.tensor([0, 0, 1, 1, 1]), 2).mean()
     assert section.tables[0].rows[2][4] == f"{spread:.3g}" and section.tables[0].rows[0][4] == "–"
 
 

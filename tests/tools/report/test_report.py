@@ -66,7 +66,7 @@ def test_two_whole_runs_with_any_names_give_a_whole_page(tmp_path, figures):
         "Confusion of tail into head",
         "Training curves",
         "What the memory held",
-        "Memory and jitter over iterations (Fig. 2)",
+        "Memory and jitter while training",
         "Settings and versions",
     ]
     # Names of users: whole in HTML, shortened in figures, numbers where the figures' font has not their letters.

@@ -12,7 +12,7 @@ from mbj_plugin.tools.report.run import RunRecord, read_bank, series
 
 
 def test_broken_lines_are_counted_and_the_last_row_of_a_step_counts(tmp_path):
-    path = tmp_path / "diagnostics.jsonl"
+    path = tmp_path / "metrics.json"
     rows = [{"step": 20, "a": 1.0}, {"step": 10, "a": 2.0}, {"step": 20, "a": 3.0}, {"a": 4.0}]
     path.write_text("\n".join(map(json.dumps, rows)) + '\n\n[1, 2]\n{"step": 30, "a"')
     read, broken = read_jsonl(path, "step")
@@ -25,13 +25,11 @@ def test_series_leaves_out_what_is_no_number():
     assert series(rows, "step", "a") == ([1.0, 5.0], [0.5, 2.0])
 
 
-def test_missing_and_broken_diagnostics_are_lines(tmp_path):
-    run = RunRecord("a")
-    run.read_diagnostics(tmp_path)
-    assert run.diagnostics == [] and "diagnostics.jsonl" in run.missing[0]
-    (tmp_path / "diagnostics.jsonl").write_text('{"step": 1}\nnonsense\n')
-    run.read_diagnostics(tmp_path)
-    assert run.diagnostics == [{"step": 1}] and "1 broken line " in run.missing[1]
+def test_broken_rows_are_a_line(tmp_path):
+    run, path = RunRecord("a"), tmp_path / "metrics.json"
+    path.write_text('{"iteration": 1}\nnonsense\n')
+    assert run.read_lines(path, "iteration") == [{"iteration": 1}]
+    assert run.missing == ["metrics.json: 1 broken line left out"]
 
 
 def test_the_bank_is_what_it_was_with_its_ages():

@@ -72,14 +72,13 @@ def test_what_a_checkpoint_holds(mbj):
     timms = {"state_dict", *(["task_state"] if mbj else [])}
     assert set(task.get_checkpoint_state()) - timms == {"batch_loss"}
     task.remember_rng()
-    task.monitor = type("Monitor", (), {"state_dict": lambda self: {"seen": 4}})()
     task.run_state = lambda: {"start": {"epoch": 3}, "data": {"images": 6}}
     state = task.get_checkpoint_state()
-    assert set(state) - timms == {"batch_loss", "diagnostics", "start", "data", "rng_states"}
+    assert set(state) - timms == {"batch_loss", "start", "data", "rng_states"}
     assert state["batch_loss"]["step"] == 0
-    assert state["diagnostics"] == {"seen": 4} and state["start"] == {"epoch": 3} and state["data"] == {"images": 6}
+    assert state["start"] == {"epoch": 3} and state["data"] == {"images": 6}
     assert state["rng_states"] is task.rng_states
-    assert not {"batch_loss", "diagnostics", "start", "rng_states"} & set(task.get_checkpoint_state(ema=True))
+    assert not {"batch_loss", "start", "rng_states"} & set(task.get_checkpoint_state(ema=True))
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path):

@@ -45,9 +45,9 @@ def test_command_line_over_config_over_base(tmp_path):
 
 
 def test_switches_that_are_off(tmp_path):
-    (tmp_path / "c.yaml").write_text("no_aug: false\nmbj_diagnostics: false\nprogress: false\namp: true\n")
+    (tmp_path / "c.yaml").write_text("no_aug: false\nprogress: false\namp: true\n")
     args = parse_args(["-c", str(tmp_path / "c.yaml")])
-    assert (args.no_aug, args.mbj_diagnostics, args.progress, args.amp) == (False, False, False, True)
+    assert (args.no_aug, args.progress, args.amp) == (False, False, True)
 
 
 def test_numbers_in_any_notation(tmp_path):

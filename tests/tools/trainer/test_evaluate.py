@@ -4,8 +4,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from mbj_plugin.diagnostics.groups import group_errors
 from mbj_plugin.timm import MBJLoss
+from mbj_plugin.tools.group_errors import group_errors
 from mbj_plugin.tools.trainer import evaluate
 from mbj_plugin.tools.trainer.error_table import error_table
 from mbj_plugin.tools.trainer.evaluate import validate

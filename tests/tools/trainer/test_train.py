@@ -47,7 +47,7 @@ def fails(*argv):
 #: A run on the default digits that takes half a second.
 QUICK = [
     *("--model-kwargs", "depth=8", "width=4", "--epochs", "2", "--decay-milestones", "1", "--warmup-epochs", "0"),
-    *("--no-progress", "--no-mbj-diagnostics"),
+    "--no-progress",
 ]
 
 

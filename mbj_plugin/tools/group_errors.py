@@ -7,9 +7,6 @@ from numpy.typing import ArrayLike
 
 from mbj_plugin.longtail import class_groups
 
-GROUPS = ("head", "medium", "tail")
-SHOTS = ("many_shot", "medium_shot", "few_shot")
-
 
 def group_errors(images: ArrayLike, wrong: ArrayLike, class_counts: ArrayLike) -> dict[str, float]:
     """Error in percent: of all images, and of each group of :func:`mbj_plugin.class_groups`.

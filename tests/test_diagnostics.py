@@ -1,4 +1,4 @@
-"""The memory report, against a loop over the bank's slots."""
+"""The memory report, against a loop over the bank's slots and the formula written out."""
 
 import math
 
@@ -6,12 +6,34 @@ import pytest
 import torch
 from torch import nn
 
-from mbj_plugin.diagnostics.jitter import angular_variance
-from mbj_plugin.diagnostics.memory_report import memories_report, memory_report
+from mbj_plugin.diagnostics import angular_variance, memories_report, memory_report
 from mbj_plugin.longtail import class_groups
 from mbj_plugin.memory import MemoryBank
 
 COUNTS = [50, 3, 20, 2, 1]  # head 0, medium 2, tail 1, 3, 4
+
+
+def reference(vectors):
+    unit = [v / v.norm() for v in vectors.double()]
+    mean = sum(unit) / len(unit)
+    mean = mean / mean.norm()
+    return sum(math.acos(min(1.0, float(u @ mean))) ** 2 for u in unit) / len(unit)
+
+
+def test_angular_variance_is_the_formula_whatever_the_lengths():
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = torch.tensor([0, 2, 1, 0, 0, 2, 4, 0])
+    lengths = torch.rand(8, 1, generator=torch.Generator().manual_seed(1)) + 0.1
+    for variance in (angular_variance(rows, labels, 5), angular_variance(rows * lengths, labels, 5)):
+        assert variance[0].item() == pytest.approx(reference(rows[labels == 0]))
+        assert variance[2].item() == pytest.approx(reference(rows[labels == 2]))
+        assert variance[[1, 3, 4]].isnan().all()  # fewer than two rows
+
+
+def test_two_directions_half_an_angle_apart():
+    angle = 1e-4
+    rows = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+    assert angular_variance(rows, torch.tensor([0, 0]), 1).item() == pytest.approx((angle / 2) ** 2, rel=1e-6)
 
 
 def filled_bank(calls=4, size=14):
@@ -38,7 +60,7 @@ def test_it_is_what_a_loop_over_the_slots_finds(calls):
         expected = sum(ages) / len(ages) if ages else math.nan
         assert report[f"age_{name}"] == pytest.approx(expected, nan_ok=True)
         of_class = [torch.stack([r for r, y, _ in inside if y == c]) for c in {y for _, y, _ in inside}]
-        spreads = [float(angular_variance(rows)) for rows in of_class if len(rows) > 1]
+        spreads = [reference(rows) for rows in of_class if len(rows) > 1]
         expected = sum(spreads) / len(spreads) if spreads else math.nan
         assert report[f"jitter_{name}"] == pytest.approx(expected, nan_ok=True)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from torch import nn
+from torch import Tensor
 
-from mbj_plugin.diagnostics.groups import GROUPS
-from mbj_plugin.diagnostics.jitter import class_angular_variance
-from mbj_plugin.longtail import class_groups
+from mbj_plugin.longtail import GROUPS, class_groups
 from mbj_plugin.memory import MemoryBank
 
 
@@ -35,7 +35,7 @@ def memory_report(bank: MemoryBank, class_counts: ArrayLike) -> dict[str, float]
     labels = bank.labels.cpu()
     filled, num_classes = labels >= 0, len(np.asarray(class_counts))
     labels = labels[filled]
-    jitter = class_angular_variance(bank.rows.cpu()[filled], labels, num_classes)
+    jitter = angular_variance(bank.rows.cpu()[filled], labels, num_classes)
     entries = np.bincount(labels, minlength=num_classes)
     age = np.bincount(labels, bank.ages.cpu()[filled], minlength=num_classes)
     scalars = {"fill": len(labels) / bank.size, "coverage": float((entries > 0).mean())}
@@ -48,7 +48,7 @@ def memory_report(bank: MemoryBank, class_counts: ArrayLike) -> dict[str, float]
     return scalars
 
 
-def memories_report(heads: Sequence[Mapping[str, nn.Module]], class_counts: ArrayLike) -> dict[str, float]:
+def memories_report(heads: Sequence[Any], class_counts: ArrayLike) -> dict[str, float]:
     """``mbj/KIND/NAME`` of every memory by :func:`memory_report`; of several heads the mean over those that know it.
 
     Args:
@@ -57,7 +57,30 @@ def memories_report(heads: Sequence[Mapping[str, nn.Module]], class_counts: Arra
     """
     scalars = {}
     for kind in heads[0] if heads else ():
-        reports = [memory_report(head[kind].bank, class_counts) for head in heads]  # type: ignore[arg-type]
+        reports = [memory_report(head[kind].bank, class_counts) for head in heads]
         for name in reports[0]:
             scalars[f"mbj/{kind}/{name}"] = torch.tensor([report[name] for report in reports]).nanmean().item()
     return scalars
+
+
+def angular_variance(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Jitter of each class: the mean squared angle of its rows to their mean direction (paper, Section 3.1).
+
+    The paper names "the geometrical angular variance" and gives no formula; this one is ours.
+
+    Args:
+        rows: (M, D), of any length.
+        labels: (M,) in [0, C).
+        num_classes: C.
+
+    Returns:
+        (C,) in rad^2; NaN for a class with fewer than two rows.
+    """
+    unit = F.normalize(rows.double(), dim=1)
+    mean = unit.new_zeros(num_classes, unit.shape[1]).index_add_(0, labels, unit)
+    mean = F.normalize(mean, dim=1)[labels]
+    # atan2 keeps the small angles that arccos of a cosine near 1 would lose.
+    angle = torch.atan2((unit - mean).norm(dim=1), (unit + mean).norm(dim=1)) * 2
+    total = unit.new_zeros(num_classes).index_add_(0, labels, angle.square())
+    count = torch.bincount(labels, minlength=num_classes)
+    return torch.where(count > 1, total / count, torch.nan)
