@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mbj_plugin.command_line import OneLineParser, UserError, did_you_mean, one_line
-from mbj_plugin.files import read_jsonl
+from mbj_plugin.command_line import UserError, did_you_mean, one_line
 from mbj_plugin.functional import sampling_probs
 from mbj_plugin.tools import command
+from mbj_plugin.tools.files import read_jsonl
+from mbj_plugin.tools.parser import OneLineParser
 from tests.in_fork import in_fork
 
 ROOT = Path(__file__).parents[1]

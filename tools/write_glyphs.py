@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.retrieval.glyphs import write_dataset
-from mbj_plugin.command_line import OneLineParser, one_line
+from mbj_plugin.command_line import one_line
+from mbj_plugin.tools.parser import OneLineParser
 
 if __name__ == "__main__":
     parser = OneLineParser(description="Render Latin, Greek and Cyrillic in many fonts as a re-ID data set.")

@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.retrieval.omniglot import SPLITS, write_dataset
-from mbj_plugin.command_line import OneLineParser, one_line
+from mbj_plugin.command_line import one_line
+from mbj_plugin.tools.parser import OneLineParser
 
 if __name__ == "__main__":
     parser = OneLineParser(description="Write Omniglot's background set as two re-ID data sets.")

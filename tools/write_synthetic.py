@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.retrieval.synthetic import draw_dataset
-from mbj_plugin.command_line import OneLineParser
+from mbj_plugin.tools.parser import OneLineParser
 
 if __name__ == "__main__":
     parser = OneLineParser(description="Draw figures as a re-ID data set. Numbers on it say nothing about real images.")

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.checks import RANGES
-from mbj_plugin.command_line import OneLineParser, check_device, one_line
+from mbj_plugin.command_line import one_line
 from mbj_plugin.timm.counts import counts_from_file
+from mbj_plugin.tools import logit_adjustment as formulas
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
 from mbj_plugin.tools.group_errors import group_errors
+from mbj_plugin.tools.parser import OneLineParser, check_device
 from mbj_plugin.tools.trainer.error_table import COLUMNS, TABLES, error_rows, text_table
 
 #: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.

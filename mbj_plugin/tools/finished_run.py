@@ -18,9 +18,9 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mbj_plugin.files import new_file
 from mbj_plugin.timm.classifiers import classifier_layers, same_map
 from mbj_plugin.timm.head import Heads
+from mbj_plugin.tools.files import new_file
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.args import make_parser
 from mbj_plugin.tools.trainer.checkpoint import read_checkpoint

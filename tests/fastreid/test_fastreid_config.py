@@ -11,8 +11,8 @@ from mbj_plugin import memories
 from mbj_plugin.checks import RANGES
 from mbj_plugin.fastreid import config, head
 from mbj_plugin.fastreid.config import DEFAULTS, checked, read_settings
-from mbj_plugin.files import config_folder
 from mbj_plugin.tools.fastreid.train import find_config
+from mbj_plugin.tools.files import config_folder
 
 
 def merged(*opts):

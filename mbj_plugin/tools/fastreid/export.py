@@ -18,8 +18,8 @@ from fastreid_today.checkpoints import load_checkpoint
 from mbj_plugin.fastreid import timm_backbone
 from mbj_plugin.fastreid.checkpoint import SAVED_MEMORY
 from mbj_plugin.fastreid.datasets import EDITION
-from mbj_plugin.files import new_folder
 from mbj_plugin.tools.fastreid import one_line
+from mbj_plugin.tools.files import new_folder
 
 CONFIG = "config.yaml"
 

@@ -20,9 +20,9 @@ from fastreid.utils.checkpoint import Checkpointer
 from fastreid.utils.env import seed_all_rng
 from tabulate import tabulate
 
-from mbj_plugin import files
-from mbj_plugin.files import read_jsonl
+from mbj_plugin.tools import files
 from mbj_plugin.tools.fastreid import one_line
+from mbj_plugin.tools.files import read_jsonl
 from mbj_plugin.tools.report.fastreid_run import SCORES, dotted
 from mbj_plugin.tools.trainer.error_table import difference, mean_and_spread
 

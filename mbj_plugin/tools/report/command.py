@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mbj_plugin.command_line import OneLineParser, check_device, one_line
+from mbj_plugin.command_line import one_line
+from mbj_plugin.tools.parser import OneLineParser, check_device
 from mbj_plugin.tools.report.run import RunRecord
 
 # Files that tell whose run it is, without importing the host.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mbj_plugin.files import new_folder
+from mbj_plugin.tools.files import new_folder
 from mbj_plugin.tools.report.classes import class_section, confusion_section
 from mbj_plugin.tools.report.curves import curve_section, recorded_section
 from mbj_plugin.tools.report.headline import OF_A_SEED, headline

@@ -13,9 +13,9 @@ from PIL import ImageMode
 from timm.utils import ParseKwargs
 
 from mbj_plugin.batch_losses import LOSSES
-from mbj_plugin.command_line import OneLineParser
 from mbj_plugin.settings import RULES
 from mbj_plugin.timm.settings import RECIPES, add_arguments, flag, from_args
+from mbj_plugin.tools.parser import OneLineParser
 from mbj_plugin.tools.trainer.build import channels, image_mode
 from mbj_plugin.tools.trainer.config import as_argv, load_config
 from mbj_plugin.tools.trainer.flags import FLAGS, SHORT

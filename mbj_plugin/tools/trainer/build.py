@@ -25,9 +25,10 @@ from torch.utils.data import WeightedRandomSampler
 
 import mbj_plugin.timm  # noqa: F401  registers resnet32_cifar
 from mbj_plugin.batch_losses import create_loss, loss_class
-from mbj_plugin.command_line import check_device, did_you_mean, reason
+from mbj_plugin.command_line import did_you_mean, reason
 from mbj_plugin.timm.compat import loader_inside
 from mbj_plugin.timm.counts import counts_from_file, dataset_labels, training_counts
+from mbj_plugin.tools.parser import check_device
 from mbj_plugin.tools.trainer.data import (
     SAMPLERS,
     LongTailSubset,

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mbj_plugin.command_line import did_you_mean, reason
-from mbj_plugin.files import find_config
+from mbj_plugin.tools.files import find_config
 
 
 def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:

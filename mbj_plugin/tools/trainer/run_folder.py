@@ -23,9 +23,10 @@ from timm.models import safe_model_name
 
 from mbj_plugin import __version__
 from mbj_plugin.diagnostics import memories_report
-from mbj_plugin.files import drop_epochs, lock, unlock, write, writing
+from mbj_plugin.files import lock, unlock, write
 from mbj_plugin.timm.compat import go_on_saving
 from mbj_plugin.timm.settings import from_args
+from mbj_plugin.tools.files import drop_epochs, writing
 from mbj_plugin.tools.trainer.checkpoint import undamaged
 from mbj_plugin.tools.trainer.data import LongTailSubset
 from mbj_plugin.tools.trainer.evaluate import Metrics, headline
@@ -102,7 +103,7 @@ def open_folder(args: Namespace, train_set: Any, first_epoch: int) -> Iterator[P
 
 @contextlib.contextmanager
 def writing_run(folder: Path) -> Iterator[None]:
-    """:func:`mbj_plugin.files.writing` into a run's folder: half a checkpoint goes, the last whole one stays."""
+    """:func:`mbj_plugin.tools.files.writing` into a run's folder: half a checkpoint goes, the last whole one stays."""
     last = folder / "last.pth.tar"
     way_out = f"make room, then go on by --resume {last}" if last.is_file() else "make room, or give another --output"
     try:

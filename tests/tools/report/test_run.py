@@ -6,8 +6,8 @@ import math
 import numpy as np
 import torch
 
-from mbj_plugin.files import read_jsonl
 from mbj_plugin.memory import MemoryBank
+from mbj_plugin.tools.files import read_jsonl
 from mbj_plugin.tools.report.run import RunRecord, read_bank, series
 
 

@@ -4,8 +4,8 @@ import pytest
 from test_args import refused
 
 from benchmarks.classification.settings import load_settings
-from mbj_plugin.files import config_folder
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
+from mbj_plugin.tools.files import config_folder
 from mbj_plugin.tools.trainer.args import parse_args
 
 SHIPPED = sorted(path.stem for path in config_folder("timm").glob("*.yaml") if not path.stem.startswith("base"))

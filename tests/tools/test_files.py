@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from mbj_plugin.files import atomic_path, config_folder, drop_epochs, find_config, new_file, new_folder, write
+from mbj_plugin.files import atomic_path, write
+from mbj_plugin.tools.files import config_folder, drop_epochs, find_config, new_file, new_folder
 
 
 def test_what_goes_wrong_leaves_the_old_file(tmp_path):
