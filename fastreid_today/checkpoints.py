@@ -83,6 +83,17 @@ def old_checkpoints(_, self, path):
     return load_checkpoint(path)
 
 
+@replaces("utils.checkpoint:Checkpointer.load", "MODEL.WEIGHTS that are not there: an AssertionError")
+def absent_weights(load, self, path, *arguments, **options):
+    """A ValueError that names the file."""
+    try:
+        return load(self, path, *arguments, **options)
+    except AssertionError as error:
+        if not str(error).endswith("not found!"):
+            raise
+        raise ValueError(f"there is no checkpoint {path}: MODEL.WEIGHTS and --resume take a file") from error
+
+
 @replaces(
     "utils.checkpoint:Checkpointer._load_model",
     "weights of another model load nothing, and the run goes on from random ones",

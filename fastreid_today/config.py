@@ -177,6 +177,21 @@ def layers_to_freeze(build, cfg, model, *arguments, **options):
     return build(cfg, model, *arguments, **options)
 
 
+@replaces("modeling.meta_arch.build:build_model", "weights of a backbone that cannot be had: the network's traceback")
+def pretrained_weights(build, cfg, *arguments, **options):
+    """Without internet, or with a PRETRAIN_PATH that is no file, a ValueError names the key that helps."""
+    try:
+        return build(cfg, *arguments, **options)
+    except OSError as error:  # of requests, urllib or open
+        given = cfg.MODEL.BACKBONE.PRETRAIN_PATH
+        raise ValueError(
+            f"cannot read the backbone's weights from {given}: set MODEL.BACKBONE.PRETRAIN_PATH to a file"
+            if given
+            else "cannot download the backbone's weights: set MODEL.BACKBONE.PRETRAIN False, or give them as a file by "
+            "MODEL.BACKBONE.PRETRAIN_PATH"
+        ) from error
+
+
 @replaces("engine.launch:launch", "`--num-gpus -1` silently trains on one rank; too many: an assertion in each rank")
 def ranks_that_are_there(launch, main_func, num_gpus_per_machine, *arguments, **options):
     """A number of GPUs that are not there is an error at once."""
@@ -226,6 +241,8 @@ def _check_nodes(node: Any, other: Any, path: str) -> None:
         mine = node.get(key)
         if isinstance(mine, dict) and not isinstance(value, dict):
             raise ValueError(f"{path}{key} must hold the keys {', '.join(mine)}, got {value!r}")
+        if value is None and mine is not None:
+            raise ValueError(f"{path}{key} has no value: give one, or leave the key out")
         if isinstance(mine, dict):
             _check_nodes(mine, value, f"{path}{key}.")
 

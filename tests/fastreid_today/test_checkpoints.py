@@ -71,6 +71,8 @@ def test_a_file_cut_short_and_one_that_is_not_there(tmp_path):
             checkpoints.load_checkpoint(tmp_path / "b.pth")
     with pytest.raises(FileNotFoundError):
         checkpoints.load_checkpoint(tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=r"c\.pth.*MODEL.WEIGHTS"):
+        Checkpointer(nn.Linear(9, 9)).load(str(tmp_path / "c.pth"))
 
 
 def test_how_many_parameters_fit(tmp_path, monkeypatch):

@@ -125,11 +125,20 @@ def test_ranks_that_are_not_there(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"- a\n", b"MODEL: [\n", b"\xff\xfe\x00binary", b"MODEL:\n", b"MODEL:\n  HEADS: 3\n"]
+    "text",
+    [
+        b"",
+        b"- a\n",
+        b"MODEL: [\n",
+        b"\xff\xfe\x00binary",
+        b"MODEL:\n",
+        b"MODEL:\n  HEADS: 3\n",
+        b"SOLVER:\n  BASE_LR: null\n",
+    ],
 )
 def test_files_that_hold_no_config(tmp_path, text):
     (tmp_path / "bad.yml").write_bytes(text)
-    with pytest.raises(ValueError, match=r"bad\.yml|MODEL"):
+    with pytest.raises(ValueError, match=r"bad\.yml|MODEL|SOLVER\.BASE_LR"):
         get_cfg().merge_from_file(str(tmp_path / "bad.yml"))
 
 
@@ -137,6 +146,18 @@ def test_an_empty_node_of_ours(tmp_path):
     (tmp_path / "bad.yml").write_text("MODEL:\n  MBJ:\n")
     with pytest.raises(ValueError, match=r"MODEL\.MBJ must hold"):
         get_cfg().merge_from_file(str(tmp_path / "bad.yml"))
+
+
+@pytest.mark.parametrize("path", ["", "nowhere.pth"])
+def test_weights_of_a_backbone_that_cannot_be_had(make_cfg, monkeypatch, path):
+    def offline(url, *_, **__):
+        raise ConnectionError(url)
+
+    monkeypatch.setattr("fastreid.modeling.backbones.resnet.init_pretrained_weights", offline)
+    cfg = make_cfg("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.PRETRAIN", True)
+    cfg.MODEL.BACKBONE.PRETRAIN_PATH = path
+    with pytest.raises(ValueError, match=path or "MODEL.BACKBONE.PRETRAIN False"):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     with one_line("mbj train-fastreid"):
+        if args.seed is not None and not 0 <= args.seed < 2**31:
+            raise ValueError(f"--seed must be a whole number from 0 to {2**31 - 1}, got {args.seed}")
         if args.compare or args.seeds != 1:
             print(table(train_all(args)))
         else:
