@@ -98,7 +98,12 @@ def main(argv: list[str] | None = None) -> int:
         "folder", nargs="?", type=Path, help="checkout to examine (default: the fast-reid that `import fastreid` finds)"
     )
     parser.add_argument("--package", default="fastreid", help="name that it is imported by (default: %(default)s)")
-    parser.add_argument("--plugin", action="append", default=[], help="module whose changes are listed too")
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        help="also list the changes of this module, such as mbj_plugin.fastreid",
+    )
     args = parser.parse_args(argv)
     if args.folder is not None:
         return _ask_in(args.folder.resolve(), [f"--plugin={name}" for name in args.plugin])

@@ -70,7 +70,7 @@ def parser() -> OneLineParser:
         help="write a checkpoint with this classifier, which plain timm loads",
     )
     p.add_argument(
-        "--output", metavar="FILE", help="file for --write, which must not exist yet (default: METHOD.pth.tar in RUN)"
+        "--output", metavar="FILE", help="file for --write, which must not exist yet (default: RUN/CLASSIFIER.pth.tar)"
     )
     p.add_argument("--table", choices=TABLES, default="text", help="format of the printed table (default: text)")
     p.add_argument("--data", metavar="FOLDER", help="folder of the images, if they have moved since the run")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 #: Module and what it does.
 COMMANDS = {
     "train": ("mbj_plugin.tools.train_timm", "train a timm classifier, with MBJ or without"),
-    "adjust": ("mbj_plugin.tools.adjust", "compare other classifiers on the features of finished runs"),
+    "adjust": ("mbj_plugin.tools.adjust", "compare classifiers on the features of finished runs"),
     "report": ("mbj_plugin.tools.report", "write a page on one run or several"),
     "hub": ("mbj_plugin.tools.hub", "write a run as a folder that timm loads, also from Hugging Face's hub"),
     "train-fastreid": ("mbj_plugin.tools.fastreid.train", "train a fast-reid model"),

@@ -88,10 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="mbj export",
-        description="Write the config and weights of a run in a form that fast-reid loads without the plugin.",
+        description="Write a fast-reid run's config and weights in a form that fast-reid loads without the plugin.",
     )
-    parser.add_argument("run", type=Path, help="OUTPUT_DIR of a run, which holds config.yaml")
-    parser.add_argument("--output", type=Path, help="folder for the two files (default: RUN/plain)")
+    parser.add_argument("run", metavar="RUN", type=Path, help="OUTPUT_DIR of a run, which holds config.yaml")
+    parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/plain)")
     parser.add_argument("--weights", default="model_final.pth", help="checkpoint of the run (default: %(default)s)")
     args = parser.parse_args(argv)
     output = args.output or args.run / "plain"

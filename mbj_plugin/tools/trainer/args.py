@@ -53,11 +53,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="mbj train",
         description="Train a timm classifier on long-tailed data, with Memory-based Jitter (--mbj) or without. Flags "
-        "that timm's train.py has too mean the same here. Without a data set this trains on scikit-learn's digits.",
+        "of timm's train.py mean the same here. Without a data set this trains on scikit-learn's digits.",
         epilog="example: mbj train DATA -c finetune --mbj, where DATA has folders train/CLASS and validation/CLASS",
     )
     parser.add_argument("data", nargs="?", metavar="DIR", help="data folder, as --data-dir")
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file, or the name of an installed config")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="YAML file, or an installed config: finetune, inat18, cifar10_lt100 ..."
+    )
     add_arguments(parser)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)

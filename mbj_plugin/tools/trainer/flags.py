@@ -56,8 +56,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "compare": Flag(
             False,
             bool,
-            "also give the baseline: a second run, if the batch classifier of the MBJ run is not the same as "
-            "without MBJ",
+            "also report the baseline; it is trained in a second run if MBJ changes the features",
         ),
         "loss": Flag(
             "ce",
@@ -112,7 +111,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
     "timm: model": {
         "model": Flag("resnet50", str, "name of the model"),
         "pretrained_path": Flag(None, str, "with --pretrained: use the weights in this file, except the classifier's"),
-        "initial_checkpoint": Flag("", str, "file with the first weights, of a model with the same classes"),
+        "initial_checkpoint": Flag("", str, "file with the initial weights, of a model with the same classes"),
         "resume": Flag("", str, "checkpoint to continue from: OUTPUT/EXPERIMENT/last.pth.tar"),
         "num_classes": Flag(
             None, Range(1, MOST_CLASSES, whole=True), "number of classes (default: that of the images)"
@@ -127,8 +126,8 @@ FLAGS: dict[str, dict[str, Flag]] = {
             "interpolation of resizing in evaluation (default: the model's own)",
         ),
         "grad_accum_steps": Flag(1, COUNT, "number of batches in one optimizer step"),
-        "head_init_scale": Flag(None, FROM_0, "factor on the classifier's first weights"),
-        "head_init_bias": Flag(None, ANY, "the classifier's first bias"),
+        "head_init_scale": Flag(None, FROM_0, "factor on the classifier's initial weights"),
+        "head_init_bias": Flag(None, ANY, "the classifier's initial bias"),
         "drop": Flag(0.0, BELOW_ONE, "dropout rate"),
         "drop_path": Flag(None, BELOW_ONE, "rate of stochastic depth"),
         "drop_block": Flag(None, BELOW_ONE, "rate of DropBlock"),
