@@ -122,14 +122,6 @@ def loader_inside(loader: Any) -> Any:
     return getattr(loader, "loader", loader)
 
 
-@relies("scheduler/plateau_lr.py", "PlateauLRScheduler holds torch's as .lr_scheduler, and .restore_lr")
-def plateau_inside(scheduler: Any) -> Any:
-    """torch's ReduceLROnPlateau of a scheduler of timm's; None of any other."""
-    if type(scheduler).__name__ == "PlateauLRScheduler":
-        expect(hasattr(scheduler, "lr_scheduler") and hasattr(scheduler, "restore_lr"), "plateau_inside")
-    return getattr(scheduler, "lr_scheduler", None)
-
-
 @relies("utils/checkpoint_saver.py", "from 1.0.31 on a saver finds the best checkpoints of a run again")
 def go_on_saving(saver: CheckpointSaver, path: str) -> None:
     """Let a saver know the checkpoints that are in its folder; older timm begins its list anew."""

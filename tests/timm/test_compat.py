@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import timm
 from timm import loss, utils
-from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask, _helpers
 from timm.utils import cuda
 
@@ -41,7 +40,6 @@ def within_train_py(**locals_):
         ("replace_update_summary", (utils, "update_summary", len), lambda: compat.replace_update_summary(None)),
         ("make_tasks_by", (compat, "TrainingTask", TaskWithNew), lambda: compat.make_tasks_by(None)),
         ("loader_inside", None, lambda: compat.loader_inside(PrefetchLoader())),
-        ("plateau_inside", None, lambda: compat.plateau_inside(object.__new__(PlateauLRScheduler))),
         ("go_on_saving", (compat.timm, "__version__", "1.0.31"), lambda: compat.go_on_saving(object(), "x")),
         ("training_run", (sys.modules["__main__"], "_parse_args", None), compat.training_run),
         ("training_run", None, lambda: within_train_py(args=argparse.Namespace(seed=1), loader_train=[1])),
@@ -73,7 +71,3 @@ def test_nothing_private_of_timm_is_imported_elsewhere():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("timm"):
                 names = [*node.module.split("."), *(alias.name for alias in node.names)]
                 assert file.name == "compat.py" or not [name for name in names if name.startswith("_")], file
-
-
-def test_no_plateau_is_inside_another_scheduler():
-    assert compat.plateau_inside(None) is None

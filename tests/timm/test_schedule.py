@@ -22,13 +22,18 @@ def start_epoch(start, args, updates_per_epoch):
         (["--sched", "step", "--decay-epochs", "3", "--decay-rate", "0.97", "--warmup-epochs", "5"], 6),
         (["--sched", "cosine", "--warmup-epochs", "0"], 100),
         (["--sched", "none"], 120),
-        (["--sched", "plateau"], 120),
         (["--sched", "multistep", "--decay-milestones", "100", "--sched-on-updates"], 100),
     ],
 )
 def test_auto_is_the_first_decay(flags, epoch):
     # timm's milestone 120 is the 120th epoch, which has the index 119.
     assert start_epoch("auto", arguments(*flags), updates_per_epoch=7) == epoch
+
+
+def test_a_plateau_s_decay_is_not_known_before():
+    args = arguments()
+    args.sched, args.patience_epochs = "plateau", 10  # timm's own train.py has it
+    assert start_epoch("auto", args, updates_per_epoch=7) == 120
 
 
 def test_learning_rates_are_those_of_the_schedule():

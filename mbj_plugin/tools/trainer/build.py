@@ -84,10 +84,14 @@ def make_model(args: Namespace, device: torch.device) -> nn.Module:
     if args.fast_norm:
         set_fast_norm()
     before = torch.get_rng_state()
-    model = _create(args)
+    model: Any = _create(args)
     if args.pretrained and args.pretrained_path:
         _check_loaded(model, args, before)
-    _prepare(model, args)
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except (AssertionError, AttributeError):
+            raise ValueError(f"{args.model} has no gradient checkpointing: leave out --grad-checkpointing") from None
     if (adapt := getattr(loss_class(args.loss), "adapt_model", None)) is not None:
         model = adapt(model)
     model.to(device=device)
@@ -152,25 +156,6 @@ def _check_loaded(model: nn.Module, args: Namespace, before: torch.Tensor) -> No
         drawn = _create(Namespace(**vars(args) | without)).state_dict()
     if all(torch.equal(value, drawn[name]) for name, value in model.state_dict().items()):
         raise ValueError(f"--pretrained-path {args.pretrained_path}: none of its tensors fits {args.model}")
-
-
-def _prepare(model: Any, args: Namespace) -> None:
-    """What timm's train.py does to a model once it is made."""
-    if args.head_init_scale is not None or args.head_init_bias is not None:
-        classifier = model.get_classifier()
-        if not isinstance(classifier, nn.Linear):
-            raise ValueError(f"--head-init-... needs one linear classifier, {args.model} has another")
-        with torch.no_grad():
-            if args.head_init_scale is not None:
-                classifier.weight.mul_(args.head_init_scale)
-                classifier.bias.mul_(args.head_init_scale)
-            if args.head_init_bias is not None:
-                classifier.bias.fill_(args.head_init_bias)
-    if args.grad_checkpointing:
-        try:
-            model.set_grad_checkpointing(enable=True)
-        except (AssertionError, AttributeError):
-            raise ValueError(f"{args.model} has no gradient checkpointing: leave out --grad-checkpointing") from None
 
 
 def make_amp(args: Namespace, device: torch.device) -> tuple[Callable, Any]:

@@ -43,8 +43,6 @@ class _ExactResume:
     """Adds to a task's checkpoint the generators of all ranks, as they were when :meth:`remember_rng` was called."""
 
     rng_states: list[dict[str, Any]] | None = None
-    #: What a schedule that looks at a metric sees.
-    schedule_metric: float | None = None
     #: What else of the run goes into the checkpoint, when it is written.
     run_state: Callable[[], dict[str, Any]] = dict
 

@@ -126,8 +126,6 @@ FLAGS: dict[str, dict[str, Flag]] = {
             "interpolation of resizing in evaluation (default: the model's own)",
         ),
         "grad_accum_steps": Flag(1, COUNT, "number of batches in one optimizer step"),
-        "head_init_scale": Flag(None, FROM_0, "factor on the classifier's initial weights"),
-        "head_init_bias": Flag(None, ANY, "the classifier's initial bias"),
         "drop": Flag(0.0, BELOW_ONE, "dropout rate"),
         "drop_path": Flag(None, BELOW_ONE, "rate of stochastic depth"),
         "drop_block": Flag(None, BELOW_ONE, "rate of DropBlock"),
@@ -153,7 +151,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
     "timm: schedule": {
         "sched": Flag(
             "cosine",
-            ("cosine", "step", "multistep", "plateau", "poly", "tanh", "constant", "rsqrt", "wsd", "none"),
+            ("cosine", "step", "multistep", "poly", "tanh", "constant", "rsqrt", "wsd", "none"),
             "schedule of the learning rate",
         ),
         "lr": Flag(None, ABOVE_0, "learning rate (default: from --lr-base and the batch size)"),
@@ -174,7 +172,6 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "decay_epochs": Flag(90.0, ABOVE_0, "number of epochs between the decays of 'step'"),
         "warmup_epochs": Flag(5, FROM_0_ON, "number of epochs of warm-up"),
         "cooldown_epochs": Flag(0, FROM_0_ON, "number of epochs at the lowest learning rate, after the others"),
-        "patience_epochs": Flag(10, FROM_0_ON, "number of epochs without improvement before 'plateau' decays"),
         "decay_rate": Flag(0.1, ABOVE_0, "factor of each decay"),
     },
     "timm: augmentation": {

@@ -9,7 +9,6 @@ from typing import Any
 from timm.task import resume_task_checkpoint
 
 from mbj_plugin.command_line import UserError
-from mbj_plugin.timm.compat import plateau_inside
 from mbj_plugin.timm.settings import flag
 from mbj_plugin.timm.task import MBJTask
 from mbj_plugin.tools.trainer.checkpoint import batch_loss, read_checkpoint, set_rng_state
@@ -73,8 +72,6 @@ class Resumed:
         batch_loss(task).load_state_dict(checkpoint.get("batch_loss", {}))
         #: The epoch to go on with.
         self.epoch: int = epoch
-        #: The learning rates that the checkpoint was written with; a new schedule sets them anew.
-        self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def set_random_state(self) -> None:
         """Last of all, so that the next epoch draws what it would have drawn."""
@@ -108,16 +105,8 @@ class Resumed:
         """Bring a new scheduler to where the run was."""
         if self.args.sched_on_updates:
             scheduler.step_update(self.epoch * updates_per_epoch)
-            return
-        saved = self.checkpoint.get("plateau")
-        inner = plateau_inside(scheduler)
-        if saved and inner is not None:
-            # The only schedule that is no function of the epoch: as it was, then the step that followed the checkpoint.
-            inner.__dict__.update(saved["progress"])
-            scheduler.restore_lr = saved["restore_lr"]
-            for group, rate in zip(scheduler.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate
-        scheduler.step(self.epoch, (saved or {}).get("metric"))
+        else:
+            scheduler.step(self.epoch)
 
 
 def saved_start(task: Any, epoch: float) -> dict[str, Any]:
@@ -129,16 +118,3 @@ def _starting(task: Any) -> list[Any]:
     """The losses of a task that start late, and count their calls."""
     parts: list[Any] = list(task.criterion.memories.values()) if isinstance(task, MBJTask) else []
     return parts + [loss for loss in [batch_loss(task)] if hasattr(loss, "start")]
-
-
-def plateau_state(scheduler: Any, metric: float | None) -> dict[str, Any] | None:
-    """What ``--sched plateau`` has seen, which timm does not save; None for every other schedule."""
-    inner = plateau_inside(scheduler)
-    if inner is None:
-        return None
-    names = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
-    return {
-        "progress": {name: getattr(inner, name) for name in names},
-        "restore_lr": scheduler.restore_lr,
-        "metric": metric,
-    }

@@ -23,9 +23,7 @@ from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask,
 from mbj_plugin.tools.trainer.data import innermost
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
 from mbj_plugin.tools.trainer.images import ReadableImages
-from mbj_plugin.tools.trainer.progress import Progress
-from mbj_plugin.tools.trainer.resume import Resumed, plateau_state, saved_start
-from mbj_plugin.tools.trainer.run_folder import DECREASING
+from mbj_plugin.tools.trainer.resume import Resumed, saved_start
 
 # Share of initial weights from which on an average is no better than the model.
 YOUNG = 0.05
@@ -51,7 +49,6 @@ class TrainingRun:
     log_prior: torch.Tensor | None = None
     #: Share of the averaged model that is still the initial weights at the end; 0 without an average.
     initial_share: float = 0.0
-    progress: Progress = dataclasses.field(default_factory=Progress)
 
     @property
     def choice(self) -> str:
@@ -91,7 +88,7 @@ def make_run(args: Namespace) -> TrainingRun:
     _wrap(task, args, device)
     scheduler, num_epochs = create_scheduler_v2(
         optimizer,
-        **scheduler_kwargs(args, decreasing_metric=args.eval_metric in DECREASING),
+        **scheduler_kwargs(args),
         updates_per_epoch=updates_per_epoch,
     )
     lines = [facts.line(), nested_line(datasets[0])]
@@ -119,7 +116,6 @@ def make_run(args: Namespace) -> TrainingRun:
     task.run_state = lambda: {
         "data": facts.state(),
         "start": saved_start(task, start),
-        "plateau": plateau_state(scheduler, task.schedule_metric),
     }
     first_epoch = checkpoint.epoch if checkpoint is not None else 0
     done = first_epoch == num_epochs and (Path(args.resume).parent / "results.json").is_file()

@@ -20,6 +20,7 @@ import torchvision
 import yaml
 from timm import utils
 from timm.models import safe_model_name
+from tqdm import tqdm
 
 from mbj_plugin import __version__
 from mbj_plugin.diagnostics import memories_report
@@ -121,6 +122,7 @@ def log_epoch(
     metrics: dict[str, Metrics],
     folder: Path,
     log_wandb: bool,
+    seconds_left: float,
 ) -> None:
     """One line on the console, one row in timm's summary.csv, one step in Weights & Biases where asked for.
 
@@ -131,6 +133,7 @@ def log_epoch(
         metrics: of each classifier.
         folder: of the run.
         log_wandb: whether to log there.
+        seconds_left: of the run, after this epoch.
     """
     own = metrics[run.choice]
     key = headline(own["images"], run.args.eval_metric)
@@ -140,9 +143,10 @@ def log_epoch(
     memory = f" (memory {train_metrics['loss_memory']:.3f})" if "loss_memory" in train_metrics else ""
     said = "  ".join(f"{NAMES[name]} {each[key]:.2f}" for name, each in errors.items())
     groups = " / ".join(f"{own_errors[name]:.1f}" for name in ("head", "medium", "tail") if name in own_errors)
+    left = tqdm.format_interval(round(seconds_left))
     _logger.info(
         f"epoch {epoch:>3}/{run.num_epochs - 1}  lr {lr:.2e}  loss {train_metrics['loss']:.3f}{memory}  "
-        f"{key.replace('_', ' ')} %: {said}  head / medium / tail {groups}  {run.progress.left(epoch + 1)}"
+        f"{key.replace('_', ' ')} %: {said}  head / medium / tail {groups}  {left} left"
     )
     summary = folder / "summary.csv"
     held = memories_report([run.task.criterion.memories], run.data.counts) if run.args.mbj else {}

@@ -11,7 +11,6 @@ from typing import Any
 
 from mbj_plugin.tools.trainer.build import init_device
 from mbj_plugin.tools.trainer.error_table import error_table
-from mbj_plugin.tools.trainer.progress import Progress
 from mbj_plugin.tools.trainer.resume import check_settings
 from mbj_plugin.tools.trainer.run_folder import experiment, folder_of
 
@@ -35,7 +34,7 @@ def other_features(args: Namespace) -> str | None:
     return None
 
 
-def train_all(args: Namespace, train: Callable[[Namespace, Progress], Results]) -> dict[str, list[Results]]:
+def train_all(args: Namespace, train: Callable[[Namespace, str], Results]) -> dict[str, list[Results]]:
     """Train what the arguments ask for: with ``--seeds N`` N runs, with ``--compare`` the baseline beside MBJ where no
     run with MBJ contains it.
 
@@ -45,7 +44,7 @@ def train_all(args: Namespace, train: Callable[[Namespace, Progress], Results]) 
 
     Args:
         args: of the command.
-        train: trains one run.
+        train: trains one run, of which the second argument tells which of several it is.
 
     Returns:
         "baseline" and "mbj" (those that were trained) to the content of results.json for each seed.
@@ -78,10 +77,10 @@ def train_all(args: Namespace, train: Callable[[Namespace, Progress], Results]) 
             if several and not done and (folder_of(each) / "last.pth.tar").is_file():
                 each.resume = str(folder_of(each) / "last.pth.tar")
             runs.append((method, each, done))
-    progress = Progress([f"{method}, seed {each.seed}" for method, each, done in runs if not done])
     results: dict[str, list[Results]] = {method: [] for method in methods}
-    for method, each, done in runs:
-        results[method].append(done or train(each, progress))
+    for number, (method, each, done) in enumerate(runs, 1):
+        title = f"run {number}/{len(runs)} ({method}, seed {each.seed})" if len(runs) > 1 else ""
+        results[method].append(done or train(each, title))
     return dict(sorted(results.items()))
 
 

@@ -26,7 +26,6 @@ from mbj_plugin.files import write
 from mbj_plugin.tools.trainer import series
 from mbj_plugin.tools.trainer.args import parse_args
 from mbj_plugin.tools.trainer.evaluate import Metrics, validate
-from mbj_plugin.tools.trainer.progress import Progress
 from mbj_plugin.tools.trainer.run import YOUNG, TrainingRun, make_run
 from mbj_plugin.tools.trainer.run_folder import (
     check_folder,
@@ -55,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.distributed.destroy_process_group()
 
 
-def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
+def train(args: Namespace, name: str = "") -> dict[str, Any]:
     """Train one model.
 
     Args:
         args: of :func:`mbj_plugin.tools.trainer.args.parse_args`.
-        progress: of all the runs that this one is among.
+        name: of this one among several runs.
 
     Returns:
         What results.json holds: "errors" in percent, "per_class_error" (None of a class without test images),
@@ -72,10 +71,11 @@ def train(args: Namespace, progress: Progress | None = None) -> dict[str, Any]:
     started = time.time()
     check_folder(args)
     run = make_run(args)
-    run.progress = progress or run.progress
     if not utils.is_primary(args):
         return _epochs(run, None, started)
     with open_folder(args, run.data.train.dataset, run.first_epoch) as folder:
+        if name:
+            _logger.info(f"{name}: {folder}")
         try:
             return _epochs(run, folder, started)
         except KeyboardInterrupt:
@@ -91,9 +91,7 @@ def _epochs(run: TrainingRun, folder: Path | None, started: float) -> dict[str, 
     best = (saver.best_metric, saver.best_epoch) if saver else (None, None)
     metrics = _evaluate(run) if run.first_epoch >= run.num_epochs else None
     diverged = False
-    run.progress.begin(run.first_epoch, run.num_epochs)
-    if folder is not None and run.progress.run:
-        _logger.info(f"{run.progress.run}: {folder}")
+    begun = time.monotonic()
     with wandb_run(args) if folder is not None else nullcontext(False) as log_wandb:
         for epoch in range(run.first_epoch, run.num_epochs):
             train_metrics = train_one_epoch(run, epoch)
@@ -104,16 +102,15 @@ def _epochs(run: TrainingRun, folder: Path | None, started: float) -> dict[str, 
                     "the gradient with --clip-grad 1."
                 )
             metrics = _evaluate(run)
-            # The schedule is the baseline's: no metric of MBJ may change the features.
-            run.task.schedule_metric = metrics.get("batch", metrics[run.choice])[args.eval_metric]
             # Before the checkpoint, so that the next epoch after a resume draws what it would have drawn.
             run.task.remember_rng()
             if folder is not None and saver is not None:
                 with writing_run(folder):
-                    log_epoch(run, epoch, train_metrics, metrics, folder, log_wandb)
+                    seconds = (time.monotonic() - begun) / (epoch + 1 - run.first_epoch) * (run.num_epochs - epoch - 1)
+                    log_epoch(run, epoch, train_metrics, metrics, folder, log_wandb, seconds)
                     best = saver.save_checkpoint(epoch, metric=metrics[run.choice][args.eval_metric])
             if run.scheduler is not None:
-                run.scheduler.step(epoch + 1, run.task.schedule_metric)
+                run.scheduler.step(epoch + 1)
     assert metrics is not None
     plain = _evaluate(run, averaged=False) if run.initial_share > YOUNG else {}
     results = result(run, metrics, plain, best, time.time() - started)
@@ -145,7 +142,8 @@ def train_one_epoch(run: TrainingRun, epoch: int) -> dict[str, float]:
     run.optimizer.zero_grad()
     # None lets tqdm decide: a bar on a terminal, nothing in a log file.
     disable = True if args.rank > 0 or args.progress is False else None if args.progress is None else False
-    for index, (images, target) in enumerate(tqdm(loader, run.progress.bar(epoch), leave=False, disable=disable)):
+    bar = tqdm(loader, f"epoch {epoch}/{run.num_epochs - 1}", leave=False, disable=disable)
+    for index, (images, target) in enumerate(bar):
         need_update = index == batches - 1 or (index + 1) % args.grad_accum_steps == 0
         losses = _step(run, images, target, need_update, rest if index >= batches - rest else args.grad_accum_steps)
         for name, value in losses.items():

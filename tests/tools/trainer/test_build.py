@@ -136,22 +136,7 @@ def test_a_pretrained_file_that_fits_no_tensor(tmp_path):
         build.make_model(arguments(*flags), CPU)
 
 
-@pytest.mark.parametrize(("scale", "bias"), [(0.5, None), (None, 3.0), (0.25, 2.0), (None, None)])
-def test_the_head_s_first_weights(scale, bias):
-    torch.manual_seed(1)
-    plain = build.make_model(arguments(), CPU).get_classifier()
-    torch.manual_seed(1)
-    model = build.make_model(arguments(head_init_scale=scale, head_init_bias=bias), CPU)
-    head, factor = model.get_classifier(), 1.0 if scale is None else scale
-    assert torch.equal(head.weight, factor * plain.weight)
-    assert torch.equal(head.bias, factor * plain.bias if bias is None else torch.full((3,), bias))
-    assert head.weight.requires_grad and plain.bias.any()
-
-
-def test_models_without_what_a_flag_asks_for():
-    two = {"model": "deit_tiny_distilled_patch16_224", "model_kwargs": {}, "head_init_scale": 1.0, "in_chans": 3}
-    with pytest.raises(ValueError, match="^--head-init-... needs one linear classifier, deit_.* has another$"):
-        build.make_model(arguments(**two), CPU)
+def test_gradient_checkpointing():
     with pytest.raises(ValueError, match="^resnet32_cifar has no gradient checkpointing: leave out --grad-checkpoint"):
         build.make_model(arguments(grad_checkpointing=True), CPU)
     args = arguments(model="resnet18", model_kwargs={}, grad_checkpointing=True)
