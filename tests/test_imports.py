@@ -75,7 +75,7 @@ def test_each_wall_can_fail(tmp_path, wall, module, line):
 
 def test_what_needs_no_host_imports_none():
     code = f"""
-import sys, mbj_plugin.diagnostics, mbj_plugin.tools.logit_adjustment, fastreid_today
+import sys, mbj_plugin.diagnostics, mbj_plugin.logit_adjustment, fastreid_today
 mbj_plugin.FeatureMemoryLoss
 print([name for name in {HOSTS} if name in sys.modules])
 import timm

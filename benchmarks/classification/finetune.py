@@ -32,9 +32,9 @@ from benchmarks.cells import append_row, claimed, read_rows
 from benchmarks.classification.data import Images, load_images
 from benchmarks.tables import Table, results_text
 from mbj_plugin.command_line import one_line
+from mbj_plugin.logit_adjustment import logit_adjusted
 from mbj_plugin.tools.finished_run import FinishedRun
 from mbj_plugin.tools.group_errors import group_errors
-from mbj_plugin.tools.logit_adjustment import logit_adjusted
 from mbj_plugin.tools.trainer.args import parse_args
 from mbj_plugin.tools.trainer.config import load_config
 from mbj_plugin.tools.trainer.train import train

@@ -19,8 +19,8 @@ from benchmarks.classification.recipe import build_model, build_optimizer
 from benchmarks.classification.settings import Method
 from benchmarks.classification.training import CellRun, class_errors
 from benchmarks.rivals import create_loss
+from mbj_plugin.logit_adjustment import logit_adjusted, nearest_class_mean, tau_normalized
 from mbj_plugin.losses import FeatureMemoryLoss
-from mbj_plugin.tools.logit_adjustment import logit_adjusted, nearest_class_mean, tau_normalized
 
 
 class Features:

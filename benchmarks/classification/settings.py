@@ -94,7 +94,7 @@ class Method:
     classifier_loss: str | None = None
     #: "batch" or "memory", see MBJLoss.
     prototypes: str = "batch"
-    #: What takes the finished classifier's place, see :mod:`mbj_plugin.tools.logit_adjustment`.
+    #: What takes the finished classifier's place, see :mod:`mbj_plugin.logit_adjustment`.
     after: str | None = None
     tau: float = 1.0
     eta: float | None = None

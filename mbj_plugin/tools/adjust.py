@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.checks import RANGES
 from mbj_plugin.command_line import one_line
 from mbj_plugin.timm.counts import counts_from_file
-from mbj_plugin.tools import logit_adjustment as formulas
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
 from mbj_plugin.tools.group_errors import group_errors
 from mbj_plugin.tools.parser import OneLineParser, check_device

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from timm.data import resolve_data_config
 from timm.models import model_entrypoint, save_for_hf
 
+from mbj_plugin import logit_adjustment
 from mbj_plugin.command_line import one_line
-from mbj_plugin.tools import logit_adjustment
 from mbj_plugin.tools.files import new_folder
 from mbj_plugin.tools.finished_run import FinishedRun, saved_results
 from mbj_plugin.tools.parser import OneLineParser

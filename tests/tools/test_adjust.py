@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.longtail import class_groups
-from mbj_plugin.tools import logit_adjustment as formulas
 from mbj_plugin.tools.adjust import METHODS, Adjustments, main, parser, table
 from mbj_plugin.tools.finished_run import FinishedRun, Inputs, saved_args
 from mbj_plugin.tools.trainer import build, train

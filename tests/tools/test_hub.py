@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from mbj_plugin.logit_adjustment import logit_adjusted
 from mbj_plugin.tools import hub
 from mbj_plugin.tools.finished_run import FinishedRun, saved_args
-from mbj_plugin.tools.logit_adjustment import logit_adjusted
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer import train as trainer
 from mbj_plugin.tools.trainer.args import parse_args

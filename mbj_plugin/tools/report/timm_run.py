@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mbj_plugin.logit_adjustment import logit_adjusted
 from mbj_plugin.tools.finished_run import Classifier, FinishedRun, memory_states, newest_checkpoint, saved_results
 from mbj_plugin.tools.group_errors import group_errors
-from mbj_plugin.tools.logit_adjustment import logit_adjusted
 from mbj_plugin.tools.report.run import RunRecord, Scores, read_bank
 from mbj_plugin.tools.trainer.dataset_summary import class_names
 from mbj_plugin.tools.trainer.series import row_name

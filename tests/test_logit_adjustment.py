@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mbj_plugin.tools.logit_adjustment import (
+from mbj_plugin.logit_adjustment import (
     logit_adjusted,
     multiplicatively_adjusted,
     nearest_class_mean,
