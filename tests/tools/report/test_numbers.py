@@ -84,6 +84,12 @@ def test_seeds_are_a_mean_and_a_paired_difference(run):
     assert section.tables[0].rows == [["first", "50.00 ± 10.00", ""], ["last", "30.00 ± 0.00", "-20.00 ± 5.77"]]
     assert "3 seeds" in verdict and "-20.00 ± 5.77" in verdict and "chance" not in verdict
     assert headline(runs[:2])[1].tables[0].rows[1][2] == "-20.00, -10.00"
+    for each, last in zip(runs, (49, 32, 60), strict=True):  # -3.00 ± 2.52
+        each.classifiers["memory"].errors = {"error": last}
+    runs[0].test_images = 0  # its model could not be run
+    assert "within two of its standard errors" in headline(runs)[0][0] and "10 test images" in headline(runs)[0][0]
+    runs[1].settings["seed"] = 0  # the same run twice is no other seed
+    assert len(headline(runs)[1].tables[0].rows) == 6
     runs[1].settings["lr"] = 2  # not a seed of the others
     assert [row[0] for row in headline(runs)[1].tables[0].rows][:2] == ["s0: first", "s0: last"]
 
@@ -115,6 +121,8 @@ def test_where_wrong_answers_go(run, axes):
     np.testing.assert_allclose(widths[1], [0, 100, 100, 100 / 3, 100 / 6, 0])
     np.testing.assert_allclose(widths[2], [100, 0, 0, 0, 0, 100 / 6])
     np.testing.assert_allclose(widths[3], [0] * 6)
+    starts = [[bar.get_x() for bar in group] for group in axes["Answers by true group"].containers]
+    np.testing.assert_allclose(starts, np.cumsum([[0] * 6, *widths[:-1]], axis=0))
     assert "first 0.0 %; last 0.0 %" in section.figures[0].caption
     image = axes["last: % of the true class"].images[0].get_array().filled(np.nan)
     expected = np.full((5, 5), np.nan)
@@ -191,7 +199,11 @@ def test_retrieval_is_counted_and_the_worst_are_the_worst(found, axes):
 
 
 def test_scores_of_the_evaluations_and_their_difference():
-    runs = [RunRecord("base", retrieval={"mAP": 40.0, "Rank-1": 60.0}), RunRecord("mbj", retrieval={"mAP": 41.5})]
-    (verdict,), section = headline(runs)
-    assert section.tables[0].rows == [["base: model", "40.00", "60.00", ""], ["mbj: model", "41.50", "-", "+1.50"]]
+    of = {"base": {"Rank-1": 60.0, "mAP": 40.0}, "some": {"mAP": 39.0}, "mbj": {"Rank-1": 59.0, "mAP": 41.5}}
+    (verdict,), section = headline([RunRecord(name, retrieval=scores) for name, scores in of.items()])
+    assert section.tables[0].rows == [
+        ["base: model", "60.00", "40.00", ""],
+        ["some: model", "-", "39.00", "-"],
+        ["mbj: model", "59.00", "41.50", "-1.00"],
+    ]
     assert verdict.startswith("mAP of mbj: model is 1.50 points higher than that of base: model (41.50 % against 40.00")
