@@ -308,5 +308,5 @@ def test_a_model_without_a_plain_classifier_is_one_line(tmp_path):
 
 def test_splits_that_number_their_classes_differently_are_an_error():
     splits = [SimpleNamespace(class_to_idx=numbers) for numbers in ({"a": 0, "b": 1}, {"a": 1, "b": 0})]
-    with pytest.raises(ValueError, match="class 'a' has the number 0 in training and 1 in evaluation"):
+    with pytest.raises(ValueError, match="class 'a' has the number 0 in training and the number 1 in evaluation"):
         check_same_classes(*splits)

@@ -278,16 +278,12 @@ def check_same_classes(train_set: Any, evaluation_set: Any) -> None:
     train_map, evaluation_map = (_class_to_idx(dataset) for dataset in (train_set, evaluation_set))
     if train_map is None or evaluation_map is None or train_map == evaluation_map:
         return
-    for own, other, here, there in (
-        (train_map, evaluation_map, "training", "evaluation"),
-        (evaluation_map, train_map, "evaluation", "training"),
-    ):
-        for name in sorted(other.keys() - own.keys()):
-            raise ValueError(f"class {name!r} has no images in {here}, but in {there}: add some or take it away")
-    name = next(name for name in sorted(train_map) if train_map[name] != evaluation_map[name])
+    names = sorted(train_map.keys() ^ evaluation_map.keys()) or sorted(train_map)
+    name = next(name for name in names if train_map.get(name) != evaluation_map.get(name))
+    here, there = (f"the number {each[name]}" if name in each else "no images" for each in (train_map, evaluation_map))
     raise ValueError(
-        f"class {name!r} has the number {train_map[name]} in training and {evaluation_map[name]} in evaluation: "
-        "give both the same --class-map"
+        f"class {name!r} has {here} in training and {there} in evaluation: give both splits the same classes, or the "
+        "same --class-map"
     )
 
 

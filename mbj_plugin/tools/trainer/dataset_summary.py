@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import nn
 
 from mbj_plugin.command_line import UserError
@@ -79,25 +77,6 @@ def class_names(dataset: Any) -> list[str] | None:
         return [str(name) for name in names]
     mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
     return [str(name) for name in sorted(mapping, key=mapping.__getitem__)] if mapping else None
-
-
-def nested_line(dataset: Any) -> str | None:
-    """A line on folders inside class folders: timm takes the innermost folder's name for the class."""
-    reader = getattr(innermost(dataset), "reader", None)
-    if not isinstance(reader, ReaderImageFolder):
-        return None
-    root, samples = str(reader.root), reader.samples
-    folders = {os.path.relpath(os.path.dirname(path), root) for path, _ in samples}
-    deep = sorted(folder for folder in folders if os.sep in folder)
-    beside = " Some images lie in no folder at all, and are a class without a name." if "." in folders else ""
-    if not deep:
-        return beside.strip() or None
-    outer = {folder.split(os.sep)[0] for folder in folders - {"."}}
-    classes = {os.path.basename(folder) for folder in folders - {"."}}
-    return (
-        f"{root} has folders inside folders ({deep[0]}): the innermost folder's name is the class, so its "
-        f"{len(outer)} folders became {len(classes)} classes. Where that is not meant, move the images up.{beside}"
-    )
 
 
 def memory_lines(

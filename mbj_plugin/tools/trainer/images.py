@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import struct
 from typing import Any
@@ -13,7 +12,6 @@ from PIL import Image
 from timm.data import ImageDataset
 
 from mbj_plugin.command_line import UserError, reason
-from mbj_plugin.longtail import images_of_classes
 from mbj_plugin.timm.counts import dataset_labels
 
 _logger = logging.getLogger("mbj_plugin")
@@ -51,49 +49,18 @@ class ReadableImages(ImageDataset):
         return Image.open(stream).convert(self.input_img_mode), target  # which reads the pixels
 
     def _instead(self, index: int, error: Exception) -> tuple[Image.Image, int]:
+        name = self.filename(index, absolute=True)
         if not self._said[index]:
             self._said[index] = True
             instead = "another of its class is taken" if self.training else "it is left out"
-            _logger.warning(f"Cannot read {self._name(index)} ({reason(error)[:120]}): {instead}.")
+            _logger.warning(f"Cannot read {name} ({reason(error)[:120]}): {instead}.")
         if not self.training:
             return Image.new(self.input_img_mode, (256, 256)), -1
-        label = dataset_labels(self)[index]
-        others = self.of_class[label]
-        place = int(np.searchsorted(others, index))
-        for other in (*others[place + 1 :], *others[:place]):
+        labels = dataset_labels(self)
+        others = np.flatnonzero(labels == labels[index])
+        for other in (*others[others > index], *others[others < index]):
             try:
                 return self._read(int(other))
             except UNREADABLE:
                 continue
-        raise UserError(f"class {label} has no image that can be read, {self._name(index)} is one of them")
-
-    @functools.cached_property
-    def of_class(self) -> list[np.ndarray]:
-        """Indices of the images of each class."""
-        labels = dataset_labels(self)
-        return images_of_classes(labels, int(labels.max(initial=-1)) + 1)
-
-    def _name(self, index: int) -> str:
-        return str(self.filename(index, absolute=True))
-
-    def check(self, names: list[str] | None) -> None:
-        """Raise ValueError where no image of some class can be read; one of each is tried, more where that fails.
-
-        Args:
-            names: of the classes.
-        """
-        part = "training" if self.training else "evaluation"
-        for c, images in enumerate(self.of_class):
-            first: str | None = None
-            for index in images.tolist():
-                try:
-                    image = Image.open(self.reader[index][0])
-                    image.draft("RGB", (64, 64))  # a JPEG is read in eighths, eight times as fast
-                    image.load()
-                    break
-                except UNREADABLE as error:
-                    first = first or f"{self._name(index)}: {reason(error)[:120]}"
-            else:
-                if first is not None:
-                    which = f"of the {len(images)} {part} images of class {names[c] if names else c!r}"
-                    raise ValueError(f"none {which} can be read ({first}): mend them, or take the class away")
+        raise UserError(f"class {labels[index]} has no image that can be read, {name} is one of them")

@@ -20,9 +20,7 @@ from mbj_plugin.timm.schedule import learning_rates, start_epoch
 from mbj_plugin.timm.settings import from_args, make_criterion
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask, undamaged
-from mbj_plugin.tools.trainer.data import innermost
-from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines, nested_line
-from mbj_plugin.tools.trainer.images import ReadableImages
+from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines
 from mbj_plugin.tools.trainer.resume import Resumed, saved_start
 
 # Share of initial weights from which on an average is no better than the model.
@@ -91,7 +89,7 @@ def make_run(args: Namespace) -> TrainingRun:
         **scheduler_kwargs(args),
         updates_per_epoch=updates_per_epoch,
     )
-    lines = [facts.line(), nested_line(datasets[0])]
+    lines: list[str | None] = [facts.line()]
     if checkpoint is not None:
         with undamaged(args.resume):
             start, moved = checkpoint.keep_start(start, len(data.train))
@@ -137,12 +135,8 @@ def _log_prior(args: Namespace, counts: np.ndarray, device: torch.device) -> tor
 
 
 def _facts(datasets: tuple[Any, Any], counts: np.ndarray) -> DataFacts:
-    """Facts on the images, of which at least one of each class can be read."""
     names = class_names(datasets[0])
     names = names if names is not None and len(names) == len(counts) else None
-    for dataset in map(innermost, datasets):
-        if isinstance(dataset, ReadableImages):
-            dataset.check(names)
     return DataFacts(counts, names, len(datasets[1]) if hasattr(datasets[1], "__len__") else None)
 
 

@@ -165,7 +165,7 @@ def test_files_that_are_not_read_are_counted_once_by_their_ending(tmp_path, capl
     assert len(warned) == 1 and "5 (4 .heic, 1 without ending)" in warned[0]
     assert "No file is read in raw:" in warned[0]
     draw(tmp_path / "validation", {"a": 1, "b": 1, "raw": 1})
-    with pytest.raises(ValueError, match="class 'raw' has no images in training, but in evaluation"):
+    with pytest.raises(ValueError, match="class 'raw' has no images in training and the number 2 in evaluation"):
         make_datasets(parse_args([str(tmp_path)]))
 
 
