@@ -60,7 +60,7 @@ def test_bad_folders(tmp_path):
     other = tmp_path / "one" / "validation" / "other"
     other.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(other / "a.png")
-    assert "class 'other' has no images in training" in fails(*flags)
+    assert "class 'only' has the number 0 in training and no images in evaluation" in fails(*flags)
 
 
 def test_no_run_goes_into_the_folders_of_the_images(image_folder):
