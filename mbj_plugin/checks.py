@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Counts = Tensor | Sequence[int] | Mapping[int, int]
+Counts = Tensor | np.ndarray | Sequence[int] | Mapping[int, int]
 MOST_CLASSES = 10**7
 MOST_IMAGES = 10**12
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, which True is not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class Range(NamedTuple):
@@ -34,8 +39,7 @@ class Range(NamedTuple):
 
     def read(self, value: Any) -> Any:
         """The value as int or float, None where it is outside."""
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not self.low <= value <= self.high:
+        if not is_number(value) or not self.low <= value <= self.high:
             return None
         if math.isinf(value) or (self.above and value == self.low) or (self.whole and value != int(value)):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Hashable, Sequence
 
@@ -86,25 +87,22 @@ def largest_exponential_counts(available: ArrayLike, imbalance_ratio: float) -> 
         array([89, 28,  8])
     """
     available = np.asarray(available, dtype=np.int64)
-    high = int(available.max())
-    counts = exponential_counts(len(available), high, imbalance_ratio)
-    if (counts <= available).all():
-        return counts
-    # The least n_max that leaves the smallest class an image; exponential_counts refuses any below.
-    low = math.ceil(imbalance_ratio * (1 - 1e-9))
-    counts = exponential_counts(len(available), low, imbalance_ratio)
-    if (counts > available).any():
-        scarce = int((available / counts).argmin())
+
+    def counts(largest: int) -> np.ndarray:
+        return exponential_counts(len(available), largest, imbalance_ratio)
+
+    most = int(available.max())
+    counts(most)  # refuses a ratio that leaves a class without an image
+    # From the least n_max that leaves the smallest class an image; counts grow with it.
+    choices = range(min(math.ceil(imbalance_ratio * (1 - 1e-9)), most), most + 1)
+    fitting = bisect.bisect(choices, 0, key=lambda largest: int((counts(largest) > available).sum()))
+    if not fitting:
+        scarce = int((available / counts(choices[0])).argmin())
         raise ValueError(
             f"imbalance ratio {imbalance_ratio} leaves the smallest class without an image: class 0 is the largest "
             f"of the profile, and class {scarce} has only {available[scarce]} images"
         )
-    # Counts grow with n_max, so between one that fits (low) and one that does not (high) they can be halved in on.
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = (exponential_counts(len(available), middle, imbalance_ratio) <= available).all()
-        low, high = (middle, high) if fits else (low, middle)
-    return exponential_counts(len(available), low, imbalance_ratio)
+    return counts(choices[fitting - 1])
 
 
 def images_of_classes(labels: ArrayLike, num_classes: int) -> list[np.ndarray]:

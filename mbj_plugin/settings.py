@@ -1,24 +1,25 @@
-"""The settings of MBJ: each one once, with its range, its default and what it does. Hosts only map names to them."""
+"""The settings of MBJ: each one once, with its range, its default and what it does; and the memories made of them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
 from mbj_plugin.batch_losses import LOSSES
-from mbj_plugin.checks import RANGES
+from mbj_plugin.checks import RANGES, Counts
 from mbj_plugin.functional import NORMS
+from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
+from mbj_plugin.memory import MemoryBank
 from mbj_plugin.start import WANTED, Start, as_start
 
 MEMORIES = ("feature", "prototype", "both")
 CLASSIFIERS = ("own", "shared")
 #: What is None has its own default for each memory, as in the paper.
 OF_EACH = {"feature": {"eta": 15.0, "size": 500}, "prototype": {"eta": 1 / 7, "size": 3500}}
-NO_OWN_CLASSIFIER = (
-    "classifier_loss trains a classifier of the memory's own: it needs classifier 'own' and memory 'feature' or 'both'"
-)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,10 @@ class MBJSettings:
         for name in RULES:
             object.__setattr__(self, name, checked(name, getattr(self, name)))
         if self.classifier_loss is not None and (self.classifier == "shared" or self.memory == "prototype"):
-            raise ValueError(NO_OWN_CLASSIFIER)
+            raise ValueError(
+                f"classifier_loss {self.classifier_loss} trains a classifier of the memory's own: it needs classifier "
+                "'own' and memory 'feature' or 'both'"
+            )
         for name, kind in OF_ONE_MEMORY.items():
             value, default = getattr(self, name), getattr(MBJSettings, name)
             if value != default and kind not in self.kinds:
@@ -158,17 +162,14 @@ class MBJSettings:
         """Memories in use."""
         return MEMORIES[:2] if self.memory == "both" else (self.memory,)
 
+    def with_seed(self, seed: int) -> MBJSettings:
+        """These settings, with the run's seed where they name none."""
+        return dataclasses.replace(self, seed=seed) if self.seed is None else self
+
     def of(self, kind: str) -> dict[str, Any]:
         """eta and size of a memory in use."""
         given = {"eta": self.eta, "size": self.size}
         return {name: OF_EACH[kind][name] if value is None else value for name, value in given.items()}
-
-    def effective(self) -> dict[str, Any]:
-        """All settings as plain values, for what is reported; with two memories, eta and size are by memory."""
-        values = dataclasses.asdict(self)
-        if self.memory == "both":
-            values |= {name: {kind: self.of(kind)[name] for kind in self.kinds} for name in ("eta", "size")}
-        return values
 
     @classmethod
     def preset(cls, task: str, name: str = "default") -> MBJSettings:
@@ -234,3 +235,55 @@ def _as_number(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+class Memories(nn.ModuleDict):
+    """ "feature" and "prototype", those that the settings name, to their losses.
+
+    Args:
+        settings: of the run; its ``start`` is in the host's unit and not read here.
+        class_counts: (C,) training images per class; None where they come later, by ``set_class_counts``.
+        dim: D, length of a feature.
+        start: calls before the losses count.
+        num_classes: C, needed only where ``class_counts`` come later.
+    """
+
+    def __init__(
+        self,
+        settings: MBJSettings,
+        class_counts: Counts | None,
+        dim: int,
+        start: int = 0,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        shared: dict[str, Any] = {name: getattr(settings, name) for name in ("beta", "norm")}
+        shared |= {"start": start, "seed": settings.seed or 0}
+        if "feature" in settings.kinds:
+            own = {"sample": settings.sample, **settings.of("feature")}
+            self["feature"] = FeatureMemoryLoss(class_counts, dim, **own, **shared)
+        if "prototype" in settings.kinds:
+            own = {name: getattr(settings, name) for name in ("scale", "margin", "momentum")}
+            own |= settings.of("prototype")
+            self["prototype"] = PrototypeMemoryLoss(class_counts, dim, num_classes=num_classes, **own, **shared)
+
+    @property
+    def banks(self) -> list[MemoryBank]:
+        """Of each memory, what it holds."""
+        return [loss.bank for loss in self.values()]  # type: ignore[misc]
+
+    def forward(self, labels: Tensor, inputs: Mapping[str, Callable[[], tuple[Tensor, ...]]]) -> Tensor:
+        """Sum of eta * L_memory over the memories, each of which then remembers.
+
+        Args:
+            labels: (B,) classes, or (B, C) class probabilities.
+            inputs: kind of memory to what gives its features and its classifier, as its loss takes them but for labels.
+
+        Returns:
+            Scalar.
+        """
+        losses = []
+        for kind, loss in self.items():
+            features, *classifier = inputs[kind]()
+            losses.append(loss(features, labels, *classifier))
+        return sum(losses[1:], losses[0])

@@ -6,19 +6,15 @@ jitters around where it stays. The memory fills from the first step on in any ca
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
+
+from mbj_plugin.checks import is_number
 
 Start = str | int | float  # the one text is "auto"
 WANTED = "'auto' (the learning rate's first decay), a fraction of the run below 1, or a number of {unit} (1, not 1.0)"
 LATEST = 10**12
 # Of a run whose learning rate never falls: the paper's 120 of 200 epochs.
 WITHOUT_DECAY = 0.6
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, which True is not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def as_start(value: Any) -> Start | None:

@@ -3,7 +3,7 @@
 from mbj_plugin.settings import MBJSettings
 from mbj_plugin.timm import MBJLoss
 
-OF_THE_LOSS = ("start", "classifier_loss", "prototypes", "smoothing")
+OF_THE_LOSS = ("start", "smoothing")
 
 
 def mbj_loss(class_counts, base=None, **given):

@@ -172,7 +172,6 @@ def criterion_on_fake_gpu(soft=False, **kwargs) -> None:
         {},
         {"classifier": "shared", "sample": 3},
         {"memory": "both", "momentum": 0.5},
-        {"memory": "both", "prototypes": "memory"},
         {"start": 99},
     ],
 )

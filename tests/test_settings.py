@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mbj_plugin import FeatureMemoryLoss, PrototypeMemoryLoss
-from mbj_plugin.memories import Memories
-from mbj_plugin.settings import PRESETS, RULES, MBJSettings, checked, read
+from mbj_plugin.settings import PRESETS, RULES, MBJSettings, Memories, checked, read
 from mbj_plugin.start import as_start, start_at
 
 OTHERS = {
@@ -163,11 +162,11 @@ def test_presets():
         },
     }
     one = MBJSettings()
-    assert (one.eta, one.size) == (15.0, 500) == (one.effective()["eta"], one.effective()["size"])
+    assert (one.eta, one.size) == (15.0, 500)
     assert (MBJSettings(memory="prototype").eta, MBJSettings(memory="prototype").size) == (1 / 7, 3500)
-    assert MBJSettings(memory="both").effective()["eta"] == {"feature": 15.0, "prototype": 1 / 7}
+    assert [MBJSettings(memory="both").of(kind)["eta"] for kind in ("feature", "prototype")] == [15.0, 1 / 7]
     both = MBJSettings(memory="both", size=7.0)
-    assert both.effective()["size"] == {"feature": 7, "prototype": 7} and both.effective()["norm"] == "max"
+    assert [both.of(kind)["size"] for kind in both.kinds] == [7, 7] and both.norm == "max"
     assert both.kinds == ("feature", "prototype") and type(both.size) is int
     with pytest.raises(dataclasses.FrozenInstanceError):
         both.size = 8

@@ -59,17 +59,9 @@ def build_criterion(
     if method.memory is None:
         return base
     settings = method.memory_settings(protocol, steps_per_epoch)
-    own_loss = create_loss(method.classifier_loss, class_counts).to(device) if method.classifier_loss else None
+    settings |= {name: getattr(method, name) for name in ("memory", "classifier", "classifier_loss")}
     settings.pop("start")
-    criterion = MBJLoss(
-        class_counts,
-        base,
-        MBJSettings(memory=method.memory, classifier=method.classifier, seed=seed, **settings),
-        start=start,
-        classifier_loss=own_loss,
-        prototypes=method.prototypes,
-    )
-    return criterion.bind(model)
+    return MBJLoss(class_counts, base, MBJSettings(seed=seed, **settings), start=start).bind(model)
 
 
 def build_optimizer(protocol: Protocol, model: nn.Module, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Any]:

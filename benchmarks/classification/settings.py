@@ -23,7 +23,7 @@ DRAWS = ("one", "own")
 #: Settings that came after the first rows: a row names them where they are set.
 ADDED = ("augment", "mixup", "sampler")
 #: Settings of a method that are gone, with the value that all rows of today's methods name.
-GONE = {"ramp": 0, "prior_correction": False}
+GONE = {"ramp": 0, "prior_correction": False, "prototypes": "batch"}
 NUM_CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100}
 
 
@@ -92,8 +92,6 @@ class Method:
     classifier: str = "own"
     #: Batch loss of the classifier of its own; None = ``loss``.
     classifier_loss: str | None = None
-    #: "batch" or "memory", see MBJLoss.
-    prototypes: str = "batch"
     #: What takes the finished classifier's place, see :mod:`mbj_plugin.logit_adjustment`.
     after: str | None = None
     tau: float = 1.0

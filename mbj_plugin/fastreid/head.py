@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from mbj_plugin.fastreid.config import read_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
-from mbj_plugin.memories import Memories
-from mbj_plugin.settings import MBJSettings
+from mbj_plugin.settings import MBJSettings, Memories
 
 
 @REID_HEADS_REGISTRY.register()

@@ -15,33 +15,23 @@ _STOCK = utils.dispatch_clip_grad
 
 
 class ClipParameters(list[nn.Parameter]):
-    """What a run without MBJ would clip, for any clipping function; the memory classifier is beside it.
-
-    Args:
-        parameters: of the features and of the batch classifier, in the model's order.
-        memory: pairs of (parameter of the batch classifier, the same of the memory classifier).
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], memory: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
-        super().__init__(parameters)
-        self.memory = memory
-
-
-def clip_parameters(module: nn.Module, heads: Heads, exclude_head: bool) -> ClipParameters:
-    """Parameters to clip of a model with two classifiers.
+    """What a run without MBJ would clip, in the model's order, for any clipping function.
 
     Args:
         module: the model, wrapped or not.
         heads: of the model.
         exclude_head: as in timm, whose agc leaves the last two parameters out.
+
+    Attributes:
+        memory: pairs of (parameter of the batch classifier, the same of the memory classifier).
     """
-    pairs = heads.parameter_pairs
-    batch_of = {id(memory): batch for memory, batch in pairs}
-    batches = {id(batch) for _, batch in pairs}
-    parameters = [batch_of.get(id(p), p) for p in module.parameters() if id(p) not in batches]
-    if exclude_head:
-        return ClipParameters(parameters[:-2], [])
-    return ClipParameters(parameters, [(batch, memory) for memory, batch in pairs])
+
+    def __init__(self, module: nn.Module, heads: Heads, exclude_head: bool) -> None:
+        batch_of = {id(memory): batch for memory, batch in heads.parameter_pairs}
+        batches = {id(batch) for batch in batch_of.values()}
+        parameters = [batch_of.get(id(p), p) for p in module.parameters() if id(p) not in batches]
+        super().__init__(parameters[:-2] if exclude_head else parameters)
+        self.memory = [] if exclude_head else [(batch, memory) for memory, batch in heads.parameter_pairs]
 
 
 def dispatch_clip_grad(parameters: Any, value: float, mode: str = "norm", norm_type: float = 2.0) -> None:

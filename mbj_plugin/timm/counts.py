@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
-from mbj_plugin.checks import MOST_IMAGES
+from mbj_plugin.checks import MOST_IMAGES, Range
 from mbj_plugin.longtail import count_classes
-from mbj_plugin.start import is_number
 
 HOW_TO_GIVE_COUNTS = (
     "give the images per class as a JSON list, in the order of the class indices: "
@@ -70,8 +69,7 @@ def counts_from_file(path: str | Path) -> np.ndarray:
         raise ValueError(f"the class counts {path} are no JSON: {error}") from error
     if isinstance(content, dict):
         content = content.get("pos_counts", content.get("class_counts"))
-    whole = isinstance(content, list) and all(is_number(n) and 0 <= n <= MOST_IMAGES and n == int(n) for n in content)
-    if not whole:
+    if not isinstance(content, list) or any(Range(0, MOST_IMAGES, whole=True).read(n) is None for n in content):
         raise ValueError(f"the class counts {path} must be a JSON list of whole numbers >= 0, one per class")
     return np.asarray(content, dtype=np.int64)
 
@@ -82,16 +80,11 @@ def _check_against(dataset: Any, counts: np.ndarray, path: str | Path) -> None:
         labels = dataset_labels(dataset)
     except ValueError:
         return  # for such sets the file is there
-    counted = count_classes(labels)
-    fix = "leave out --mbj-class-counts (class_counts of MBJ), these images can be counted"
-    if len(counted) > len(counts):
-        raise ValueError(f"the class counts {path} hold {len(counts)} classes, the images {len(counted)}: {fix}")
-    counted = count_classes(labels, len(counts))
-    if (different := np.flatnonzero(counted != counts)).size:
-        c = different[0]
+    given, counted = counts.tolist(), count_classes(labels).tolist()
+    if counted + [0] * (len(given) - len(counted)) != given:
         raise ValueError(
-            f"the class counts {path} contradict the images: class {c} has {counts[c]} there and {counted[c]} in "
-            f"training: {fix}"
+            f"the class counts {path} contradict the images, {given[:20]} there and {counted[:20]} in training: leave "
+            "out --mbj-class-counts (class_counts of MBJ), these images can be counted"
         )
 
 

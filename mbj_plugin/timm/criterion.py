@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbj_plugin.batch_losses import CrossEntropy
+from mbj_plugin.batch_losses import CrossEntropy, create_loss
 from mbj_plugin.checks import BELOW_1, Counts, Range, check_logits, counts_tensor
-from mbj_plugin.memories import Memories
-from mbj_plugin.settings import NO_OWN_CLASSIFIER, MBJSettings
+from mbj_plugin.settings import MBJSettings, Memories
 from mbj_plugin.timm.classifiers import BATCH_CLASSIFIER, same_map
-from mbj_plugin.timm.clip import ClipParameters, clip_parameters
+from mbj_plugin.timm.clip import ClipParameters
 from mbj_plugin.timm.head import Heads, attach_head, beside, detach_head
 
 _logger = logging.getLogger("mbj_plugin")
-PROTOTYPES = ("batch", "memory")
 BatchLoss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -41,9 +39,6 @@ class MBJLoss(nn.Module):
         base: the batch loss, called once for each classifier; cross-entropy by default.
         settings: of the memories and the classifier; by default those of ``--mbj``. Its ``start`` is not read here.
         start: calls before the memory loss counts.
-        classifier_loss: the batch loss of a classifier of the memory's own; None = ``base``.
-        prototypes: with memory "both" and two classifiers, whose weights the prototype memory holds: those of the
-            "batch" classifier, which trains the features, or of the "memory" classifier.
         smoothing: label smoothing that soft targets carry (timm's Mixup puts it there). The memory does without: else
             head images would enter under the name of every tail class.
 
@@ -68,26 +63,19 @@ class MBJLoss(nn.Module):
         settings: MBJSettings | None = None,
         *,
         start: int = 0,
-        classifier_loss: BatchLoss | None = None,
-        prototypes: str = "batch",
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.settings = settings or MBJSettings()
         if not isinstance(self.settings, MBJSettings):
             raise ValueError(f"settings must be MBJSettings(...), got {settings!r}")
-        for name, loss in (("base", base), ("classifier_loss", classifier_loss)):
-            if loss is not None and not callable(loss):
-                raise ValueError(f"{name} must be a loss that is called as loss(logits, target), got {loss!r}")
-        if prototypes not in PROTOTYPES:
-            raise ValueError(f"prototypes must be of one of {PROTOTYPES}, got {prototypes!r}")
+        if base is not None and not callable(base):
+            raise ValueError(f"base must be a loss that is called as loss(logits, target), got {base!r}")
         self.own_classifier = self.settings.classifier == "own" and self.settings.memory != "prototype"
-        if classifier_loss is not None and not self.own_classifier:
-            raise ValueError(NO_OWN_CLASSIFIER)
         self.smoothing, self.start = Range(0, BELOW_1).checked("smoothing", smoothing), start
         self.base = base if base is not None else CrossEntropy()
-        self.classifier_loss = classifier_loss if classifier_loss is not None else self.base
-        self.prototypes_of_batch = prototypes == "batch"
+        own_loss = self.settings.classifier_loss
+        self.classifier_loss = self.base if own_loss is None else create_loss(own_loss, class_counts)
         self.class_counts = counts_tensor(class_counts)
         # Of one dimension until bind knows how many there are.
         self.memories = Memories(self.settings, self.class_counts, 1, start)
@@ -122,7 +110,7 @@ class MBJLoss(nn.Module):
         self.heads, self._checked, self._versions = heads, False, []
         if any(bank.dim != heads.dim for bank in self.memories.banks):
             self.memories = Memories(self.settings, self.class_counts, heads.dim, self.start)
-        self.memories.to(heads.device)
+        self.to(heads.device)
         return self
 
     def unbind(self, model: nn.Module) -> nn.Module:
@@ -138,7 +126,7 @@ class MBJLoss(nn.Module):
         these to ``torch.nn.utils.clip_grad_norm_``, or to :func:`mbj_plugin.timm.clip.dispatch_clip_grad`, which clips
         the memory classifier as well, as if it were the only one.
         """
-        return clip_parameters(model, self._bound(), exclude_head)
+        return ClipParameters(model, self._bound(), exclude_head)
 
     def _bound(self) -> Heads:
         if self.heads is None:
@@ -187,7 +175,7 @@ class MBJLoss(nn.Module):
             target,
             {
                 "feature": lambda: (features, *heads.affine()),
-                "prototype": lambda: (features, heads.affine(batch=self.prototypes_of_batch)[0]),
+                "prototype": lambda: (features, heads.affine(batch=True)[0]),
             },
         )
 

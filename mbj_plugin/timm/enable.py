@@ -29,7 +29,7 @@ from mbj_plugin.timm.compat import (
 from mbj_plugin.timm.counts import training_counts
 from mbj_plugin.timm.criterion import MBJLoss
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
-from mbj_plugin.timm.settings import from_text, make_criterion
+from mbj_plugin.timm.settings import from_text
 from mbj_plugin.timm.task import MBJTask
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ _logger = logging.getLogger(__name__)
 
 class EnabledTask(MBJTask):
     """What ``ClassificationTask(...)`` gives inside timm's ``train.py``: signature and criterion are train.py's own."""
+
+    last: EnabledTask | None = None
 
     def __init__(
         self,
@@ -57,37 +59,33 @@ class EnabledTask(MBJTask):
             counts = training_counts(loader.dataset, args.num_classes, settings.class_counts)
             epoch = start_epoch(settings.start, args.sched, rates)
             calls = round(epoch * len(loader))
-            mbj_loss = make_criterion(settings, counts, criterion, calls, args.seed, args.smoothing)
+            settings = settings.with_seed(args.seed)
+            mbj_loss = MBJLoss(counts, criterion, settings, start=calls, smoothing=args.smoothing)
         if verbose:
             _logger.info(
                 f"MBJ: {settings}, memory loss from epoch {epoch:g}, {counts.min()} to {counts.max()} images a class"
             )
         super().__init__(model, mbj_loss, device=device, dtype=dtype, verbose=verbose)
-        _SUMMARY.watch(mbj_loss, len(loader))
+        self.iterations = len(loader)
+        self.sums: dict[str, Tensor] = {}  # of the losses of the epoch's steps
+        EnabledTask.last = self
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         result = super().forward(input, target)
-        _SUMMARY.add(self.criterion.parts)
+        self.sums = {name: self.sums.get(name, 0) + part.float() for name, part in self.criterion.parts.items()}
         return result
 
+    def end_epoch(self) -> dict[str, float]:
+        """The epoch's mean losses, and what the memories hold after it."""
+        losses = {name: total.item() / self.iterations for name, total in self.sums.items()}
+        self.sums = {}
+        return losses | memories_report([self.criterion.memories], self.criterion.class_counts)
 
-class _Summary:
-    """timm's ``update_summary``, which train.py calls after each epoch on the first rank, with the diagnostics of the
-    last task."""
 
-    def __init__(self, update_summary: Callable[..., None]) -> None:
-        self.update_summary = update_summary
-        self.watch(None, 0)
+def _with_diagnostics(update_summary: Callable[..., None]) -> Callable[..., None]:
+    """timm's ``update_summary``, which train.py calls after each epoch on the first rank, with the last task's."""
 
-    def watch(self, criterion: MBJLoss | None, iterations: int) -> None:
-        self.criterion, self.iterations = criterion, iterations
-        self.sums: dict[str, Tensor] = {}  # of the losses of the epoch's steps
-
-    def add(self, parts: dict[str, Tensor]) -> None:
-        self.sums = {name: self.sums.get(name, 0) + part.float() for name, part in parts.items()}
-
-    def __call__(
-        self,
+    def update(
         epoch: int,
         train_metrics: dict[str, float],
         eval_metrics: dict[str, float] | None,
@@ -96,16 +94,14 @@ class _Summary:
         write_header: bool | None = None,
         log_wandb: bool = False,
     ) -> None:
-        """As timm's."""
-        if self.criterion is not None:
-            losses = {name: total.item() / self.iterations for name, total in self.sums.items()}
-            self.sums = {}
+        if EnabledTask.last is not None:
             # A new dict: train.py prints its own at the end, as JSON.
-            held = memories_report([self.criterion.memories], self.criterion.class_counts)
-            train_metrics = {**train_metrics, **losses, **held}
+            train_metrics = train_metrics | EnabledTask.last.end_epoch()
         if not write_header:
             train_metrics = _fit_columns(train_metrics, filename)
-        self.update_summary(epoch, train_metrics, eval_metrics, filename, lr, write_header, log_wandb)
+        update_summary(epoch, train_metrics, eval_metrics, filename, lr, write_header, log_wandb)
+
+    return update
 
 
 def _fit_columns(train_metrics: dict[str, float], summary: str) -> dict[str, float]:
@@ -135,6 +131,6 @@ def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
 
 with one_line("train.py"):
     from_text(os.environ.get("MBJ", ""))  # a mistake is told before anything is built
-_SUMMARY = replace_update_summary(_Summary)
+replace_update_summary(_with_diagnostics)
 clip.install()
 make_tasks_by(_new)

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from mbj_plugin.batch_losses import create_loss
 from mbj_plugin.command_line import did_you_mean
 from mbj_plugin.settings import PRESETS, RULES, MBJSettings, read
-from mbj_plugin.timm.criterion import MBJLoss
 
 RECIPES = PRESETS["classification"]
-
-
-def make_criterion(
-    settings: MBJSettings, class_counts: Any, base: Any, start: int, seed: int, smoothing: float
-) -> MBJLoss:
-    """The criterion of a run.
-
-    Args:
-        settings: of MBJ.
-        class_counts: (C,) training images per class.
-        base: the batch loss.
-        start: calls before the memory loss starts.
-        seed: of the run.
-        smoothing: that of timm's Mixup.
-    """
-    own_loss = create_loss(settings.classifier_loss, class_counts) if settings.classifier_loss else None
-    settings = dataclasses.replace(settings, seed=seed if settings.seed is None else settings.seed)
-    return MBJLoss(class_counts, base, settings, start=start, classifier_loss=own_loss, smoothing=smoothing)
 
 
 def from_text(text: str) -> MBJSettings:

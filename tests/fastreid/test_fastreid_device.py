@@ -6,7 +6,7 @@ from fastreid.config import get_cfg
 from test_device import COUNTS, PLANTED, FakeTensorMode, backward, on_fake_gpu
 
 from mbj_plugin.fastreid.head import MBJHead
-from mbj_plugin.memories import Memories
+from mbj_plugin.settings import Memories
 
 
 def step_on_fake_gpu(layer="Linear", memory="both", *options) -> None:

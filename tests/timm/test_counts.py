@@ -91,9 +91,9 @@ def test_bad_labels(targets, num_classes, message):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ([1, 2, 3], "contradict the images: class 0 has 1 there and 3 in training.*leave out --mbj-class-counts"),
-        ([3, 2], "hold 2 classes, the images 3.*leave out"),
-        ([3, 2, 1, 4], "class 3 has 4 there and 0 in training"),
+        ([1, 2, 3], r"contradict the images, \[1, 2, 3\] there and \[3, .*leave out --mbj-class-counts"),
+        ([3, 2], r"contradict the images, \[3, 2\] there.*leave out"),
+        ([3, 2, 1, 4], r"\[3, 2, 1, 4\] there and \[3, 2, 1\] in training"),
         ([3, 2, 1.5], "whole numbers"),
         ([3, 2, True], "whole numbers"),
     ],

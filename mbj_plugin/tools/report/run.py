@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mbj_plugin.checks import is_number
 from mbj_plugin.command_line import reason
 from mbj_plugin.memory import MemoryBank
-from mbj_plugin.start import is_number
 from mbj_plugin.tools.files import read_jsonl
 from mbj_plugin.tools.report.search import Query
 

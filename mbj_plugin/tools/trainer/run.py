@@ -15,9 +15,9 @@ from timm import utils
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint
 
-from mbj_plugin.timm import clip
+from mbj_plugin.timm import MBJLoss, clip
 from mbj_plugin.timm.schedule import learning_rates, start_epoch
-from mbj_plugin.timm.settings import from_args, make_criterion
+from mbj_plugin.timm.settings import from_args
 from mbj_plugin.tools.trainer import build
 from mbj_plugin.tools.trainer.checkpoint import ResumableMBJTask, ResumableTask, undamaged
 from mbj_plugin.tools.trainer.dataset_summary import DataFacts, class_names, memory_lines
@@ -74,7 +74,8 @@ def make_run(args: Namespace) -> TrainingRun:
     task: Any
     if args.mbj:
         clip.install()
-        criterion = make_criterion(settings, data.counts, batch_loss, calls, args.seed, args.smoothing)
+        settings = settings.with_seed(args.seed)
+        criterion = MBJLoss(data.counts, batch_loss, settings, start=calls, smoothing=args.smoothing)
         task = ResumableMBJTask(model, criterion, device=device, verbose=False)
     else:
         task = ResumableTask(model, batch_loss, device=device, verbose=False)
