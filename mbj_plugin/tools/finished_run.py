@@ -78,22 +78,16 @@ def saved_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
-    """Name and content of the last checkpoint, or of the best one where the last is broken, and the broken ones' names.
+def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Name and content of the last checkpoint, or of the best one where there is no last.
 
     Raises:
-        ValueError: where there is none that can be read.
+        ValueError: where there is none, or it cannot be read.
     """
-    found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
-    if not found:
-        raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)} in the run's folder")
-    broken: list[str] = []
-    for path in found:
-        try:
-            return path.name, read_checkpoint(str(path)), broken
-        except ValueError:
-            broken.append(path.name)
-    raise ValueError(f"cannot read {' and '.join(broken)} in {folder}: no checkpoint, or cut short")
+    for name in CHECKPOINTS:
+        if (folder / name).is_file():
+            return name, read_checkpoint(str(folder / name))
+    raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)} in the run's folder")
 
 
 def memory_states(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -169,7 +163,7 @@ class FinishedRun:
     ) -> None:
         self.args = saved_args(folder, device, data)
         self.args.val_split = test or self.args.val_split
-        self.name, self.checkpoint, self.broken = newest_checkpoint(folder)
+        self.name, self.checkpoint = newest_checkpoint(folder)
         epoch = self.checkpoint.get("epoch")
         #: "epoch 4 of 8" of a run that was stopped, or is not over.
         self.unfinished = ""

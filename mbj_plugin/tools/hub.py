@@ -32,50 +32,7 @@ CLASSIFIERS = {
 PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 STRUCTURE = ("architecture", "classifier", "first_conv", "pool_size")
 FILES = ("class_map", "initial_checkpoint", "pretrained_path", "mbj_class_counts")
-CARD = """---
-{{ card_data }}
----
-
-# {{ name }}
-
-A {{ architecture }} for {{ counts | length }} classes, trained on long-tailed data. Its classifier is {{ kind }}.
-
-## Errors
-
-Of {{ images or "a stream of" }} images of the split {{ settings.val_split }}:
-
-{{ table }}
-
-## Use
-
-```python
-import timm
-{% if plugin -%}
-import mbj_plugin.timm  # registers the architecture
-{% endif -%}
-model = timm.create_model("local-dir:{{ name }}", pretrained=True).eval()
-```
-
-Once it is on the hub, `hf-hub:USER/NAME` stands for `local-dir:FOLDER`.
-
-## Training
-
-- Data: {{ data }}, split {{ settings.train_split }}: {{ counts | sum }} images, {{ counts | max }} of the largest \
-class, {{ counts | min }} of the smallest
-{% for title, values in details.items() -%}
-- {{ title }}: {% for key, value in values.items() %}{{ key }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
-{% endfor %}
-## Citation
-
-```bibtex
-@article{liu2020mbj,
-  title={Memory-based Jitter: Improving Visual Recognition on Long-tailed Data with Diversity In Memory},
-  author={Liu, Jialun and Zhang, Jingwei and Li, Wenhui and Zhang, Chi and Sun, Yifan},
-  journal={arXiv:2008.09809},
-  year={2020}
-}
-```
-"""
+CARD = Path(__file__).with_name("card.md")
 
 
 def write_folder(folder: Path, output: Path, licence: str = "unknown", classifier: str | None = None) -> str:
@@ -97,8 +54,6 @@ def write_folder(folder: Path, output: Path, licence: str = "unknown", classifie
     run = FinishedRun(folder, images=False)
     if run.unfinished:
         raise ValueError(f"{folder} is not finished: its checkpoint is of {run.unfinished}")
-    if run.broken:
-        raise ValueError(f"cannot read {folder / run.broken[0]}, it is no checkpoint or cut short")
     trained = run.classifiers()
     chosen = classifier or ("mbj" if run.args.mbj else "batch")
     if chosen == "adjusted" and run.adjusted_already() == 0:
@@ -159,7 +114,7 @@ def model_card(architecture: str, results: dict[str, Any], name: str, licence: s
     }
     card = ModelCard.from_template(
         ModelCardData(license=licence, library_name="timm", tags=["image-classification", "timm", "long-tailed"]),
-        template_str=CARD,
+        template_path=str(CARD),
         name=name,
         architecture=architecture,
         kind=CLASSIFIERS[chosen][1],

@@ -81,19 +81,14 @@ def _read_metrics(run: RunRecord, folder: Path) -> None:
 
 
 def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:
-    """The model's state in the last checkpoint that can be read."""
+    """The model's state in the last checkpoint."""
     pointer = folder / "last_checkpoint"
     last = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    names = dict.fromkeys((CHECKPOINTS[0], Path(last).name, *CHECKPOINTS[1:]))
-    for path in (folder / name for name in names if name and (folder / name).is_file()):
-        try:
-            state = dict(load_checkpoint(path)["model"])
-        except (OSError, ValueError) as error:
-            run.missing.append(f"checkpoint: {error}")
-            continue
-        run.facts["checkpoint"] = path.name
-        return state
-    raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)} that can be read, so no memory and no retrieval")
+    path = next((folder / name for name in (Path(last).name, *CHECKPOINTS) if (folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(f"there is no {' and no '.join(CHECKPOINTS)}, so no memory and no retrieval")
+    run.facts["checkpoint"] = path.name
+    return dict(load_checkpoint(path)["model"])
 
 
 def _banks(state: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
-import huggingface_hub.constants
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,13 +32,11 @@ def read_run(run: RunRecord, folder: Path, args: Namespace) -> None:
     with run.part("curves (summary.csv)"):
         _read_summary(run, folder)
     with run.part("checkpoint"):
-        name, checkpoint, broken = newest_checkpoint(folder)
-        for each in broken:
-            run.missing.append(f"checkpoint: cannot read {each}, it is no checkpoint or cut short")
+        name, checkpoint = newest_checkpoint(folder)
         run.facts["checkpoint"] = f"{name} of epoch {checkpoint.get('epoch')}"
         run.memories = {kind: read_bank(state) for kind, state in memory_states(checkpoint).items()}
         if not args.no_model:
-            with run.part("confusion"), offline():
+            with run.part("confusion"):
                 _run_model(run, FinishedRun(folder, args.device, args.data))
 
 
@@ -84,17 +77,6 @@ def _read_summary(run: RunRecord, folder: Path) -> None:
         points = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key)]
         if figure and points:
             run.curves.setdefault(figure, {})[line] = ([x for x, _ in points], [y for _, y in points])
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Hugging Face's hub, which ``hf-hub:`` models and ``hfds/`` data sets ask, is asked for what is on disk only."""
-    # The variable is read by what is imported only now.
-    with (
-        mock.patch.dict(os.environ, HF_HUB_OFFLINE="1"),
-        mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
-    ):
-        yield
 
 
 def _run_model(run: RunRecord, finished: FinishedRun) -> None:
