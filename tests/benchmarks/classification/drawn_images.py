@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from benchmarks.classification.data import Images, class_ranks
-from benchmarks.classification.recipe import STATISTICS
+from benchmarks.classification.recipe import STATISTICS, epoch_draws
 
 
 def drawn(size=12, per_class=(14, 8, 6, 5, 5, 4, 4, 3, 3, 2), seed=0):
@@ -35,10 +35,31 @@ def plain_batch(images, draw, padding):
     return x, torch.from_numpy(images.train_labels[draw[:, 0].numpy()])
 
 
-def plain_rate(protocol, steps, update):
-    """The learning rate of an update by its formula; timm's milestones act one update early."""
-    decayed = protocol.decay_rate ** sum(update + 1 >= m * steps for m in protocol.milestones)
-    return protocol.lr * min(1.0, update / (protocol.warmup_epochs * steps)) * decayed
+def plain_steps(images, protocol, model, seed=0):
+    """(epoch, step, draws) of each step; torch's SGD takes it by the gradient that was made of them.
+
+    The learning rate is the recipe's by its formula; timm's milestones act one update early.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
+    )
+    steps = len(images.train) // protocol.batch_size
+    for epoch in range(protocol.epochs):
+        draws = epoch_draws(len(images.train), protocol.batch_size, protocol.padding, seed, epoch)
+        for step, draw in enumerate(draws):
+            update = epoch * steps + step
+            decayed = protocol.decay_rate ** sum(update + 1 >= m * steps for m in protocol.milestones)
+            rate = protocol.lr * min(1.0, update / (protocol.warmup_epochs * steps)) * decayed
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            yield epoch, step, draw
+            optimizer.step()
+
+
+def assert_same_weights(cell, model):
+    """Up to rounding, as the cell sums in another order."""
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(cell.model.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def write_npz(path, images):

@@ -198,9 +198,3 @@ def test_mistakes_in_the_settings(settings_file, old, new, message):
     Path(settings_file).write_text(Path(settings_file).read_text().replace(old, new))
     with pytest.raises(ValueError, match=message):
         load_settings(settings_file)
-
-
-def test_a_damaged_results_file_is_a_clear_error(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"dataset": "cifar10_lt"}\n')
-    with pytest.raises(ValueError, match="line 1 is no row"):
-        read_rows(tmp_path / "rows.jsonl", Cell)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from drawn_images import drawn, plain_batch, plain_rate
+from drawn_images import assert_same_weights, drawn, plain_batch, plain_steps
 from torch import nn
 
-from benchmarks.classification.recipe import build_model, class_draws, epoch_draws
+from benchmarks.classification.recipe import build_model, class_draws
 from benchmarks.classification.settings import Method, Protocol
 from benchmarks.classification.training import CellRun
 from benchmarks.rivals.bbn import BilateralBranch, BilateralLoss, bbn_loss, cumulative_alpha, reversed_probs
@@ -67,24 +67,15 @@ def test_a_cell_is_a_plain_loop_over_two_batches():
     cell = CellRun(PROTOCOL, Method(loss="bbn"), images, 0)
     assert cell.train()
     model = build_model(PROTOCOL, Method(loss="bbn"), 10, 0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3)
     steps, reverse = len(images.train) // 8, reversed_probs(np.bincount(images.train_labels))
-    for epoch in range(3):
+    for epoch, step, draw in plain_steps(images, PROTOCOL, model):
         alpha = 1 - (epoch / 3) ** 2
-        draws = [
-            epoch_draws(len(images.train), 8, 2, 0, epoch),
-            class_draws(images.train_labels, reverse, steps, 8, 2, (0, epoch, 1)),
-        ]
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = plain_rate(PROTOCOL, steps, epoch * steps + step)
-            (x_c, y_c), (x_r, y_r) = (plain_batch(images, both[step], 2) for both in draws)
-            logits = model.mixed(x_c, x_r, alpha)
-            losses = [nn.functional.cross_entropy(logits, y) for y in (y_c, y_r)]
-            optimizer.zero_grad()
-            (alpha * losses[0] + (1 - alpha) * losses[1]).backward()
-            optimizer.step()
-    for key, value in model.state_dict().items():
-        torch.testing.assert_close(cell.model.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+        other = class_draws(images.train_labels, reverse, steps, 8, 2, (0, epoch, 1))[step]
+        (x_c, y_c), (x_r, y_r) = (plain_batch(images, each, 2) for each in (draw, other))
+        logits = model.mixed(x_c, x_r, alpha)
+        losses = [nn.functional.cross_entropy(logits, y) for y in (y_c, y_r)]
+        (alpha * losses[0] + (1 - alpha) * losses[1]).backward()
+    assert_same_weights(cell, model)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3, torch.tensor(0.7)])

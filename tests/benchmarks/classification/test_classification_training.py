@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drawn_images import drawn, plain_batch, plain_rate
+from drawn_images import assert_same_weights, drawn, plain_batch, plain_steps
 
 from benchmarks import cells as results
 from benchmarks.classification.passenger import Features, passenger_row
-from benchmarks.classification.recipe import STATISTICS, build_model, epoch_draws
+from benchmarks.classification.recipe import STATISTICS, build_model
 from benchmarks.classification.settings import Method, Protocol, load_settings
 from benchmarks.classification.training import CellRun
 from benchmarks.rivals import create_loss
@@ -33,30 +33,15 @@ def same_state(a, b):
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-def plain_run(images, protocol, seed):
-    """The same run as a plain loop: PIL crops, torch's SGD, the recipe's learning rates by their formula."""
-    model = build_model(protocol, MBJ, 10, seed)
-    counts = np.bincount(images.train_labels)
-    steps = len(images.train) // protocol.batch_size
-    base = create_loss("balanced_softmax", counts)
-    criterion = mbj_loss(counts, base, classifier="shared", eta=15, norm="max", start=steps, seed=seed).bind(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
-    for epoch in range(protocol.epochs):
-        for step, draw in enumerate(epoch_draws(len(images.train), protocol.batch_size, 2, seed, epoch)):
-            optimizer.param_groups[0]["lr"] = plain_rate(protocol, steps, epoch * steps + step)
-            x, y = plain_batch(images, draw, 2)
-            loss = criterion(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model, criterion
-
-
 def test_the_fast_loop_computes_what_a_plain_loop_computes():
-    fast = run()
-    model, criterion = plain_run(drawn(), TINY, seed=0)
-    for key, value in model.state_dict().items():
-        torch.testing.assert_close(fast.model.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    fast, images = run(), drawn()
+    model, counts = build_model(TINY, MBJ, 10, 0), np.bincount(images.train_labels)
+    base, start = create_loss("balanced_softmax", counts), len(images.train) // TINY.batch_size
+    criterion = mbj_loss(counts, base, classifier="shared", eta=15, norm="max", start=start, seed=0).bind(model)
+    for _, _, draw in plain_steps(images, TINY, model):
+        x, y = plain_batch(images, draw, 2)
+        criterion(model(x), y).backward()
+    assert_same_weights(fast, model)
     memory, expected = fast.criterion.memories["feature"].bank, criterion.memories["feature"].bank
     assert torch.equal(memory.labels, expected.labels) and memory.filled > 10
     torch.testing.assert_close(memory.rows, expected.rows, rtol=1e-4, atol=1e-4)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from drawn_images import drawn, plain_batch, plain_rate
+from drawn_images import drawn, plain_batch, plain_steps
 from torch import nn
 
-from benchmarks.classification.recipe import build_model, epoch_draws
+from benchmarks.classification.recipe import build_model
 from benchmarks.classification.settings import Method, Protocol
 from benchmarks.classification.training import CellRun
 from benchmarks.rivals.iem import EpisodicMemory, read_memory, write_memory
@@ -102,21 +102,15 @@ def test_a_cell_is_a_plain_loop_with_a_memory():
     assert cell.train()
     model = build_model(protocol, Method(), 10, 0)
     keys, confidence = torch.zeros(10, 20, 16), torch.zeros(10, 20)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
-    steps = len(images.train) // 8
-    for epoch in range(3):
-        for step, draw in enumerate(epoch_draws(len(images.train), 8, 2, 0, epoch)):
-            optimizer.param_groups[0]["lr"] = plain_rate(protocol, steps, epoch * steps + step)
-            x, y = plain_batch(images, draw, 2)
-            features = model.forward_head(model.forward_features(x), pre_logits=True)
-            # In the cell's order: gradients of the features are then summed in the same one, and nothing drifts apart.
-            votes = read_memory(features, keys, confidence)
-            logits = model.fc(features) + votes
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(logits, y).backward()
-            optimizer.step()
-            probs = logits.detach().softmax(1)[torch.arange(8), y]
-            keys, confidence = write_memory(keys, confidence, features.detach(), y, probs)
+    for _, _, draw in plain_steps(images, protocol, model):
+        x, y = plain_batch(images, draw, 2)
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+        # In the cell's order: gradients of the features are then summed in the same one, and nothing drifts apart.
+        votes = read_memory(features, keys, confidence)
+        logits = model.fc(features) + votes
+        nn.functional.cross_entropy(logits, y).backward()
+        probs = logits.detach().softmax(1)[torch.arange(8), y]
+        keys, confidence = write_memory(keys, confidence, features.detach(), y, probs)
     for key, value in {**model.state_dict(prefix="model."), "keys": keys, "confidence": confidence}.items():
         torch.testing.assert_close(cell.model.state_dict()[key], value, msg=key)
     assert (confidence > 0).all(1).any()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from drawn_images import drawn, plain_batch, plain_rate
+from drawn_images import assert_same_weights, drawn, plain_batch, plain_steps
 from PIL import Image
 from timm.data import Mixup
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
@@ -38,21 +38,14 @@ def test_mixup_is_timms(loss):
     cell, images = run(MIXUP, Method(loss=loss)), drawn()
     mixup = Mixup(mixup_alpha=1.0, label_smoothing=0.0, num_classes=10)
     model = build_model(PLAIN, Method(), 10, 0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
-    steps = len(images.train) // 8
     counts = np.bincount(images.train_labels, minlength=10)
     shift = torch.from_numpy(np.log(counts / counts.sum())).float() if loss == "balanced_softmax" else 0.0
-    for epoch in range(3):
-        weights = mixing_weights(steps, 1.0, 0, epoch).tolist()
-        for step, draw in enumerate(epoch_draws(len(images.train), 8, 2, 0, epoch)):
-            optimizer.param_groups[0]["lr"] = plain_rate(PLAIN, steps, epoch * steps + step)
-            mixup._params_per_batch = lambda weight=weights[step]: (weight, False)
-            x, target = mixup(*plain_batch(images, draw, 2))
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x) + shift, target).backward()
-            optimizer.step()
-    for key, value in model.state_dict().items():
-        torch.testing.assert_close(cell.model.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    for epoch, step, draw in plain_steps(images, PLAIN, model):
+        weights = mixing_weights(len(images.train) // 8, 1.0, 0, epoch).tolist()
+        mixup._params_per_batch = lambda weight=weights[step]: (weight, False)
+        x, target = mixup(*plain_batch(images, draw, 2))
+        torch.nn.functional.cross_entropy(model(x) + shift, target).backward()
+    assert_same_weights(cell, model)
 
 
 def test_the_weights_of_mixup_are_beta():
