@@ -81,11 +81,8 @@ def apply_all(modules: Sequence[str] = ()) -> None:
 def wrap(target: str, function: Callable) -> None:
     """Let ``function(stock, *arguments)`` be called in the place of ``target``, wherever fast-reid has imported it.
 
-    Args:
-        target: "module:attribute", below fastreid, as "engine.launch:launch" or "engine.hooks:SWA.before_step".
-
-    Raises:
-        UpstreamChangedError: where it is not there.
+    ``target`` is "module:attribute", below fastreid, as "engine.launch:launch" or "engine.hooks:SWA.before_step". Where
+    it is not there, that is an UpstreamChangedError.
     """
     module, _, path = target.partition(":")
     importlib.import_module(f"fastreid.{module}")

@@ -127,11 +127,7 @@ RULES: dict[str, dict[str, Rule]] = {
 
 
 def check_rules(cfg: Any, target: str) -> None:
-    """
-    Raises:
-        ValueError: for the first key of ``RULES[target]`` whose value will not do, with the key, the value and what is
-            wanted.
-    """
+    """Raise ValueError for the first key of ``RULES[target]`` whose value will not do, with what is wanted."""
     from fastreid.utils import comm
 
     ranks = comm.get_world_size()

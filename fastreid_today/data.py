@@ -125,12 +125,7 @@ def testable(train, self):
 
 
 def check_evaluation(trainer: Any, cfg: Any) -> None:
-    """What the evaluation needs, where it is fast-reid's own; of a project's only that its data sets exist.
-
-    Raises:
-        ValueError: where no data set is named, or one cannot be searched.
-        FileNotFoundError: where a test set is not there.
-    """
+    """What the evaluation needs, where it is fast-reid's own; of a project's only that its data sets exist."""
     from fastreid.data.datasets import DATASET_REGISTRY
     from fastreid.engine.defaults import DefaultTrainer
 
@@ -145,16 +140,9 @@ def check_evaluation(trainer: Any, cfg: Any) -> None:
 
 
 def check_searchable(name: str, dataset: Any, num_query: int) -> None:
-    """fast-reid compares a query with images of other cameras alone.
-
-    Args:
-        name: what the messages call the data set.
-        dataset: of the test loader; one without ``img_items`` is not looked at.
-        num_query: its first images are the queries, the others the gallery.
-
-    Raises:
-        ValueError: where no query can be found, or the gallery is too small.
-    """
+    """Raise ValueError where no query can be found, for fast-reid compares it with images of other cameras alone, or
+    where the gallery is too small. The first ``num_query`` images are the queries. What has no ``img_items`` is not
+    looked at."""
     items: Sequence[tuple] | None = getattr(dataset, "img_items", None)
     if items is None:
         return

@@ -49,11 +49,7 @@ def built_upstream() -> bool:
 
 
 def cache_dir() -> Path:
-    """Folder of our build: one per source text, Python ABI and NumPy major version.
-
-    Raises:
-        RuntimeError: for a user without a home folder and XDG_CACHE_HOME.
-    """
+    """Folder of our build: one per source text, Python ABI and NumPy major version."""
     digest = hashlib.sha256(b"".join((source_dir() / f"{name}.pyx").read_bytes() for name in MODULES)).hexdigest()[:12]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = f"{digest}-{sysconfig.get_config_var('SOABI')}-numpy{np.__version__.partition('.')[0]}"

@@ -23,12 +23,8 @@ KINDS = {*(kind.__name__ for kind in MISTAKES), "MissingError", "UnknownNameErro
 
 
 def launch(main: dict[str, Any], plugin: str = "") -> None:
-    """Run the script that the command line names in the namespace of the main module.
-
-    Args:
-        main: that namespace.
-        plugin: a module to import with fast-reid.
-    """
+    """Run the script that the command line names in the namespace ``main`` of the main module; ``plugin`` is a module
+    to import with fast-reid."""
     if main["__name__"] == "__main__":
         if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
             wrong = f"there is no file {sys.argv[1]}" if len(sys.argv) > 1 else "which script?"

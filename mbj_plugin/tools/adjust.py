@@ -119,12 +119,7 @@ def _compare(args: Namespace) -> None:
 
 
 class Adjustments:
-    """The classifiers of one run.
-
-    Args:
-        run: whose images are read here.
-        args: of the command.
-    """
+    """The classifiers of one run, whose images are read here; ``args`` are those of the command."""
 
     def __init__(self, run: FinishedRun, args: Namespace) -> None:
         self.run, self.args, self.trained = run, args, run.classifiers()

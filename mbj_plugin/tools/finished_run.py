@@ -35,16 +35,8 @@ ADJUSTED = {"balanced_softmax": 1.0, "class-balanced": 1.0, "square-root": 0.5}
 
 
 def saved_args(folder: Path, device: str = "cpu", data: str | None = None) -> Namespace:
-    """The run's arguments, for one process, this device and nothing that would be downloaded.
-
-    Args:
-        folder: of the run.
-        device: where the model runs.
-        data: folder of the images, where they are no longer where the run found them.
-
-    Raises:
-        ValueError: where the folder does not hold them.
-    """
+    """The run's arguments, for one process, this device and nothing that would be downloaded. ``data`` is the folder of
+    images that have moved."""
     path = folder / "args.yaml"
     if not path.is_file():
         raise ValueError(f"there is no {path}: give the folder of a run of mbj train")
@@ -62,11 +54,7 @@ def saved_args(folder: Path, device: str = "cpu", data: str | None = None) -> Na
 
 
 def saved_results(folder: Path) -> dict[str, Any]:
-    """The content of results.json.
-
-    Raises:
-        ValueError: where it is not there, or is not what a run writes.
-    """
+    """The content of results.json."""
     path = folder / "results.json"
     if not path.is_file():
         raise ValueError(f"there is no {path}: give the folder of a finished run of mbj train")
@@ -79,11 +67,7 @@ def saved_results(folder: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Name and content of the last checkpoint, or of the best one where there is no last.
-
-    Raises:
-        ValueError: where there is none, or it cannot be read.
-    """
+    """Name and content of the last checkpoint, or of the best one where there is no last."""
     for name in CHECKPOINTS:
         if (folder / name).is_file():
             return name, read_checkpoint(str(folder / name))
@@ -147,15 +131,9 @@ class Inputs:
 class FinishedRun:
     """The run: its model and classifiers, and once they are read, the inputs of its classifier.
 
-    Args:
-        folder: of the run.
-        device: where the model runs.
-        data: folder of the images, where they are no longer where the run found them.
-        images: whether images will be read; without, the counts come from results.json.
-        test: split to evaluate on, where it is another than the run's.
-
-    Raises:
-        ValueError: for a folder that is no run, a run that diverged, or images of other classes.
+    ``data`` is the folder of images that have moved, and ``test`` another split to evaluate on. Without ``images`` none
+    is read, and the counts come from results.json. A folder that is no run, a run that diverged and images of other
+    classes are ValueErrors.
     """
 
     def __init__(
@@ -199,9 +177,6 @@ class FinishedRun:
         """Those that were trained: "batch", which is that of a run without MBJ, and "mbj".
 
         Where MBJ shared its classifier with the batch loss there is no "batch".
-
-        Raises:
-            ValueError: for a model without a plain classifier.
         """
         layers = classifier_layers(self.model)
         own = _affine(layers)
@@ -232,15 +207,7 @@ class FinishedRun:
         return self._read_set(self.datasets[0])  # type: ignore[index]
 
     def read_validation(self, split: str, *others: Inputs) -> Inputs:
-        """The images of a split to choose on.
-
-        Args:
-            split: its name.
-            others: images that must not be among them.
-
-        Raises:
-            ValueError: where they are, under whatever name.
-        """
+        """The images of a split to choose on, which must not be among the others, under whatever name."""
         dataset = make_dataset(self.args, split, False, build.image_mode(self.args))
         check_same_classes(self.datasets[0], dataset)  # type: ignore[index]
         images = self._read_set(dataset)
@@ -287,11 +254,7 @@ class FinishedRun:
         return Inputs(torch.cat(features), torch.cat(labels), seen)
 
     def put(self, classifier: Classifier) -> None:
-        """Make it the model's own classifier.
-
-        Raises:
-            ValueError: where the model has no bias and the classifier needs one.
-        """
+        """Make it the model's own classifier; a ValueError where it needs a bias that the model has not."""
         weight, bias = classifier
         layers: list[Any] = classifier_layers(self.model)
         biased = [layer for layer in layers if layer.bias is not None]
@@ -306,11 +269,7 @@ class FinishedRun:
                 layer.bias.copy_(bias * len(layers) / len(biased))
 
     def write(self, classifier: Classifier, path: Path) -> None:
-        """A new checkpoint with this classifier in the place of the trained one.
-
-        Raises:
-            ValueError: where the model cannot have it, or the file cannot be written.
-        """
+        """A new checkpoint with this classifier in the place of the trained one."""
         self.put(classifier)
         state = {name: value.cpu() for name, value in self.model.state_dict().items()}
         content = {"arch": self.args.model, "epoch": self.checkpoint.get("epoch"), "state_dict": state}

@@ -36,19 +36,10 @@ CARD = Path(__file__).with_name("card.md")
 
 
 def write_folder(folder: Path, output: Path, licence: str = "unknown", classifier: str | None = None) -> str:
-    """Write ``output``/config.json, model.safetensors and README.md.
+    """Write ``output``/config.json, model.safetensors and README.md; the name of the architecture is returned.
 
-    Args:
-        folder: of a finished run of ``train_timm``.
-        output: a folder that is empty or not there.
-        licence: of the model, as Hugging Face writes it.
-        classifier: one of :data:`CLASSIFIERS`; by default what the user chose at the start, "mbj" with ``--mbj``.
-
-    Returns:
-        Name of the architecture.
-
-    Raises:
-        ValueError: where the run is not finished or has not this classifier, or ``output`` holds files.
+    ``output`` is a folder that is new or empty, and ``licence`` written as Hugging Face does. The default classifier is
+    what the user chose at the start: "mbj" with ``--mbj``.
     """
     results = saved_results(folder)
     run = FinishedRun(folder, images=False)
@@ -94,15 +85,7 @@ def _model_args(args: Namespace) -> dict[str, Any]:
 
 
 def model_card(architecture: str, results: dict[str, Any], name: str, licence: str, chosen: str) -> str:
-    """The text of README.md.
-
-    Args:
-        architecture: of the model.
-        results: of results.json.
-        name: of the model.
-        licence: as Hugging Face writes it.
-        chosen: which of :data:`CLASSIFIERS` it has.
-    """
+    """The text of README.md, from the content of results.json and the chosen one of :data:`CLASSIFIERS`."""
     settings = results["settings"]
     trained = results["classifiers"]
     rows = {title: [trained[key]["errors"]] for key, title in CLASSIFIERS.values() if key in trained}

@@ -25,11 +25,7 @@ CONFIG = "config.yaml"
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config as fast-reid without the plugin reads it.
-
-    Raises:
-        ValueError: for what is no config of a run.
-    """
+    """A run's config as fast-reid without the plugin reads it."""
     try:
         model = {name: node for name, node in config["MODEL"].items() if name != "MBJ"}
         heads, losses = dict(model["HEADS"]), dict(model["LOSSES"])
@@ -46,19 +42,8 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def export(run: Path, output: Path, weights: str = "model_final.pth") -> dict[str, Any]:
-    """Write ``output``/config.yaml and the weights beside it, with the file of a backbone of timm's.
-
-    Args:
-        run: OUTPUT_DIR of a run.
-        output: a folder that is new or empty.
-        weights: which checkpoint of the run.
-
-    Returns:
-        The config that was written.
-
-    Raises:
-        ValueError: where the folder holds no run, or the output holds files.
-    """
+    """Write ``output``/config.yaml and the weights beside it, with the file of a backbone of timm's. ``output`` is a
+    folder that is new or empty; the config that was written is returned."""
     for file in (run / CONFIG, run / weights):
         if not file.is_file():
             names = ", ".join(sorted(path.name for path in run.glob("*.pth"))) or "none"

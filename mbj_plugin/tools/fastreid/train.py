@@ -28,11 +28,7 @@ from mbj_plugin.tools.trainer.error_table import difference, mean_and_spread
 
 
 def find_config(name: str) -> str:
-    """Path of a config file, given as a path or as the name of one that comes with the plugin.
-
-    Raises:
-        ValueError: where there is none; the message lists the names.
-    """
+    """Path of a config file, given as a path or as the name of one that comes with the plugin."""
     return str(files.find_config(name, "fastreid", ".yml"))
 
 
@@ -78,9 +74,6 @@ def train_all(args: Namespace) -> dict[str, list[dict[str, float]]]:
 
     Returns:
         "baseline" and "MBJ" (those that were trained) to the scores of each seed.
-
-    Raises:
-        ValueError: for arguments that do not go together, or a folder of a run with other settings.
     """
     if args.seeds < 1:
         raise ValueError(f"--seeds must be 1 or more, got {args.seeds}")

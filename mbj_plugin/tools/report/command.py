@@ -54,11 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def report(args: argparse.Namespace) -> Path:
-    """Read the runs and write the page.
-
-    Raises:
-        ValueError: for a folder that holds no run or cannot be written, or too many runs.
-    """
+    """Read the runs and write the page."""
     check_device(args.device)
     if args.data is not None and not Path(args.data).is_dir():
         raise ValueError(f"--data {args.data}: there is no such folder")
@@ -92,11 +88,7 @@ def report(args: argparse.Namespace) -> Path:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The folder itself, or the runs in it, as ``--compare`` and ``--seeds`` leave them.
-
-    Raises:
-        ValueError: where there is no run.
-    """
+    """The folder itself, or the runs in it, as ``--compare`` and ``--seeds`` leave them."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: give the folder that a run wrote, with its checkpoint in it")
     if kind_of(folder):

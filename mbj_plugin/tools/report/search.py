@@ -43,14 +43,8 @@ class SearchImages:
 def search(queries: SearchImages, gallery: SearchImages, cosine: bool = True, best: int = 6) -> list[Query]:
     """Rank the gallery for each query; images of the query's identity from its own camera do not count.
 
-    Args:
-        queries: what is searched for.
-        gallery: where.
-        cosine: compare directions; else Euclidean distances.
-        best: how many of the first images are kept.
-
-    Raises:
-        ValueError: where no query has a right image in the gallery.
+    Directions are compared, or without ``cosine`` Euclidean distances. The first ``best`` images of each query are
+    kept.
     """
     ours, theirs = (_unit(i.rows) if cosine else np.asarray(i.rows, dtype=np.float32) for i in (queries, gallery))
     lengths, found = (theirs**2).sum(1), []
@@ -82,10 +76,7 @@ def scores(queries: list[Query]) -> dict[str, float]:
 def scores_by_size(sizes: dict[str, int], queries: list[Query], separator: str) -> dict[str, float]:
     """Scores by the size of the class that an identity had in training; keys like "tail mAP".
 
-    Args:
-        sizes: training images of each class.
-        queries: of identities that were trained on.
-        separator: what stands before the identity in the name of its class.
+    ``separator`` is what stands before the identity in the name of its class.
     """
     groups, identities = class_groups(list(sizes.values())), [name.rpartition(separator)[2] for name in sizes]
     group_of = {identities[label]: group for group in GROUPS for label in groups[group]}

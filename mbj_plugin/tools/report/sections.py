@@ -28,17 +28,9 @@ DRAW = (
 
 
 def write_report(runs: list[RunRecord], folder: Path) -> Path:
-    """Draw everything that the runs hold.
+    """Draw everything that one to eight runs hold; the path of the page is returned.
 
-    Args:
-        runs: one to eight.
-        folder: for report.html and the PNGs: empty, not there, or with an older report.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        ValueError: for a folder with other files, or that cannot be written.
+    ``folder`` is for report.html and the PNGs: empty, not there, or with an older report.
     """
     with new_folder(folder, again=PAGE) as part:
         verdict, results = headline(runs)

@@ -99,11 +99,7 @@ def _pair(text: str) -> str:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
-    """Arguments, in this order: timm's defaults, the config, the recipe of MBJ, the command line.
-
-    Raises:
-        ValueError: for a config that is not found, or a key in it that is no flag, and for a value out of range.
-    """
+    """Arguments, in this order: timm's defaults, the config, the recipe of MBJ, the command line."""
     typed = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     args = parser.parse_args(typed)
@@ -144,12 +140,7 @@ def _given(argv: list[str]) -> set[str]:
 
 
 def _check_together(args: Namespace, given: set[str]) -> None:
-    """Raise ValueError for flags that contradict each other.
-
-    Args:
-        args: of the run.
-        given: names that the command line and the config give.
-    """
+    """Raise ValueError for flags that contradict each other; ``given`` are those of the command line and the config."""
     for name in ("scale", "ratio", "cutmix_minmax"):
         value = getattr(args, name)
         if value is not None and (len(value) != 2 or value[0] > value[1]):

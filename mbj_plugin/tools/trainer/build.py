@@ -143,13 +143,8 @@ def _create(args: Namespace) -> nn.Module:
 
 
 def _check_loaded(model: nn.Module, args: Namespace, before: torch.Tensor) -> None:
-    """Raise ValueError where --pretrained-path has left each tensor as it was drawn; timm only warns of it.
-
-    Args:
-        model: as made.
-        args: of the run.
-        before: torch's generator before the model was made.
-    """
+    """Raise ValueError where --pretrained-path has left each tensor as it was drawn; timm only warns of it. ``before``
+    is torch's generator before the model was made."""
     without = {"pretrained": False, "pretrained_path": None, "initial_checkpoint": ""}
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(before)
@@ -274,16 +269,8 @@ def _mixup_settings(args: Namespace) -> dict[str, Any]:
 
 
 def make_batch_loss(args: Namespace, counts: np.ndarray, start: int) -> nn.Module:
-    """L_batch: one of :mod:`mbj_plugin.batch_losses`, or what timm's train.py chooses.
-
-    Args:
-        args: of the run.
-        counts: (C,) training images per class.
-        start: calls before a late phase of the loss, where it has one.
-
-    Raises:
-        ValueError: for soft labels with a loss that takes hard ones.
-    """
+    """L_batch: one of :mod:`mbj_plugin.batch_losses`, or what timm's train.py chooses. Where the loss has a late phase,
+    ``start`` is the number of calls before it."""
     mixup = bool(_mixup_settings(args))
     hard = f"--loss {args.loss}" if args.loss != "ce" else ""
     if args.mbj and args.mbj_classifier_loss:

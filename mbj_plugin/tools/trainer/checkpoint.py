@@ -93,11 +93,7 @@ def undamaged(path: str) -> Iterator[None]:
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a training checkpoint.
-
-    Raises:
-        ValueError: for a file that is missing, truncated, or no training checkpoint.
-    """
+    """The content of a training checkpoint."""
     if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}: --resume takes a file such as OUTPUT/EXPERIMENT/last.pth.tar")
     try:

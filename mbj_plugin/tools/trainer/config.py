@@ -13,11 +13,7 @@ from mbj_plugin.tools.files import find_config
 
 
 def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a config over those of the file that its ``_BASE_`` names, relative to itself.
-
-    Raises:
-        ValueError: for a file that is missing, no YAML mapping, or its own base.
-    """
+    """The values of a config over those of the file that its ``_BASE_`` names, relative to itself."""
     path = find_config(name, "timm", ".yaml")
     if path.resolve() in leaves:
         raise ValueError(f"the config {path} is its own _BASE_")
@@ -32,11 +28,7 @@ def load_config(name: str, leaves: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def as_argv(values: dict[str, Any], parser: ArgumentParser, source: str) -> list[str]:
-    """The values of a config as the command line that means the same, so that one parser reads both.
-
-    Raises:
-        ValueError: for a key that is no flag, with the nearest one, and for what no command line can say.
-    """
+    """The values of a config as the command line that means the same, so that one parser reads both."""
     actions = {action.dest: action for action in parser._actions if action.option_strings}
     argv: list[str] = []
     for key, value in values.items():

@@ -40,12 +40,6 @@ class Digits(Dataset):
     """scikit-learn's bundled handwritten digits: 1,797 real 8 x 8 images, split 60 / 20 / 20 % inside each class.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. The 43 writers are mixed.
-
-    Args:
-        split: "train", "validation" or "test".
-
-    Raises:
-        ValueError: for another split.
     """
 
     def __init__(self, split: str, input_img_mode: str = "L") -> None:
@@ -75,15 +69,8 @@ class Digits(Dataset):
 
 
 class Part(Dataset):
-    """Some images of a labelled map-style data set, in this order.
-
-    Args:
-        dataset: the whole set; its ``transform`` is this one's, which timm's loaders set.
-        indices: into it.
-
-    Raises:
-        ValueError: for a set that only streams, and where the labels cannot be read without decoding images.
-    """
+    """Some images of a labelled map-style data set, in this order. The whole set's ``transform`` is this one's too,
+    which timm's loaders set."""
 
     def __init__(self, dataset: Any, indices: np.ndarray) -> None:
         self.dataset, self.indices = dataset, indices
@@ -105,13 +92,7 @@ class Part(Dataset):
 
 
 class LongTailSubset(Part):
-    """Exponentially long-tailed subset, class 0 the largest.
-
-    Args:
-        dataset: the whole set.
-        imbalance_ratio: rho = n_max / n_min, >= 1.
-        seed: of the draw.
-    """
+    """Exponentially long-tailed subset, class 0 the largest: ``imbalance_ratio`` is rho = n_max / n_min, >= 1."""
 
     def __init__(self, dataset: Any, imbalance_ratio: float, seed: int = 0) -> None:
         self.imbalance_ratio, self.seed = imbalance_ratio, seed
@@ -130,13 +111,7 @@ class LongTailSubset(Part):
 
 
 def split_indices(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and to hold out: of each class ``fraction`` of its images, rounded, but never all of them.
-
-    Args:
-        labels: (N,) class of each image.
-        fraction: in (0, 1).
-        seed: of the draw.
-    """
+    """Indices to train on and to hold out: of each class ``fraction`` of its images, rounded, but never all of them."""
     rng, held_out = np.random.default_rng(seed), []
     for images in images_of_classes(labels, int(labels.max()) + 1):
         number = min(max(round(fraction * len(images)), 1), len(images) - 1)
@@ -146,11 +121,7 @@ def split_indices(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
 
 
 def make_dataset(args: Namespace, split: str, is_training: bool, input_img_mode: str) -> Any:
-    """The data set that timm's ``--dataset``, ``--data-dir`` and a split name.
-
-    Raises:
-        ValueError: for a missing or empty folder, an unknown name, or a set that cannot be cut.
-    """
+    """The data set that timm's ``--dataset``, ``--data-dir`` and a split name."""
     if args.dataset == DIGITS:
         dataset: Any = Digits(split, input_img_mode)
     else:
@@ -213,12 +184,7 @@ def _timm_dataset(args: Namespace, split: str, is_training: bool, input_img_mode
 def _leave_out(reader: Any, mapped: bool) -> list[str]:
     """Take what is hidden from a folder's images and classes; a line on it, and one on files that are not read.
 
-    Args:
-        reader: timm's.
-        mapped: whether a class map numbers the classes.
-
-    Raises:
-        ValueError: where no image is left.
+    ``reader`` is timm's; where a class map numbers its classes (``mapped``), the numbers stay.
     """
     root, lines = str(reader.root), []
 
@@ -306,14 +272,10 @@ def _class_to_idx(dataset: Any) -> dict[str, int] | None:
 def pad_crop(
     transform: transforms.Compose, size: tuple[int, int], padding: int, policy: bool = False
 ) -> transforms.Compose:
-    """timm's training transform with the CIFAR recipe's crop for its own: pad, crop a random patch (He et al., 2016,
-    Section 4.2). Images of another size are resized to it first. All that follows the crop is kept.
+    """timm's training transform with the CIFAR recipe's crop for its own: pad with black, crop a random patch (He et
+    al., 2016, Section 4.2). Images of another size are resized to it first. All that follows the crop is kept.
 
-    Args:
-        transform: timm's.
-        size: height and width of the patch.
-        padding: black pixels on each side.
-        policy: AutoAugment's policy for CIFAR-10 and a Cutout of half the side, after the flips.
+    ``policy`` adds AutoAugment's policy for CIFAR-10 and a Cutout of half the side, after the flips.
     """
     crop, *rest = transform.transforms
     assert isinstance(crop, RandomResizedCropAndInterpolation), f"timm's first transform is {type(crop).__name__}"

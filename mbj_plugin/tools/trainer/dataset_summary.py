@@ -17,13 +17,8 @@ from mbj_plugin.tools.trainer.data import innermost
 
 @dataclasses.dataclass
 class DataFacts:
-    """Images of a run.
-
-    Args:
-        counts: (C,) training images per class.
-        names: of the C classes; None where the data set has none.
-        evaluation_images: None for a stream.
-    """
+    """Images of a run: (C,) training images per class, the classes' names where the data set has any, and the number of
+    images for evaluation, which a stream does not tell."""
 
     counts: np.ndarray
     names: list[str] | None
@@ -52,12 +47,7 @@ class DataFacts:
         return repr(self.names[c]) if self.names else f"class {c}"
 
     def check_same(self, saved: Mapping[str, Any], path: str) -> None:
-        """Raise ValueError where the checkpoint ``path`` was trained on other classes or images.
-
-        Args:
-            saved: :meth:`state` of its run.
-            path: of the checkpoint.
-        """
+        """Raise ValueError for the checkpoint ``path`` of other classes or images; ``saved`` is its :meth:`state`."""
         own = self.state()
         keys = ["class_counts"] + ["class_names"] * bool(saved["class_names"] and own["class_names"])
         rows = [list(zip(*(each[key] for key in keys), strict=True)) for each in (saved, own)]
@@ -82,18 +72,8 @@ def class_names(dataset: Any) -> list[str] | None:
 def memory_lines(
     memories: Mapping[str, nn.Module], facts: DataFacts, start: float, epochs: int, steps: int
 ) -> list[str]:
-    """What to know of the memory before training: when its loss starts, and whether it will hold anything.
-
-    Args:
-        memories: kind to memory loss.
-        facts: of the images.
-        start: epoch at which the loss starts.
-        epochs: of the run.
-        steps: of an epoch.
-
-    Returns:
-        The line on the start, and one for each memory that stays nearly empty.
-    """
+    """What to know of the memory before training: the line on the epoch at which its loss starts, and one for each
+    memory that will stay nearly empty. ``steps`` are those of an epoch."""
     lines = [f"The memory loss starts at epoch {start:g} of {epochs}."]
     if start >= epochs:
         lines = [

@@ -23,11 +23,7 @@ def error_table(runs: Errors, style: str = "text", headline: str = "error", note
     """A table of errors in percent: mean and standard deviation of each classifier over its seeds, and the paired
     difference to the first line with its standard error; of two seeds the two differences.
 
-    Args:
-        runs: classifier to its errors for each seed (:func:`mbj_plugin.tools.trainer.evaluate.errors`).
-        style: one of ``TABLES``.
-        headline: the error that is compared; with "class_error" it is a column too.
-        note: more to say below.
+    The error ``headline`` is compared, and "class_error" is a column then too. ``note`` stands below.
     """
     columns = ({"classes": "class_error"} if headline == "class_error" else {}) | COLUMNS
     seeds = max(map(len, runs.values()))
@@ -45,13 +41,7 @@ def error_table(runs: Errors, style: str = "text", headline: str = "error", note
 
 
 def error_rows(runs: Errors, columns: Sequence[str], compared: str = "error") -> list[list[str]]:
-    """Cells of a table: name, mean and spread of each column, and last the paired difference to the first line.
-
-    Args:
-        runs: as for :func:`error_table`.
-        columns: keys of the errors.
-        compared: key of the error of the last column.
-    """
+    """Cells of a table: name, mean and spread of each column, and last the paired difference to the first line."""
     first = next(iter(runs.values()))
     rows = []
     for name, line in runs.items():

@@ -22,13 +22,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.De
 class ReadableImages(ImageDataset):
     """timm's images, without what timm does with a file that it cannot read: take the next one, of any class.
 
-    In training another image of the same class stands in, so that classes keep their share; in evaluation the image
-    is left out (its class is -1). Files that can be read give what timm gives, bit for bit.
-
-    Args:
-        reader: timm's.
-        input_img_mode: Pillow's mode of the images.
-        training: whether it is the training set.
+    In training another image of the same class stands in, so that classes keep their share; in evaluation the image is
+    left out (its class is -1). Files that can be read give what timm gives, bit for bit.
     """
 
     def __init__(self, reader: Any, input_img_mode: str, training: bool) -> None:

@@ -45,18 +45,8 @@ def check_settings(saved: Mapping[str, Any], args: Namespace, path: str) -> None
 
 
 class Resumed:
-    """A checkpoint whose state was loaded.
-
-    Args:
-        task: gets the weights, the memory and the state of the batch loss.
-        args: of the run that goes on.
-        optimizer: gets its state.
-        loss_scaler: the same.
-        facts: of this run's images.
-
-    Raises:
-        ValueError: for a file that is missing, unreadable, of other images or with other settings.
-    """
+    """A checkpoint whose state was loaded into task, optimizer and loss scaler. One of other images or with other
+    settings is a ValueError."""
 
     def __init__(self, task: Any, args: Namespace, optimizer: Any, loss_scaler: Any, facts: DataFacts) -> None:
         self.path, self.args, self.task = args.resume, args, task
@@ -82,12 +72,8 @@ class Resumed:
     def keep_start(self, start: float, iterations: int) -> tuple[float, str | None]:
         """What had started stays started; what had not starts by this run's schedule, which more epochs may stretch.
 
-        Args:
-            start: epoch at which the memory loss, or a late phase of the batch loss, starts by this schedule.
-            iterations: of an epoch.
-
         Returns:
-            The epoch of the start, and a line where it is another than the checkpoint's or this schedule's.
+            The epoch of the start, and a line where it is another than the checkpoint's or this schedule's (``start``).
         """
         before, line, at = self.checkpoint["start"], None, start
         for part in _starting(self.task):

@@ -126,14 +126,7 @@ def log_epoch(
 ) -> None:
     """One line on the console, one row in timm's summary.csv, one step in Weights & Biases where asked for.
 
-    Args:
-        run: of which the epoch is.
-        epoch: counted from 0, here as in summary.csv and the checkpoints' names, which are timm's.
-        train_metrics: of :func:`mbj_plugin.tools.trainer.train.train_one_epoch`.
-        metrics: of each classifier.
-        folder: of the run.
-        log_wandb: whether to log there.
-        seconds_left: of the run, after this epoch.
+    Epochs are counted from 0, as in summary.csv and the checkpoints' names, which are timm's.
     """
     own = metrics[run.choice]
     key = headline(own["images"], run.args.eval_metric)
@@ -165,11 +158,7 @@ def log_epoch(
 
 @contextlib.contextmanager
 def wandb_run(args: Namespace) -> Iterator[bool]:
-    """A run in Weights & Biases, where ``--log-wandb`` asks for one and the caller has not started one; whether to log.
-
-    Raises:
-        ValueError: where the package is missing.
-    """
+    """A run in Weights & Biases, if ``--log-wandb`` asks for one and the caller has not started one; whether to log."""
     if not args.log_wandb:
         yield False
         return
@@ -207,15 +196,8 @@ def make_saver(run: Any, folder: Path) -> utils.CheckpointSaver:
 def result(
     run: Any, metrics: dict[str, Metrics], plain: dict[str, Metrics], best: tuple[Any, Any], seconds: float
 ) -> dict[str, Any]:
-    """What results.json holds.
-
-    Args:
-        run: that is over.
-        metrics: of each classifier, after the last epoch.
-        plain: the same of the model that is not averaged, where the average is too young; else empty.
-        best: value and epoch of the best ``--eval-metric``; for information, it is chosen on what is reported.
-        seconds: of the run.
-    """
+    """What results.json holds. ``plain`` has the metrics of the model that is not averaged, where the average is too
+    young; ``best`` is for information, as it is chosen on what is reported."""
     args = run.args
 
     def of(each: Metrics) -> dict[str, Any]:

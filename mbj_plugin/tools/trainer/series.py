@@ -42,10 +42,6 @@ def train_all(args: Namespace, train: Callable[[Namespace, str], Results]) -> di
     ``--seed`` and ``--subset-seed``, so the spread holds the draw of the images too. A series that was stopped goes on
     with the same command: finished runs are read, the open one is resumed.
 
-    Args:
-        args: of the command.
-        train: trains one run, of which the second argument tells which of several it is.
-
     Returns:
         "baseline" and "mbj" (those that were trained) to the content of results.json for each seed.
     """

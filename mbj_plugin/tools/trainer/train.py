@@ -55,18 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(args: Namespace, name: str = "") -> dict[str, Any]:
-    """Train one model.
+    """Train one model, ``name`` of several; what results.json holds is returned.
 
-    Args:
-        args: of :func:`mbj_plugin.tools.trainer.args.parse_args`.
-        name: of this one among several runs.
-
-    Returns:
-        What results.json holds: "errors" in percent, "per_class_error" (None of a class without test images),
-        "class_counts", "settings", "versions", ...
-
-    Raises:
-        ValueError: for a wrong value, naming it and the fix, before any training.
+    A wrong value is a ValueError that names it and the fix, before any training.
     """
     started = time.time()
     check_folder(args)
