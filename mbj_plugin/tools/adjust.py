@@ -15,20 +15,16 @@ from mbj_plugin import logit_adjustment as formulas
 from mbj_plugin.checks import RANGES
 from mbj_plugin.command_line import one_line
 from mbj_plugin.timm.counts import counts_from_file
-from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs, memory_states
+from mbj_plugin.tools.finished_run import Classifier, FinishedRun, Inputs
 from mbj_plugin.tools.group_errors import group_errors
 from mbj_plugin.tools.parser import OneLineParser, check_device
 from mbj_plugin.tools.trainer.error_table import COLUMNS, TABLES, error_rows, text_table
 
 #: What the run trained, and what comes of it: "batch" is the classifier of a run without MBJ.
-METHODS = ("batch", "adjusted", "mbj", "multiplicative", "tau-norm", "class-mean", "retrained")
-#: Strengths that ``--choose-on`` tries.
-STRENGTHS = {
-    "adjusted": np.arange(0, 3.01, 0.1),
-    "multiplicative": np.arange(0, 0.501, 0.025),
-    "tau-norm": np.arange(0, 3.01, 0.1),
-}
-#: Of each classifier its errors in percent, and its tau or gamma.
+METHODS = ("batch", "adjusted", "mbj", "tau-norm", "class-mean")
+#: Values of tau that ``--choose-on`` tries.
+TAUS = np.arange(0, 3.01, 0.1)
+#: Of each classifier its errors in percent, and its tau.
 Results = dict[str, tuple[dict[str, float], float | None]]
 
 
@@ -36,9 +32,9 @@ def parser() -> OneLineParser:
     p = OneLineParser(
         prog="mbj adjust",
         description="Compare several classifiers on the features of finished runs, which are not trained further: the "
-        "batch classifier, which is the one of a run without MBJ; the same with logit adjustment (additive or "
-        "multiplicative); the memory classifier (mbj); tau-normalisation; the nearest class mean; and a classifier "
-        "that is retrained on the memory in the checkpoint. Prints their test errors by class size.",
+        "batch classifier, which is the one of a run without MBJ; the same with logit adjustment; the "
+        "memory classifier (mbj); tau-normalisation; and the nearest class mean. Prints their test errors by class "
+        "size.",
     )
     p.add_argument(
         "run",
@@ -51,7 +47,6 @@ def parser() -> OneLineParser:
         type=float,
         help="tau of logit adjustment and tau-norm (default: 1; for a run with balanced softmax, 1 is subtracted)",
     )
-    p.add_argument("--gamma", type=float, default=0.2, help="gamma of multiplicative adjustment (default: %(default)s)")
     p.add_argument(
         "--target-prior",
         metavar="FILE",
@@ -60,7 +55,7 @@ def parser() -> OneLineParser:
     p.add_argument(
         "--choose-on",
         metavar="SPLIT",
-        help="choose tau and gamma by the mean error of the classes on this split, which must hold no image that the "
+        help="choose tau by the mean error of the classes on this split, which must hold no image that the "
         "run was trained or evaluated on (the digits have 'validation')",
     )
     p.add_argument(
@@ -90,10 +85,8 @@ def main(argv: list[str] | None = None) -> None:
 def _check(args: Namespace) -> None:
     if args.write and len(args.run) > 1:
         raise ValueError(f"--write writes the checkpoint of one run, got {len(args.run)}")
-    for name in ("tau", "gamma"):
-        value = getattr(args, name)
-        if value is not None:
-            RANGES[name].checked(f"--{name}", value)
+    if args.tau is not None:
+        RANGES["tau"].checked("--tau", args.tau)
     if len({Path(folder).resolve() for folder in args.run}) < len(args.run):
         raise ValueError(f"a run is given twice: {' '.join(args.run)}")
     check_device(args.device)
@@ -136,7 +129,7 @@ class Adjustments:
             self.validation = run.read_validation(args.choose_on, self.evaluation, self.training)
 
     def get(self, method: str, fatal: bool) -> tuple[Classifier, float | None] | None:
-        """The method's classifier and its tau or gamma; None, and a line on why, where the run lacks something."""
+        """The method's classifier and its tau; None, and a line on why, where the run lacks something."""
         try:
             return self._make(method)
         except ValueError as error:
@@ -157,24 +150,13 @@ class Adjustments:
         weight, _ = self._batch()
         if method == "class-mean":
             return formulas.nearest_class_mean(self.training.features, self.training.labels, len(run.counts)), None
-        if method == "retrained":
-            memory = memory_states(run.checkpoint).get("feature")
-            if memory is None:
-                raise ValueError("the checkpoint holds no memory of features (--mbj writes one)")
-            rows, labels = (memory[key][:-1].cpu() for key in ("slot_rows", "slot_labels"))
-            return formulas.retrained(rows, labels, *self.trained["mbj"]), None
-        counts, already = run.counts.tolist(), run.adjusted_already()
-        if method == "multiplicative" and already > 0:
-            raise ValueError("training has adjusted for the class sizes already")
-        adjust: dict[str, Callable[[float], Classifier]] = {
-            "adjusted": partial(self._adjusted, already),
-            "multiplicative": partial(formulas.multiplicatively_adjusted, weight, counts),
-            "tau-norm": partial(formulas.tau_normalized, weight),
-        }
-        strength = args.gamma if method == "multiplicative" else 1.0 if args.tau is None else args.tau
+        adjust: Callable[[float], Classifier] = partial(formulas.tau_normalized, weight)
+        if method == "adjusted":
+            adjust = partial(self._adjusted, run.adjusted_already())
+        tau = 1.0 if args.tau is None else args.tau
         if self.validation is not None:
-            strength = self.best(adjust[method], STRENGTHS[method], self.validation)
-        return adjust[method](strength), strength
+            tau = self.best(adjust, self.validation)
+        return adjust(tau), tau
 
     def _batch(self) -> Classifier:
         return self.trained.get("batch") or self.trained["mbj"]
@@ -193,10 +175,10 @@ class Adjustments:
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         return weight.clone(), (bias.double() - torch.from_numpy(shift)).to(weight.dtype)
 
-    def best(self, adjust: Callable[[float], Classifier], strengths: np.ndarray, images: Inputs) -> float:
-        """The strength of the lowest mean error of the classes, in the target's mix; the smallest of equal ones."""
-        means = [self._mean_error(images, adjust(float(strength))) for strength in strengths]
-        return round(float(strengths[int(np.argmin(means))]), 3)
+    def best(self, adjust: Callable[[float], Classifier], images: Inputs) -> float:
+        """The tau of the lowest mean error of the classes, in the target's mix; the smallest of equal ones."""
+        means = [self._mean_error(images, adjust(float(strength))) for strength in TAUS]
+        return round(float(TAUS[int(np.argmin(means))]), 3)
 
     def _mean_error(self, images: Inputs, classifier: Classifier) -> float:
         seen, wrong = images.wrong(classifier, len(self.run.counts))

@@ -67,8 +67,8 @@ def test_one_run_with_mbj_has_every_answer(digit_runs, capsys):
     for name, key in (("mbj", "mbj"), ("baseline", "batch")):
         results = json.loads((digit_runs / name / "results.json").read_text())["errors"]
         assert rows[key][1] == pytest.approx([results[group] for group in GROUPS], abs=0.005)
-    assert [row[0] for row in rows.values()] == [None, 1, None, 0.2, 1, None, None]
-    alone = ("batch", "adjusted", "multiplicative", "tau-norm", "class-mean")
+    assert [row[0] for row in rows.values()] == [None, 1, None, 1, None]
+    alone = ("batch", "adjusted", "tau-norm", "class-mean")
     assert tuple(baseline) == alone and "mbj is left out: the run has no memory" in lines
     for name in alone:
         assert baseline[name] == rows[name]
@@ -125,21 +125,17 @@ def test_what_is_written_loads_in_stock_timm_and_makes_the_printed_errors(mbj_ru
 
 
 def test_each_classifier_is_its_formula_on_this_run(mbj_run):
-    rows = adjustments(mbj_run, "--tau", "1.5", "--gamma", "0.1")
+    rows = adjustments(mbj_run, "--tau", "1.5")
     saved = torch.load(mbj_run / "last.pth.tar", weights_only=False)
-    memory = saved["task_state"]["mbj"]
     own = saved["state_dict"]["fc.weight"], saved["state_dict"]["fc.bias"]
     weight, bias = (saved["task_state"]["batch_classifier"][key] for key in ("0.weight", "0.bias"))
     counts = json.loads((mbj_run / "results.json").read_text())["class_counts"]
-    held, labels = memory["feature.bank.slot_rows"][:-1], memory["feature.bank.slot_labels"][:-1]
     expected = {
         "batch": (weight, bias),
         "mbj": own,
         "adjusted": formulas.logit_adjusted(weight, bias, counts, 1.5),
-        "multiplicative": formulas.multiplicatively_adjusted(weight, counts, 0.1),
         "tau-norm": formulas.tau_normalized(weight, 1.5),
         "class-mean": formulas.nearest_class_mean(rows.training.features, rows.training.labels),
-        "retrained": formulas.retrained(held[labels >= 0], labels[labels >= 0], *own),
     }
     for method, (w, b) in expected.items():
         (new_weight, new_bias), _ = rows.get(method, True)
@@ -206,11 +202,11 @@ def test_each_class_of_the_split_counts_the_same(mbj_run):
     rows.run.counts, rows.target = np.array([9, 1]), np.ones(2)
     labels = torch.tensor([0] * 9 + [1])
     features = torch.where(labels[:, None] == 0, -torch.arange(10.0)[:, None], -1.0)
-    # At 2.5, three images of class 0 are lost for the only one of class 1.
+    # Above 1, two images of class 0 are lost for the only one of class 1.
     adjust = lambda tau: (torch.tensor([[-1.0], [0.0]]), torch.tensor([0.0, tau]))  # noqa: E731
-    assert rows.best(adjust, np.array([0.0, 2.5]), Inputs(features, labels, [])) == 2.5
-    rows.target = np.array([9.0, 1.0])  # by images, the three count for more
-    assert rows.best(adjust, np.array([0.0, 2.5]), Inputs(features, labels, [])) == 0
+    assert rows.best(adjust, Inputs(features, labels, [])) == 1.1
+    rows.target = np.array([9.0, 1.0])  # by images, the two count for more
+    assert rows.best(adjust, Inputs(features, labels, [])) == 0
 
 
 def test_results_json_alone_gives_the_counts(mbj_run):
@@ -270,7 +266,7 @@ def test_a_run_that_is_not_what_it_seems_is_said(mbj_run, capsys):
     ("argv", "said"),
     [
         (["--tau", "-1"], "--tau must be a number from 0 to 100, got -1"),
-        (["--gamma", "nan"], "--gamma must be a number from 0 to 100, got nan"),
+        (["--tau", "nan"], "--tau must be a number from 0 to 100, got nan"),
         (["--tau", "1e300"], "--tau must be a number from 0 to 100, got 1e+300"),
         (["--device", "banana"], "--device banana: torch knows no such device"),
         (["--choose-on", "dev"], "got 'dev'"),
@@ -288,8 +284,8 @@ def test_a_folder_that_is_no_run_is_one_line(digit_runs, mbj_run, tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(SystemExit, match="there is no"):
             main([str(path)])
-    with pytest.raises(SystemExit, match="no memory of features"):
-        main([str(digit_runs / "baseline"), "--write", "retrained"])
+    with pytest.raises(SystemExit, match="the run has no memory"):
+        main([str(digit_runs / "baseline"), "--write", "mbj"])
     with pytest.raises(SystemExit, match="a run is given twice"):
         main([str(mbj_run), str(mbj_run)])
     with pytest.raises(SystemExit, match="got 2"):
