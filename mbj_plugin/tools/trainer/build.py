@@ -39,6 +39,12 @@ from mbj_plugin.tools.trainer.data import (
     split_indices,
 )
 
+# Flags that timm's create_loader takes by the same name.
+AUGMENTATION = (
+    *("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter_prob", "grayscale_prob"),
+    *("gaussian_blur_prob", "worker_seeding"),
+)
+
 
 @dataclasses.dataclass
 class Data:
@@ -186,9 +192,7 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
     config = resolve_data_config(vars(args), model=model)
     counts = training_counts(datasets[0], args.num_classes, args.mbj_class_counts)
     shared: dict[str, Any] = {
-        "input_size": config["input_size"],
-        "mean": config["mean"],
-        "std": config["std"],
+        **{name: config[name] for name in ("input_size", "mean", "std")},
         "num_workers": args.workers,
         "distributed": args.distributed,
         "pin_memory": args.pin_mem,
@@ -205,22 +209,13 @@ def make_loaders(args: Namespace, model: nn.Module, datasets: tuple[Any, Any], d
             datasets[0],
             batch_size=args.batch_size,
             is_training=True,
-            no_aug=args.no_aug,
             re_prob=args.reprob,
             re_mode=args.remode,
             re_count=args.recount,
-            train_crop_mode=args.train_crop_mode,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            vflip=args.vflip,
             color_jitter=jitter,
-            color_jitter_prob=args.color_jitter_prob,
-            grayscale_prob=args.grayscale_prob,
-            gaussian_blur_prob=args.gaussian_blur_prob,
             auto_augment=None if args.aa == "cifar10" else args.aa,
             interpolation=(not args.no_aug and args.train_interpolation) or config["interpolation"],
-            worker_seeding=args.worker_seeding,
+            **{name: getattr(args, name) for name in AUGMENTATION},
             collate_fn=FastCollateMixup(**mixup) if mixup and args.prefetcher else None,
             **shared,
         )
