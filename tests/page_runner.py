@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run_page(name: str, commands: dict[str, Callable[[list[str]], Any]], **names
 
 
 def _run_line(page: str, line: str, commands: dict[str, Callable[[list[str]], Any]]) -> None:
-    words = shlex.split(line, comments=True)
+    words = [word for given in shlex.split(line, comments=True) for word in sorted(glob(given)) or [given]]
     if " ".join(words).startswith(NOT_RUN):
         return
     for start in sorted(commands, key=len, reverse=True):

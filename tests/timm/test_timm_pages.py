@@ -80,7 +80,7 @@ def test_own_loop(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("recipe", "title", "but"),
-    [("cifar10_lt100", "CIFAR-10-LT", ["imbalance_ratio"]), ("inat18", "iNaturalist18: ", ["batch_size"])],
+    [("cifar10_lt100", "CIFAR: ", ["imbalance_ratio"]), ("inat18", "iNaturalist18: ", ["batch_size"])],
 )
 def test_the_recipes_of_the_symbols_page_are_those_of_the_configs(recipe, title, but):
     table = (DOCS / "symbols.md").read_text().split(f"\n{title}")[1].split("\n\n")[1]
