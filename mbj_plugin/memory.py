@@ -29,7 +29,7 @@ class MemoryBank(nn.Module):
         dim: Length D of a row, >= 1.
 
     Raises:
-        ValueError: for a size or dim below 1, or more than fits into any memory.
+        ValueError: for a size or dim below 1, or more than fits into memory.
 
     Example:
         >>> bank = MemoryBank(size=3, dim=2)
@@ -49,9 +49,13 @@ class MemoryBank(nn.Module):
         super().__init__()
         self.size = RANGES["size"].checked("memory size", size)
         self.dim = Range(1, whole=True).checked("memory dim", dim)
+        too_large = ValueError(f"a memory of size {size} takes {4e-9 * self.size * self.dim:.0f} GB: lower it")
         if 4 * self.size * self.dim > MOST_BYTES:
-            raise ValueError(f"a memory of size {size} takes {4e-9 * self.size * self.dim:.0f} GB of memory: lower it")
-        self.register_buffer("slot_rows", torch.zeros(self.size + 1, self.dim))
+            raise too_large
+        try:
+            self.register_buffer("slot_rows", torch.zeros(self.size + 1, self.dim))
+        except RuntimeError:  # the allocator's
+            raise too_large from None
         self.register_buffer("slot_labels", torch.full((self.size + 1,), -1, dtype=torch.long))
         # The call of enqueue that wrote each slot, for the age of what is remembered.
         self.register_buffer("slot_calls", torch.zeros(self.size + 1, dtype=torch.long))

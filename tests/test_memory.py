@@ -213,6 +213,18 @@ def test_bad_sizes(size, dim):
         MemoryBank(size, dim)
 
 
+def test_a_memory_that_does_not_fit_is_an_error_that_says_its_size(monkeypatch):
+    with pytest.raises(ValueError, match="memory of size 1000000 takes 80 GB: lower it"):
+        MemoryBank(10**6, 20_000)
+
+    def allocate(*_, **__):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(torch, "zeros", allocate)
+    with pytest.raises(ValueError, match="memory of size 1000 takes 8 GB: lower it"):
+        MemoryBank(1000, 2 * 10**6)
+
+
 def test_bad_rows():
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
         MemoryBank(3, 2).enqueue(torch.zeros(2, 3), torch.zeros(2).long())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mbj_plugin.fastreid.config import read_settings
 from mbj_plugin.fastreid.schedule import Schedule
 from mbj_plugin.losses import FeatureMemoryLoss, PrototypeMemoryLoss
-from mbj_plugin.settings import MBJSettings, Memories
+from mbj_plugin.settings import Memories
 
 
 @REID_HEADS_REGISTRY.register()
@@ -39,7 +39,9 @@ class MBJHead(EmbeddingHead):
         self.schedule = Schedule.from_config(cfg)
         num_classes, dim = self.weight.shape
         # Without ETA it stays empty, and the head is EmbeddingHead to the last bit.
-        memories = nn.ModuleDict() if self.settings.eta == 0 else _memories(self.settings, num_classes, dim)
+        memories = nn.ModuleDict()
+        if self.settings.eta != 0:
+            memories = Memories(self.settings, None, dim, num_classes=num_classes)
         self.add_module("memories", memories)
         self.start = 0
         self.pending: list[Tensor] = []
@@ -123,14 +125,3 @@ class MBJHead(EmbeddingHead):
         if type(self.cls_layer).__name__ == "Linear":
             return neck, self.weight * self.cls_layer.s
         return F.normalize(neck.float()), F.normalize(self.weight) * self.cls_layer.s
-
-
-def _memories(settings: MBJSettings, num_classes: int, dim: int) -> Memories:
-    try:
-        return Memories(settings, None, dim, num_classes=num_classes)
-    except RuntimeError as error:  # the allocator's
-        gigabytes = (settings.size or 0) * dim * 4 / 1e9
-        raise ValueError(
-            f"MODEL.MBJ.SIZE {settings.size} with {dim} numbers a slot takes {gigabytes:.0f} GB, which are not there: "
-            "lower it"
-        ) from error

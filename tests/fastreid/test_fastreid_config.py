@@ -7,10 +7,10 @@ import torch
 from fastreid.config import CfgNode, get_cfg
 
 from benchmarks.retrieval.settings import load_settings
-from mbj_plugin import memories
 from mbj_plugin.checks import RANGES
-from mbj_plugin.fastreid import config, head
+from mbj_plugin.fastreid import config
 from mbj_plugin.fastreid.config import DEFAULTS, checked, read_settings
+from mbj_plugin.settings import Memories
 from mbj_plugin.tools.fastreid.train import find_config
 from mbj_plugin.tools.files import config_folder
 
@@ -209,15 +209,6 @@ def test_frozen_configs_stay_frozen_and_defaults_stay_clean():
     assert dict(get_cfg().MODEL.MBJ) == DEFAULTS
 
 
-def test_a_memory_that_does_not_fit_names_its_size(monkeypatch):
-    def allocate(*arguments, **options):
-        raise RuntimeError("not enough memory")
-
-    monkeypatch.setattr(memories, "PrototypeMemoryLoss", allocate)
-    with pytest.raises(ValueError, match=r"MODEL\.MBJ\.SIZE 3500 with 2048 numbers"):
-        head._memories(read_settings(get_cfg()), 10, 2048)
-
-
 @pytest.mark.parametrize("kind", ["prototype", "feature"])
 def test_the_highest_values_stay_finite(kind):
     cfg = merged(
@@ -229,7 +220,7 @@ def test_the_highest_values_stay_finite(kind):
     )
     cfg.MODEL.MBJ.NORM = "max"
     cfg.MODEL.MBJ.MEMORY = kind
-    memory = head._memories(read_settings(cfg), 3, 4)[kind]
+    memory = Memories(read_settings(cfg), None, 4)[kind]
     memory.set_class_counts(torch.ones(3))
     features, weight, labels = torch.randn(6, 4), torch.randn(3, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     losses = [memory(features.requires_grad_(), labels, weight.requires_grad_()) for _ in range(4)]
