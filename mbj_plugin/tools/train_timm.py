@@ -1,4 +1,4 @@
-"""The command ``train_timm``: the door of :mod:`mbj_plugin.tools.trainer`, which tells where timm is missing."""
+"""The command ``train_timm``: the entry point of :mod:`mbj_plugin.tools.trainer`, which tells where timm is missing."""
 
 from __future__ import annotations
 

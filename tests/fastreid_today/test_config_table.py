@@ -108,11 +108,11 @@ def test_layers_to_freeze(make_cfg, make_trainer):
     make_trainer("MODEL.FREEZE_LAYERS", ["backbone"], "SOLVER.FREEZE_ITERS", 2)
 
 
-@pytest.mark.parametrize("door", [DefaultTrainer, lambda cfg: default_setup(cfg, None)])
-def test_an_output_folder_that_cannot_be(make_cfg, tmp_path, door):
+@pytest.mark.parametrize("entry_point", [DefaultTrainer, lambda cfg: default_setup(cfg, None)])
+def test_an_output_folder_that_cannot_be(make_cfg, tmp_path, entry_point):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"OUTPUT_DIR .*file/out"):
-        door(make_cfg("OUTPUT_DIR", str(tmp_path / "file" / "out")))
+        entry_point(make_cfg("OUTPUT_DIR", str(tmp_path / "file" / "out")))
 
 
 def test_ranks_that_are_not_there(monkeypatch):
