@@ -1,6 +1,7 @@
 """The command on real runs of train_timm: what it prints is true, and what it writes loads in stock timm."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,8 +176,14 @@ def test_it_is_the_images_that_must_be_others_not_the_names(digit_runs, tmp_path
             main([str(digit_runs / "mbj"), "--choose-on", split])
     flags = "-c digits --val-split validation --imbalance-ratio 1 -b 4 -j 0"
     flags += " --input-size 3 16 16 --mean .5 .5 .5 --std .2 .2 .2"
-    places = ["--data-dir", str(image_folder), "--dataset", "", "--output", str(tmp_path), "--experiment", "run"]
+    images = shutil.copytree(image_folder, tmp_path / "images")
+    for path in images.glob("train/*/0.png"):  # few images, most of which it was trained on
+        (images / "few" / path.parent.name).mkdir(parents=True)
+        shutil.copy(path, images / "few" / path.parent.name)
+    places = ["--data-dir", str(images), "--dataset", "", "--output", str(tmp_path), "--experiment", "run"]
     train.main([*flags.split(), *SHORT, *places])
+    with pytest.raises(SystemExit, match="--choose-on few: .*trained on"):
+        main([str(tmp_path / "run"), "--choose-on", "few"])
     with pytest.raises(SystemExit, match="--choose-on val: .*evaluated on 100 %"):  # timm's other name of the folder
         main([str(tmp_path / "run"), "--choose-on", "val"])
 
@@ -225,8 +232,10 @@ def test_averaged_weights_are_the_ones_that_are_read(mbj_run):
     batch = {key: value + 5 for key, value in checkpoint["task_state"]["batch_classifier"].items()}
     averages = {"state_dict_ema": average, "task_state_ema": {"batch_classifier": batch}}
     torch.save(checkpoint | averages, mbj_run / "last.pth.tar")
-    trained = FinishedRun(mbj_run).classifiers()
+    run = FinishedRun(mbj_run)
+    trained = run.classifiers()
     assert torch.equal(trained["mbj"][1], average["fc.bias"]) and torch.equal(trained["batch"][1], batch["0.bias"])
+    assert torch.equal(run.model.fc.bias, average["fc.bias"])  # looking leaves the model as it was
 
 
 def test_two_heads_are_written_as_the_one_that_they_average_to(mbj_run, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from fastreid.engine import DefaultTrainer
 
 from mbj_plugin.fastreid.collect import mbj_heads
+from mbj_plugin.tools.report import fastreid_run
 from mbj_plugin.tools.report.fastreid_run import read_run
 from mbj_plugin.tools.report.run import RunRecord
 from mbj_plugin.tools.report.search import scores as scores_of
@@ -89,11 +90,17 @@ def test_a_checkpoint_of_another_model_is_a_line(run_folder):
     assert run.memories and not run.searches
 
 
-def test_scores_are_of_the_model_alone(make_trainer, tmp_path):
+def test_scores_are_of_the_model_alone(make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer("DATASETS.COMBINEALL", True, "TEST.FLIP.ENABLED", True, "MODEL.MBJ.NORM", "max")
     trainer.train()
-    (tmp_path / "out" / "config.yaml").write_text(trainer.cfg.dump())
+    (tmp_path / "out" / "config.yaml").write_text(trainer.cfg.dump().replace("METRIC: cosine", "METRIC: euclidean"))
+    cosines = []
+    find = fastreid_run.search
+    monkeypatch.setattr(
+        fastreid_run, "search", lambda *images, cosine: cosines.append(cosine) or find(*images, cosine=cosine)
+    )
     run = read(tmp_path / "out")
+    assert cosines == [False]
     assert run.class_counts.tolist() == mbj_heads(trainer.model)[0].memories["prototype"].class_counts.tolist()
     assert any("without FLIP" in line for line in run.missing) and run.searches
     # Trained on the test sets too, so each query is one of a group.
