@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mbj_plugin import FeatureMemoryLoss
-from mbj_plugin.timm.head import evaluate_classifiers, full_state
+from mbj_plugin.timm.head import evaluate_classifiers, full_state, recording_layers
 from tests.in_fork import two_ranks
 from tests.make_mbj_loss import mbj_loss
 
@@ -203,6 +203,7 @@ def test_one_pass_gives_the_logits_of_both_classifiers(make, wrap):
     x = torch.randn(5, 3, size, size).to(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = evaluate_classifiers(seen, x)
+        assert not any(layer.recorder.asked for layer in recording_layers(seen))
         assert list(outputs) == ["batch", "memory"] and torch.equal(outputs["memory"], model(x))
         stock.eval().load_state_dict({**model.state_dict(), **batch})
         assert torch.equal(outputs["batch"], stock(x))  # of a run without MBJ, to the bit

@@ -81,6 +81,11 @@ def test_a_run_is_read_whole_and_broken(run_folder, tiny_plan, tmp_path, monkeyp
     assert any("FASTREID_DATASETS" in line for line in run.missing) and run.memories and not run.searches
 
 
+def test_the_last_evaluation_counts(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "mAP": 10.0}\n{"iteration": 2, "mAP": 20.0}\n')
+    assert read(tmp_path, use_model=False).retrieval == {"mAP": 20.0}
+
+
 def test_a_checkpoint_of_another_model_is_a_line(run_folder):
     folder, _ = run_folder
     config = (folder / "config.yaml").read_text()

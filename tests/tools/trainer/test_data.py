@@ -115,11 +115,11 @@ def test_the_held_out_part_is_of_each_class_and_of_no_other_image(tmp_path):
     draw(tmp_path / "train", {"a": 20, "b": 10, "c": 2, "d": 1})
 
     def parts(*flags):
-        args = parse_args([str(tmp_path), "--val-fraction", "0.3", *flags])
+        args = parse_args([str(tmp_path), "--val-fraction", "0.2", *flags])
         sets = make_datasets(args)
-        assert args.num_classes == 4 and training_counts(sets[0], 4).tolist() == [14, 7, 1, 1]
-        assert np.bincount(sets[1].targets, minlength=4).tolist() == [6, 3, 1, 0]
-        assert [len(part) for part in sets] == [23, 10]
+        assert args.num_classes == 4 and training_counts(sets[0], 4).tolist() == [16, 8, 1, 1]
+        assert np.bincount(sets[1].targets, minlength=4).tolist() == [4, 2, 1, 0]
+        assert [len(part) for part in sets] == [26, 7]
         return [[innermost(part).filename(int(i)) for i in part.indices] for part in sets]
 
     train, held_out = parts()
