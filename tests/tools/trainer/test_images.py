@@ -61,7 +61,7 @@ def test_a_class_without_a_readable_image_is_refused(images, left):
     for path in sorted((images / "train" / "class2").glob("*.png"))[left + 1 :]:
         path.unlink()
     break_(images / "train" / "class2")
-    assert "class 2 has no image that can be read" in fails(*folder_flags(images))
+    assert "class 2 has no image that can be read" in fails(*folder_flags(images), "--output", str(images / "runs"))
 
 
 def test_a_run_with_some_broken_images_reports_the_others_and_says_each_once(images, tmp_path):
